@@ -1,0 +1,134 @@
+"""From token ids to clean latents: noise, guidance and the sampling loop."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cosmos3_models.config import SchedulerConfig, SoundDecoderConfig
+from cosmos3_models.errors import InvalidInput, Stopped
+from cosmos3_models.params import GenerationParams
+from cosmos3_models.prompt import PromptIds
+from cosmos3_models.sampler import Schedule, UniPC, make_schedule
+from cosmos3_models.shapes import LatentGrid, sound_latent_frames
+from cosmos3_models.transformer import Condition, Streams, Transformer
+
+OnStep = Callable[[int, int], None]
+"""Called after each sampler step with the number of steps done and of all steps."""
+
+ShouldStop = Callable[[], bool]
+"""Asked before each sampler step."""
+
+
+class VideoDenoiser:
+    """The transformer with what a request needs around it."""
+
+    def __init__(self, transformer: Transformer, scheduler: SchedulerConfig, sound: SoundDecoderConfig | None) -> None:
+        self.transformer = transformer
+        self._scheduler = scheduler
+        self._sound = sound
+
+    def __call__(
+        self,
+        ids: PromptIds,
+        params: GenerationParams,
+        *,
+        noise: Streams | None = None,
+        on_step: OnStep = lambda _done, _steps: None,
+        should_stop: ShouldStop = lambda: False,
+    ) -> Streams:
+        """The clean latents of one video, fp32 on the model's device.
+
+        Args:
+            noise: initial latents to use in place of those that ``params.seed`` gives.
+
+        Raises:
+            InvalidInput: sound from a checkpoint without sound, or noise of the wrong shape.
+            Stopped: ``should_stop`` said so.
+        """
+        shapes = self.latent_shapes(params)
+        noise = draw_noise(shapes, params.seed) if noise is None else _checked(noise, shapes)
+        grid = LatentGrid(*shapes[0][2:])
+        sound_frames = shapes[1][2] if len(shapes) > 1 else None
+        conditions = [
+            self.transformer.condition(torch.from_numpy(text)[None], grid, params.fps, sound_frames)
+            for text in (ids.positive, ids.negative)
+            if text is not None
+        ]
+        schedule = make_schedule(params.sigma_schedule, params.num_inference_steps, params.flow_shift, self._scheduler)
+        noise = Streams(*(stream.to(self.transformer.device, torch.float32) for stream in noise.present))
+        return denoise(self.transformer, conditions, noise, schedule, params.guidance_scale, on_step, should_stop)
+
+    def latent_shapes(self, params: GenerationParams) -> list[tuple[int, ...]]:
+        """(1, c, t, h, w) of the video and, with sound, (1, d, t) of the sound."""
+        config = self.transformer.config
+        grid = LatentGrid.of_video(params.num_frames, params.height, params.width)
+        video = (1, config.latent_channel, grid.frames, grid.height, grid.width)
+        if not params.generate_sound:
+            return [video]
+        sound = require_sound(self._sound)
+        frames = sound_latent_frames(params.num_frames, params.fps, sound.sample_rate, sound.hop)
+        return [video, (1, sound.latent_dim, frames)]
+
+
+def require_sound(sound: SoundDecoderConfig | None) -> SoundDecoderConfig:
+    """The sound decoder's config; ``InvalidInput`` where the checkpoint has none."""
+    if sound is None:
+        raise InvalidInput("generate_sound", True, "false", "this checkpoint has no sound decoder")
+    return sound
+
+
+@torch.inference_mode()
+def denoise(
+    transformer: Transformer,
+    conditions: Sequence[Condition],
+    noise: Streams,
+    schedule: Schedule,
+    guidance_scale: float,
+    on_step: OnStep,
+    should_stop: ShouldStop,
+) -> Streams:
+    """Follow the velocity from noise to data.
+
+    Args:
+        conditions: the prompt, then the negative prompt unless the prompt runs alone.
+        noise: fp32 on the model's device.
+    """
+    solvers = [UniPC(schedule.sigmas, stream) for stream in noise.present]
+    streams = noise
+    for done, timestep in enumerate(schedule.timesteps, start=1):
+        if should_stop():
+            raise Stopped
+        velocities = [transformer(streams, timestep, condition).present for condition in conditions]
+        guided = [guide(branches, guidance_scale) for branches in zip(*velocities, strict=True)]
+        streams = Streams(*(solver.step(velocity) for solver, velocity in zip(solvers, guided, strict=True)))
+        on_step(done, schedule.steps)
+    return streams
+
+
+def guide(branches: Sequence[Tensor], scale: float) -> Tensor:
+    """Classifier-free guidance in fp32: away from the velocity of the negative prompt, if there is one."""
+    positive, *negative = (branch.float() for branch in branches)
+    if not negative:
+        return positive
+    return negative[0] + scale * (positive - negative[0])
+
+
+def draw_noise(shapes: Sequence[tuple[int, ...]], seed: int) -> Streams:
+    """Standard normal noise, fp32; every stream starts numpy's legacy generator anew, as the official code does."""
+    draws = (np.random.RandomState(seed).standard_normal(shape).astype(np.float32) for shape in shapes)
+    return Streams(*(torch.from_numpy(draw) for draw in draws))
+
+
+def _checked(noise: Streams, shapes: Sequence[tuple[int, ...]]) -> Streams:
+    got = [tuple(stream.shape) for stream in noise.present]
+    if got != list(shapes):
+        raise InvalidInput("latents", got, f"{shapes}", "these are the latent shapes of the requested video")
+    return noise
+
+
+def to_numpy(latents: Tensor) -> NDArray[np.float32]:
+    """A contiguous fp32 copy in host memory."""
+    return latents.detach().float().cpu().contiguous().numpy()

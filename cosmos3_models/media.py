@@ -1,0 +1,150 @@
+"""Frames and waveforms to mp4: H.264 while the frames still come, AAC, and both in one file."""
+
+import io
+from dataclasses import dataclass
+from fractions import Fraction
+from types import TracebackType
+from typing import Any, Self
+
+import av
+import numpy as np
+from av.video.reformatter import ColorRange, Colorspace
+from numpy.typing import NDArray
+
+Frames = NDArray[np.uint8]
+Waveform = NDArray[np.float32]
+
+CRF = "18"
+PRESET = "medium"
+ENCODER_THREADS = 8  # x264's output depends on the number of threads, so it does not follow the machine's cores
+SOUND_BIT_RATE = 192_000
+THUMBNAIL_SIDE = 320
+BT709 = 1  # the code of ITU-R BT.709 in H.264's colour fields
+
+
+@dataclass(frozen=True)
+class VideoTrack:
+    """An encoded video without sound."""
+
+    mp4: bytes
+    thumbnail: bytes  # JPEG of the middle frame
+
+
+class VideoWriter:
+    """Encodes H.264 into an mp4 in memory, a few frames at a time. The frames are not kept.
+
+    Args:
+        num_frames: how many will come.
+        height, width: pixels, even.
+        fps: frames per second.
+    """
+
+    def __init__(self, num_frames: int, height: int, width: int, fps: float) -> None:
+        self._expected = (height, width, 3)
+        self._num_frames = num_frames
+        self._written = 0
+        self._thumbnail = b""
+        self._buffer = io.BytesIO()
+        self._container = av.open(self._buffer, "w", format="mp4")
+        rate = Fraction(fps).limit_denominator(10_000)
+        self._stream: Any = self._container.add_stream("libx264", rate=rate, options={"crf": CRF, "preset": PRESET})
+        self._stream.width, self._stream.height, self._stream.pix_fmt = width, height, "yuv420p"
+        context = self._stream.codec_context
+        context.thread_count = ENCODER_THREADS
+        context.color_primaries = context.color_trc = context.colorspace = BT709
+        context.color_range = ColorRange.MPEG
+
+    def write(self, frames: Frames) -> None:
+        """Encode uint8 RGB frames (t, height, width, 3)."""
+        if frames.dtype != np.uint8 or frames.shape[1:] != self._expected:
+            raise ValueError(
+                f"frames: got {frames.dtype} {list(frames.shape)}, expected uint8 [t, {', '.join(map(str, self._expected))}]"
+            )
+        for picture in frames:
+            if self._written == self._num_frames // 2:
+                self._thumbnail = _jpeg(picture)
+            self._container.mux(self._stream.encode(_yuv_frame(picture)))
+            self._written += 1
+
+    def finish(self) -> VideoTrack:
+        """Flush; raises ``ValueError`` if another number of frames came than was announced."""
+        if self._written != self._num_frames:
+            raise ValueError(f"frames: got {self._written}, expected {self._num_frames}")
+        self._container.mux(self._stream.encode(None))
+        self._container.close()
+        return VideoTrack(self._buffer.getvalue(), self._thumbnail)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._container.close()
+
+
+def encode_sound(waveform: Waveform, sample_rate: int) -> bytes:
+    """Encode fp32 (1 or 2 channels, samples) in [-1, 1] as AAC in an mp4 container."""
+    if waveform.ndim != 2 or waveform.shape[0] not in (1, 2) or not np.isfinite(waveform).all():
+        raise ValueError(f"waveform: got {list(waveform.shape)}, expected finite [1 or 2, samples]")
+    layout = "stereo" if waveform.shape[0] == 2 else "mono"
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as container:
+        stream: Any = container.add_stream("aac", rate=sample_rate, layout=layout)
+        stream.bit_rate = SOUND_BIT_RATE
+        samples = np.ascontiguousarray(waveform.clip(-1, 1), dtype=np.float32)
+        frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout=layout)
+        frame.sample_rate, frame.pts = sample_rate, 0
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return buffer.getvalue()
+
+
+def mux(video: bytes, sound: bytes | None) -> bytes:
+    """One mp4 of the tracks as they are, interleaved, with the index in front so that it plays while it loads."""
+    buffer = io.BytesIO()
+    sources = [av.open(io.BytesIO(track)) for track in (video, sound) if track is not None]
+    with av.open(buffer, "w", format="mp4", options={"movflags": "faststart"}) as container:
+        packets = []
+        for source in sources:
+            stream = container.add_stream_from_template(source.streams[0])
+            for packet in source.demux(source.streams[0]):
+                if packet.dts is not None:
+                    packet.stream = stream
+                    packets.append(packet)
+        for packet in sorted(packets, key=lambda packet: packet.dts * packet.time_base):
+            container.mux(packet)
+    for source in sources:
+        source.close()
+    return buffer.getvalue()
+
+
+def encode_video(frames: Frames, waveform: Waveform | None, fps: float, sample_rate: int | None) -> bytes:
+    """The finished mp4 of uint8 frames (t, height, width, 3) and a waveform (channels, samples)."""
+    with VideoWriter(len(frames), *frames.shape[1:3], fps) as writer:
+        writer.write(frames)
+        track = writer.finish()
+    sound = None if waveform is None or sample_rate is None else encode_sound(waveform, sample_rate)
+    return mux(track.mp4, sound)
+
+
+def _yuv_frame(picture: Frames) -> av.VideoFrame:
+    frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+    return frame.reformat(
+        format="yuv420p",
+        src_color_range=ColorRange.JPEG,
+        dst_colorspace=Colorspace.ITU709,
+        dst_color_range=ColorRange.MPEG,
+    )
+
+
+def _jpeg(picture: Frames) -> bytes:
+    height, width = picture.shape[:2]
+    scale = min(1, THUMBNAIL_SIDE / max(height, width))
+    frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(
+        width=max(2, round(width * scale)), height=max(2, round(height * scale)), format="yuvj420p"
+    )
+    encoder: Any = av.CodecContext.create("mjpeg", "w")
+    encoder.width, encoder.height, encoder.pix_fmt = frame.width, frame.height, "yuvj420p"
+    encoder.time_base = Fraction(1, 1)
+    return b"".join(bytes(packet) for packet in [*encoder.encode(frame), *encoder.encode(None)])

@@ -1,0 +1,191 @@
+"""What a caller may ask for, with every limit in one place."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from cosmos3_models import shapes
+from cosmos3_models.errors import InvalidInput
+
+SigmaSchedule = Literal["flow", "phyai", "karras", "checkpoint"]
+
+MAX_PROMPT_CHARS = 32_768
+MAX_SIDE = 4096
+MAX_FRAMES = 1201
+MAX_STEPS = 200
+MAX_SEED = 2**32 - 1
+
+# The reason behind each field's rule, for the error text.
+WHY = {
+    "prompt": f"the prompt is text of 1 to {MAX_PROMPT_CHARS} characters that describes the video",
+    "negative_prompt": f"it is text of at most {MAX_PROMPT_CHARS} characters that describes what to avoid",
+    "num_frames": f"a video has 1 to {MAX_FRAMES} frames",
+    "height": f"a picture is {shapes.PIXELS_PER_LATENT} to {MAX_SIDE} pixels high",
+    "width": f"a picture is {shapes.PIXELS_PER_LATENT} to {MAX_SIDE} pixels wide",
+    "fps": "the model knows 1 to 60 frames per second",
+    "num_inference_steps": f"the sampler takes 1 to {MAX_STEPS} steps",
+    "guidance_scale": "1 switches guidance off and more than 20 only saturates the picture",
+    "flow_shift": "the shift divides the noise schedule, so it is positive and finite",
+    "seed": "the noise generator takes an unsigned 32-bit seed",
+    "generate_sound": "sound is either generated or not",
+    "append_metadata": "the sentences about length and size are either appended or not",
+    "sigma_schedule": "these are the noise schedules there are",
+}
+
+
+def _check_text(value: str) -> str:
+    if not value.strip():
+        raise InvalidInput("prompt", value, "some text", WHY["prompt"])
+    return value
+
+
+def _check_frames(value: int) -> int:
+    below, above = shapes.nearest_frame_counts(value)
+    if value not in (below, above):
+        raise InvalidInput(
+            "num_frames",
+            value,
+            f"4k + 1 frames (nearest: {below} or {above})",
+            "the video autoencoder holds the first frame alone and then four to a latent frame",
+        )
+    return value
+
+
+def _check_side(value: int) -> int:
+    unit = shapes.PIXELS_PER_LATENT
+    if value % unit:
+        below, above = value // unit * unit, (value // unit + 1) * unit
+        raise InvalidInput(
+            "size",
+            value,
+            f"a multiple of {unit} (nearest: {below} or {above})",
+            f"one latent covers {unit} x {unit} pixels",
+        )
+    return value
+
+
+def _refuse_bool(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("a number")
+    return value
+
+
+Number = BeforeValidator(_refuse_bool)
+Text = Annotated[str, Field(max_length=MAX_PROMPT_CHARS)]
+Prompt = Annotated[Text, AfterValidator(_check_text)]
+Frames = Annotated[int, Number, Field(ge=1, le=MAX_FRAMES), AfterValidator(_check_frames)]
+Side = Annotated[int, Number, Field(ge=shapes.PIXELS_PER_LATENT, le=MAX_SIDE), AfterValidator(_check_side)]
+FrameRate = Annotated[float, Number, Field(ge=1, le=60, allow_inf_nan=False)]
+Steps = Annotated[int, Number, Field(ge=1, le=MAX_STEPS)]
+Guidance = Annotated[float, Number, Field(ge=1, le=20, allow_inf_nan=False)]
+Shift = Annotated[float, Number, Field(ge=0.01, le=100, allow_inf_nan=False)]
+Seed = Annotated[int, Number, Field(ge=0, le=MAX_SEED)]
+
+
+class CheckedModel(BaseModel):
+    """A frozen model without unknown fields whose constructor raises ``InvalidInput``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def __init__(self, **fields: Any) -> None:
+        try:
+            super().__init__(**fields)
+        except ValidationError as error:
+            raise _invalid_input(error.errors()[0], type(self)) from None
+
+
+class GenerationParams(CheckedModel):
+    """One video to make. Defaults are NVIDIA's for Cosmos3-Nano.
+
+    Attributes:
+        prompt: what the video shows; plain text or a JSON object of the model's structured captions.
+        negative_prompt: what to avoid. ``None`` is the default structured one, ``""`` an empty one.
+        num_frames: 4k + 1.
+        height, width: pixels, multiples of 16 (of 32 to waste no tokens).
+        fps: frames per second, 1 to 60; also paces the temporal positions.
+        num_inference_steps: steps of the sampler.
+        guidance_scale: weight of the prompt against the negative one; 1 runs the prompt alone.
+        flow_shift: how much the ``flow`` and ``phyai`` schedules favour high noise.
+        sigma_schedule: ``flow`` (official), ``phyai``, ``karras`` or ``checkpoint`` (scheduler_config.json).
+        seed: fixes the noise, and with it the video.
+        generate_sound: also make a synchronised stereo sound track.
+        append_metadata: tell the model length, frame rate and size at the end of the prompt.
+
+    Raises:
+        InvalidInput: naming the field, what came, what was expected and why.
+    """
+
+    prompt: Prompt
+    negative_prompt: Text | None = None
+    num_frames: Frames = 189
+    height: Side = 720
+    width: Side = 1280
+    fps: FrameRate = 24.0
+    num_inference_steps: Steps = 35
+    guidance_scale: Guidance = 6.0
+    flow_shift: Shift = 10.0
+    sigma_schedule: SigmaSchedule = "flow"
+    seed: Seed = 42
+    generate_sound: bool = False
+    append_metadata: bool = True
+
+    @property
+    def pixel_frames(self) -> int:
+        """The size of the request: height x width x frames."""
+        return self.height * self.width * self.num_frames
+
+
+class GenerationDefaults(BaseModel):
+    """A checkpoint's own defaults (``generation_config.json``), in the names of ``GenerationParams``.
+
+    Absent fields keep the defaults of ``GenerationParams``.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    num_frames: Frames | None = None
+    height: Side | None = None
+    width: Side | None = None
+    fps: FrameRate | None = None
+    num_inference_steps: Steps | None = None
+    guidance_scale: Guidance | None = None
+    flow_shift: Shift | None = None
+    sigma_schedule: SigmaSchedule | None = None
+
+    @model_validator(mode="after")
+    def _both_sides(self) -> Self:
+        if (self.height is None) != (self.width is None):
+            raise ValueError("height and width come together")
+        return self
+
+    def params(self, **given: Any) -> GenerationParams:
+        """``given`` over these defaults over those of ``GenerationParams``."""
+        return GenerationParams(**(self.model_dump(exclude_none=True) | given))
+
+
+def check_pixel_frames(params: GenerationParams, limit: int) -> None:
+    """Raise ``InvalidInput`` if the video is larger than ``limit`` = height x width x frames."""
+    if params.pixel_frames > limit:
+        raise InvalidInput(
+            "size",
+            f"{params.width}x{params.height} x {params.num_frames} frames = {params.pixel_frames}",
+            f"at most {limit} pixels over all frames",
+            "this server does not start what it has no memory or time to finish",
+        )
+
+
+def _invalid_input(error: ErrorDetails, model: type[BaseModel]) -> InvalidInput:
+    """The first thing that pydantic found, in our one form."""
+    original = error.get("ctx", {}).get("error")
+    param = str(error["loc"][0]) if error["loc"] else "request"
+    if isinstance(original, InvalidInput):
+        named = param if original.param == "size" else original.param
+        return InvalidInput(named, original.got, original.expected, original.why)
+    if error["type"] == "extra_forbidden":
+        known = ", ".join(model.model_fields)
+        return InvalidInput(param, error["input"], f"one of the fields {known}", "this field is unknown")
+    if error["type"] == "missing":
+        return InvalidInput(param, None, "a value", WHY.get(param, "this field is required"))
+    expected = error["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    return InvalidInput(param, error["input"], expected, WHY.get(param, "the field is declared so"))

@@ -1,0 +1,273 @@
+"""The mixture-of-transformers: a causal text tower and a generation tower that attends to it.
+
+    b  batch (1)          n  tokens of the sequence at hand      c  latent channels
+    d  hidden size        h  rows                                t  latent frames
+
+The text tower runs once per prompt and leaves keys and values per layer. The generation tower runs once per
+sampler step over video tokens (time-major), then sound tokens, and sees text and media without a mask.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from cosmos3_models.attention import attention
+from cosmos3_models.config import TransformerConfig
+from cosmos3_models.positions import (
+    Rotary,
+    rotary,
+    rotate,
+    sound_positions,
+    text_positions,
+    video_positions,
+)
+from cosmos3_models.shapes import LatentGrid
+
+TIME_FREQUENCIES = 128
+
+
+class Streams(NamedTuple):
+    """What is denoised together: latents, velocities or noise."""
+
+    video: Tensor  # (b, c, t, h, w)
+    sound: Tensor | None = None  # (b, sound channels, sound frames)
+
+    @property
+    def present(self) -> list[Tensor]:
+        """Video, then sound if there is one."""
+        return [self.video] if self.sound is None else [self.video, self.sound]
+
+
+class KeyValue(NamedTuple):
+    key: Tensor  # (b, n, kv_heads, head_dim), normed and rotated
+    value: Tensor  # (b, n, kv_heads, head_dim)
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One prompt as the generation tower sees it, for one size of video."""
+
+    text: Sequence[KeyValue]  # one per layer
+    positions: Rotary  # of the media tokens
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight over the last dimension, in fp32 with one cast at the end."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).to(x.dtype)
+
+
+class SwiGLU(nn.Module):
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        d, inner = config.hidden_size, config.intermediate_size
+        self.gate_proj = nn.Linear(d, inner, bias=False)
+        self.up_proj = nn.Linear(d, inner, bias=False)
+        self.down_proj = nn.Linear(inner, d, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class KeyValueProjection(nn.Module):
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.head_dim = config.head_dim
+        width = config.num_key_value_heads * config.head_dim
+        self.to_k = nn.Linear(config.hidden_size, width, bias=False)
+        self.to_v = nn.Linear(config.hidden_size, width, bias=False)
+        self.norm_k = RMSNorm(config.head_dim, config.rms_norm_eps)
+
+    def heads(self, x: Tensor) -> Tensor:
+        return rearrange(x, "b n (heads dim) -> b n heads dim", dim=self.head_dim)
+
+    def keys_values(self, x: Tensor, positions: Rotary) -> KeyValue:
+        key = rotate(self.norm_k(self.heads(self.to_k(x))), positions)
+        return KeyValue(key, self.heads(self.to_v(x)))
+
+
+class Attention(KeyValueProjection):
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__(config)
+        width = config.num_attention_heads * config.head_dim
+        self.to_q = nn.Linear(config.hidden_size, width, bias=False)
+        self.norm_q = RMSNorm(config.head_dim, config.rms_norm_eps)
+        self.to_out = nn.Linear(width, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor, positions: Rotary, text: KeyValue | None) -> tuple[Tensor, KeyValue]:
+        """Attend causally to x itself or, when ``text`` is given, to text and x without a mask."""
+        query = rotate(self.norm_q(self.heads(self.to_q(x))), positions)
+        own = self.keys_values(x, positions)
+        seen = own if text is None else KeyValue(*(torch.cat(pair, 1) for pair in zip(text, own, strict=True)))
+        out = attention(query, seen.key, seen.value, causal=text is None)
+        return self.to_out(rearrange(out, "b n heads dim -> b n (heads dim)")), own
+
+
+class Block(nn.Module):
+    """One layer of either tower."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.attention = Attention(config)
+        self.mlp_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = SwiGLU(config)
+
+    def forward(self, x: Tensor, positions: Rotary, text: KeyValue | None) -> tuple[Tensor, KeyValue]:
+        attended, own = self.attention(self.attention_norm(x), positions, text)
+        x = x + attended
+        return x + self.mlp(self.mlp_norm(x)), own
+
+
+class LastTextLayer(nn.Module):
+    """The text tower ends at its last keys and values: nothing reads the hidden state above them."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.attention = KeyValueProjection(config)
+
+    def forward(self, x: Tensor, positions: Rotary) -> KeyValue:
+        return self.attention.keys_values(self.attention_norm(x), positions)
+
+
+class TextTower(nn.Module):
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers - 1))
+        self.last = LastTextLayer(config)
+
+    def forward(self, ids: Tensor, positions: Rotary) -> list[KeyValue]:
+        x = self.embed_tokens(ids)
+        text = []
+        for layer in self.layers:
+            x, own = layer(x, positions, None)
+            text.append(own)
+        return [*text, self.last(x, positions)]
+
+
+class TimestepEmbedder(nn.Module):
+    """Sinusoid and two-layer MLP, kept in fp32: the timestep is the one input that bf16 would round visibly."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(2 * TIME_FREQUENCIES, config.hidden_size)
+        self.linear_2 = nn.Linear(config.hidden_size, config.hidden_size)
+        self.scale = config.timestep_scale
+
+    def forward(self, timestep: int) -> Tensor:
+        device = self.linear_1.weight.device
+        index = torch.arange(TIME_FREQUENCIES, dtype=torch.float32, device=device)
+        angle = timestep * self.scale * torch.exp(-math.log(10_000) / TIME_FREQUENCIES * index)
+        return self.linear_2(F.silu(self.linear_1(torch.cat([angle.cos(), angle.sin()]))))  # (d,)
+
+
+class GenerationTower(nn.Module):
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        d, patch = config.hidden_size, config.patch_latent_dim
+        self.patch_size = config.latent_patch_size
+        self.proj_in = nn.Linear(patch, d)
+        self.proj_out = nn.Linear(d, patch)
+        self.time_embedder = TimestepEmbedder(config)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
+        self.norm = RMSNorm(d, config.rms_norm_eps)
+        if config.sound_gen and config.sound_dim:
+            self.audio_proj_in = nn.Linear(config.sound_dim, d)
+            self.audio_proj_out = nn.Linear(d, config.sound_dim)
+            self.audio_modality_embed = nn.Parameter(torch.empty(d))
+
+    def forward(self, streams: Streams, timestep: int, condition: Condition) -> Streams:
+        dtype = self.proj_in.weight.dtype
+        grid = LatentGrid(*streams.video.shape[2:])
+        tokens = [self.proj_in(patchify(streams.video.to(dtype), self.patch_size))]
+        if streams.sound is not None:
+            sound = rearrange(streams.sound.to(dtype), "b c n -> b n c")
+            tokens.append(self.audio_proj_in(sound) + self.audio_modality_embed)
+        x = torch.cat(tokens, dim=1) + self.time_embedder(timestep).to(dtype)  # (b, n, d)
+        for layer, text in zip(self.layers, condition.text, strict=True):
+            x, _ = layer(x, condition.positions, text)
+        x = self.norm(x)
+        split = tokens[0].shape[1]
+        video = unpatchify(self.proj_out(x[:, :split]), grid, self.patch_size)
+        if streams.sound is None:
+            return Streams(video)
+        return Streams(video, rearrange(self.audio_proj_out(x[:, split:]), "b n c -> b c n"))
+
+
+class Transformer(nn.Module):
+    """Both towers. ``condition`` once per prompt, then the call once per step."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.text = TextTower(config)
+        self.generation = GenerationTower(config)
+
+    @property
+    def device(self) -> torch.device:
+        return self.generation.proj_in.weight.device
+
+    @torch.inference_mode()
+    def condition(self, ids: Tensor, grid: LatentGrid, fps: float, sound_frames: int | None) -> Condition:
+        """Run the text tower and lay out the positions of the media tokens behind the text.
+
+        Args:
+            ids: int64 (1, n) token ids.
+            grid: latent frames, rows and columns of the video.
+            fps: frames per second of the video.
+            sound_frames: latent frames of sound, or None without sound.
+        """
+        dtype = self.generation.proj_in.weight.dtype
+        length = ids.shape[1]
+        offset = length + self.config.media_position_offset
+        media = [video_positions(grid.patches(self.config.latent_patch_size), offset, fps, self.config)]
+        if sound_frames is not None:
+            media.append(sound_positions(sound_frames, offset, self.config))
+        text = self.text(ids.to(self.device), rotary(text_positions(length), self.config, self.device, dtype))
+        return Condition(text, rotary(torch.cat(media, dim=1), self.config, self.device, dtype))
+
+    @torch.inference_mode()
+    def forward(self, streams: Streams, timestep: int, condition: Condition) -> Streams:
+        """The velocity (noise minus data) of each stream, in the model's dtype.
+
+        Args:
+            streams: noisy latents of any dtype.
+            timestep: 0 to 999.
+            condition: of the same grid and sound length.
+        """
+        return self.generation(streams, timestep, condition)
+
+
+def patchify(latents: Tensor, size: int) -> Tensor:
+    """(b, c, t, h, w) to tokens (b, n, size * size * c), channels fastest; odd edges get zeros below and right."""
+    height, width = latents.shape[-2:]
+    latents = F.pad(latents, (0, -width % size, 0, -height % size))
+    return rearrange(latents, "b c t (h p) (w q) -> b (t h w) (p q c)", p=size, q=size)
+
+
+def unpatchify(tokens: Tensor, grid: LatentGrid, size: int) -> Tensor:
+    """The inverse of ``patchify``, with the padded edges cut off."""
+    patches = grid.patches(size)
+    latents = rearrange(
+        tokens,
+        "b (t h w) (p q c) -> b c t (h p) (w q)",
+        t=patches.frames,
+        h=patches.height,
+        p=size,
+        q=size,
+    )
+    return latents[..., : grid.height, : grid.width]

@@ -1,0 +1,1 @@
+"""Cosmos3 video generation as a Ray Serve deployment graph."""

@@ -1,0 +1,203 @@
+"""The graph of stages, written once: handle calls and HTTP both run it.
+
+    params ─ Tokenizer ─ ids ─ Denoiser ─┬─ video latents ─ VideoDecoder ─ H.264 ─┬─ mp4
+                                         └─ sound latents ─ SoundDecoder ─ AAC ───┘
+
+Latents travel by reference from the denoiser to the decoders; this process never holds them.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from typing import Any, NamedTuple
+
+from ray import ObjectRef
+from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
+from ray.serve.exceptions import (
+    BackPressureError,
+    DeploymentUnavailableError,
+    ReplicaUnavailableError,
+)
+from ray.serve.handle import DeploymentHandle
+
+from cosmos3_models import GenerationParams, InvalidInput
+from cosmos3_models.media import mux
+from cosmos3_models.prompt import PromptIds
+from serve.errors import InvalidRequest, NotReady, QueueFull, StageFailed
+from serve.references import item_references
+from serve.schema import Event, FinishedVideo, Progress, video_record
+from serve.stages import LATENTS_FOLLOW, DecodedSound, DecodedVideo
+
+logger = logging.getLogger("ray.serve")
+
+REPLICA_DIED = (RayActorError, ReplicaUnavailableError)
+
+
+class Latents(NamedTuple):
+    """Where the clean latents lie."""
+
+    video: ObjectRef
+    sound: ObjectRef | None = None
+
+
+class Graph:
+    """Drives one request through the stages.
+
+    Stages are pure functions of their inputs, so one whose replica died is run again and gives the same result.
+
+    Args:
+        tokenizer, denoiser, video_decoder, sound_decoder: handles of the stages.
+        model: the served model's name, for the record.
+        max_attempts: runs of a stage before its replicas' deaths fail the request.
+    """
+
+    def __init__(
+        self,
+        tokenizer: DeploymentHandle[Any],
+        denoiser: DeploymentHandle[Any],
+        video_decoder: DeploymentHandle[Any],
+        sound_decoder: DeploymentHandle[Any],
+        model: str,
+        max_attempts: int,
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._denoiser = denoiser.options(stream=True)
+        self._video_decoder = video_decoder
+        self._sound_decoder = sound_decoder
+        self._model = model
+        self._max_attempts = max_attempts
+
+    async def run(self, params: GenerationParams, arrays: bool = False) -> AsyncGenerator[Event, None]:
+        """Make one video: progress events, the finished video last. Closing the generator stops the stages.
+
+        Args:
+            arrays: hand back frames and waveform besides the mp4.
+
+        Raises:
+            ServingError: told to the client as it is.
+        """
+        for attempt in range(1, self._max_attempts + 1):
+            try:
+                async with aclosing(self._once(params, arrays)) as events:
+                    async for event in events:
+                        yield event
+                return
+            except ObjectLostError as error:  # the node that held the latents is gone
+                self._note_loss("latents", attempt, error)
+
+    async def _once(self, params: GenerationParams, arrays: bool) -> AsyncGenerator[Event, None]:
+        clock = _Clock()
+        ids: PromptIds = await self._call("tokenizer", self._tokenizer.encode.remote, params)
+        clock.lap("tokenizer")
+        async with aclosing(self._denoise(ids, params)) as items:
+            async for item in items:
+                if isinstance(item, Latents):
+                    latents = item
+                    continue
+                if item == 0:
+                    clock.lap("queue")
+                yield clock.progress("denoiser", item, params.num_inference_steps)
+        clock.lap("denoiser")
+        yield clock.progress("decoders", 0, 1)
+        video, sound = await self._decode(latents, params, arrays)
+        clock.lap("decoders")
+        mp4 = await asyncio.to_thread(mux, video.track.mp4, sound.track if sound else None)
+        clock.lap("mux")
+        yield _finished(mp4, video, sound, video_record(params, self._model, clock.laps), arrays)
+
+    async def _denoise(self, ids: PromptIds, params: GenerationParams) -> AsyncGenerator[int | Latents, None]:
+        """Steps done, then where the latents lie. Starts over, from step 0, when the replica dies."""
+        for attempt in range(1, self._max_attempts + 1):
+            response = self._denoiser.denoise.remote(ids, params)
+            try:
+                references = item_references(response)
+                while (item := await (await anext(references))) != LATENTS_FOLLOW:
+                    yield item
+                yield Latents(*[reference async for reference in references])
+                return
+            except REPLICA_DIED as error:
+                self._note_loss("denoiser", attempt, error)
+            except Exception as error:
+                raise _for_client("denoiser", error) from error
+            except BaseException:  # cancelled or closed
+                response.cancel()
+                raise
+
+    async def _decode(
+        self, latents: Latents, params: GenerationParams, arrays: bool
+    ) -> tuple[DecodedVideo, DecodedSound | None]:
+        """Both decoders at the same time."""
+        calls = [self._call("video_decoder", self._video_decoder.decode.remote, latents.video, params, arrays)]
+        if latents.sound is not None:
+            calls.append(self._call("sound_decoder", self._sound_decoder.decode.remote, latents.sound, arrays))
+        tasks = [asyncio.create_task(call) for call in calls]
+        try:
+            video, *sound = await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+        return video, sound[0] if sound else None
+
+    async def _call(self, stage: str, method: Callable[..., Any], *args: Any) -> Any:
+        """The result of a unary stage, run again while its replicas die."""
+        for attempt in range(1, self._max_attempts + 1):
+            response = method(*args)
+            try:
+                return await response
+            except REPLICA_DIED as error:
+                self._note_loss(stage, attempt, error)
+            except Exception as error:
+                raise _for_client(stage, error) from error
+            except BaseException:  # cancelled
+                response.cancel()
+                raise
+
+    def _note_loss(self, stage: str, attempt: int, error: Exception) -> None:
+        logger.warning(f"Attempt {attempt} of {self._max_attempts} in the {stage} was lost: {type(error).__name__}.")
+        if attempt == self._max_attempts:
+            raise StageFailed(f"the {stage} was lost {attempt} times while it worked on this request") from error
+
+
+class _Clock:
+    """Seconds by stage of one request."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._start = self._last = time.perf_counter()
+
+    def lap(self, stage: str) -> None:
+        """Count the time since the last lap as ``stage``'s."""
+        now = time.perf_counter()
+        self.laps[stage] = self.laps.get(stage, 0.0) + now - self._last
+        self._last = now
+
+    def progress(self, stage: str, step: int, steps: int) -> Progress:
+        elapsed = round(time.perf_counter() - self._start, 3)
+        return {"type": "progress", "stage": stage, "step": step, "steps": steps, "elapsed_s": elapsed}
+
+
+def _finished(
+    mp4: bytes, video: DecodedVideo, sound: DecodedSound | None, record: dict[str, Any], arrays: bool
+) -> FinishedVideo:
+    finished: FinishedVideo = {"type": "video", "mp4": mp4, "thumbnail": video.track.thumbnail, "record": record}
+    if arrays and video.frames is not None:
+        finished["frames"] = video.frames
+        finished["waveform"] = sound.waveform if sound else None
+    return finished
+
+
+def _for_client(stage: str, error: Exception) -> Exception:
+    """The error as the client shall see it, but for lost objects, which are ours to replace."""
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    if isinstance(cause, InvalidInput):
+        return InvalidRequest.of(cause)
+    if isinstance(error, BackPressureError):
+        return QueueFull(f"the {stage} has as many requests waiting as it takes; try again later", retry_after_s=1)
+    if isinstance(error, DeploymentUnavailableError):
+        return NotReady(f"the {stage} is not running")
+    if isinstance(error, ObjectLostError):
+        return error
+    logger.exception(f"The {stage} failed.")
+    return StageFailed(f"the {stage} failed on this request")

@@ -1,0 +1,149 @@
+"""What a client may send and what it gets."""
+
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BeforeValidator, Field
+
+from cosmos3_models import GenerationParams, InvalidInput
+from cosmos3_models.params import (
+    CheckedModel,
+    FrameRate,
+    Frames,
+    GenerationDefaults,
+    Guidance,
+    Prompt,
+    Seed,
+    Shift,
+    Side,
+    SigmaSchedule,
+    Steps,
+    Text,
+)
+from cosmos3_models.shapes import nearest_frame_counts
+
+
+def _number_text(value: object) -> object:
+    """OpenAI's clients send seconds as text, others as a number."""
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+class VideoRequest(CheckedModel):
+    """The body of a request; an absent field is the served checkpoint's default.
+
+    Attributes:
+        prompt: what the video shows.
+        model: the served model's name, or nothing.
+        size: ``"WIDTHxHEIGHT"`` in pixels; or ``width`` and ``height``.
+        seconds: length, rounded to the nearest 4k + 1 frames; or ``num_frames``.
+
+    The other fields are those of ``cosmos3_models.GenerationParams``.
+    """
+
+    prompt: Prompt
+    model: str | None = None
+    size: Annotated[str, Field(pattern=r"^[1-9]\d{0,4}x[1-9]\d{0,4}$", examples=["1280x720"])] | None = None
+    width: Side | None = None
+    height: Side | None = None
+    seconds: Annotated[str, BeforeValidator(_number_text), Field(pattern=r"^\d{1,4}(\.\d{1,6})?$")] | None = None
+    num_frames: Frames | None = None
+    fps: FrameRate | None = None
+    negative_prompt: Text | None = None
+    num_inference_steps: Steps | None = None
+    guidance_scale: Guidance | None = None
+    flow_shift: Shift | None = None
+    sigma_schedule: SigmaSchedule | None = None
+    seed: Seed | None = None
+    generate_sound: bool | None = None
+    append_metadata: bool | None = None
+
+    def params(self, defaults: GenerationDefaults) -> GenerationParams:
+        """The complete request over a checkpoint's defaults.
+
+        Raises:
+            InvalidInput: fields that contradict each other, or a size or length that the model cannot make.
+        """
+        given = self.model_dump(exclude_none=True, exclude={"model", "size", "seconds"})
+        given |= self._picture_size()
+        if self.seconds is not None:
+            if self.num_frames is not None:
+                raise _conflict("seconds", self.seconds, "num_frames", self.num_frames)
+            fps = self.fps or defaults.params(prompt=self.prompt).fps
+            given["num_frames"] = _nearest_frame_count(float(self.seconds) * fps)
+        return defaults.params(**given)
+
+    def _picture_size(self) -> dict[str, int]:
+        if (self.width is None) != (self.height is None):
+            one = "width" if self.height is None else "height"
+            raise InvalidInput(one, getattr(self, one), "both width and height", "a size has two sides")
+        if self.size is None:
+            return {}
+        width, height = map(int, self.size.split("x"))
+        if self.width is not None and (self.width, self.height) != (width, height):
+            raise _conflict("size", self.size, "width and height", f"{self.width}x{self.height}")
+        return {"width": width, "height": height}
+
+
+def read_request(fields: "VideoRequest | dict[str, Any]") -> VideoRequest:
+    """A request from a handle caller, who may send a plain dict."""
+    return fields if isinstance(fields, VideoRequest) else VideoRequest(**fields)
+
+
+class Progress(TypedDict):
+    """One event while a video is being made."""
+
+    type: Literal["progress"]
+    stage: str
+    step: int  # steps done
+    steps: int  # of the stage
+    elapsed_s: float  # since the request came
+
+
+class FinishedVideo(TypedDict):
+    """The last event of a stream, and what ``generate`` returns."""
+
+    type: Literal["video"]
+    mp4: bytes
+    thumbnail: bytes  # JPEG
+    record: dict[str, Any]
+    frames: NotRequired[NDArray[np.uint8]]  # (frames, height, width, 3), when asked for
+    waveform: NotRequired[NDArray[np.float32] | None]  # (channels, samples), when asked for
+
+
+Event = Progress | FinishedVideo
+
+
+class ModelCard(TypedDict):
+    """The served model."""
+
+    id: str
+    object: Literal["model"]
+    created: int  # seconds since the epoch
+    owned_by: str
+    sound: bool  # whether it can make sound
+    defaults: dict[str, Any]
+    max_pixel_frames: int  # height x width x frames
+
+
+def video_record(params: GenerationParams, model: str, timings: dict[str, float]) -> dict[str, Any]:
+    """A finished video in the fields of OpenAI's video object and this server's own."""
+    return {
+        "object": "video",
+        "model": model,
+        "status": "completed",
+        "progress": 100,
+        "size": f"{params.width}x{params.height}",
+        "seconds": f"{params.num_frames / params.fps:g}",
+        **params.model_dump(),
+        "stage_durations": {stage: round(seconds, 3) for stage, seconds in timings.items()},
+    }
+
+
+def _nearest_frame_count(frames: float) -> int:
+    below, above = nearest_frame_counts(max(1, round(frames)))
+    return below if frames - below < above - frames else above
+
+
+def _conflict(one: str, got: object, other: str, expected: object) -> InvalidInput:
+    return InvalidInput(one, got, f"what {other} says ({expected}), or only one of the two", "the fields contradict")
