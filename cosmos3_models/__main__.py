@@ -4,7 +4,7 @@ import argparse
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Never
 
 import torch
 from tqdm import tqdm
@@ -63,7 +63,7 @@ def _generate(args: argparse.Namespace, given: dict[str, Any]) -> None:
     params = pipeline.checkpoint.defaults.params(**given)
     timings["model_load"] = time.perf_counter() - start
     with tqdm(total=params.num_inference_steps, unit="step", desc="denoise") as bar:
-        result = pipeline(params, on_step=lambda _done, _steps: bar.update() and None)
+        result = pipeline(params, on_step=lambda done, _: _show(bar, done))
     encode_start = time.perf_counter()
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_bytes(encode_video(result.frames, result.waveform, result.fps, result.sample_rate))
@@ -73,6 +73,10 @@ def _generate(args: argparse.Namespace, given: dict[str, Any]) -> None:
     timings["per step"] = timings["inference"] / params.num_inference_steps
     _print_table(timings)
     print(f"{args.out}: {params.width}x{params.height}, {params.num_frames} frames, {params.fps:g} fps")
+
+
+def _show(bar: "tqdm[Never]", done: int) -> None:
+    bar.update(done - bar.n)
 
 
 def _print_table(timings: dict[str, float]) -> None:

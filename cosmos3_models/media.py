@@ -1,8 +1,13 @@
 """Frames and waveforms to mp4: H.264 while the frames still come, AAC, and both in one file."""
 
 import io
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from fractions import Fraction
+from operator import itemgetter
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -57,9 +62,8 @@ class VideoWriter:
     def write(self, frames: Frames) -> None:
         """Encode uint8 RGB frames (t, height, width, 3)."""
         if frames.dtype != np.uint8 or frames.shape[1:] != self._expected:
-            raise ValueError(
-                f"frames: got {frames.dtype} {list(frames.shape)}, expected uint8 [t, {', '.join(map(str, self._expected))}]"
-            )
+            expected = f"uint8 [t, {', '.join(map(str, self._expected))}]"
+            raise ValueError(f"frames: got {frames.dtype} {list(frames.shape)}, expected {expected}")
         for picture in frames:
             if self._written == self._num_frames // 2:
                 self._thumbnail = _jpeg(picture)
@@ -102,26 +106,32 @@ def encode_sound(waveform: Waveform, sample_rate: int) -> bytes:
 
 def mux(video: bytes, sound: bytes | None) -> bytes:
     """One mp4 of the tracks as they are, interleaved, with the index in front so that it plays while it loads."""
-    buffer = io.BytesIO()
-    sources = [av.open(io.BytesIO(track)) for track in (video, sound) if track is not None]
-    with av.open(buffer, "w", format="mp4", options={"movflags": "faststart"}) as container:
-        packets = []
-        for source in sources:
-            stream = container.add_stream_from_template(source.streams[0])
-            for packet in source.demux(source.streams[0]):
-                if packet.dts is not None:
-                    packet.stream = stream
-                    packets.append(packet)
-        for packet in sorted(packets, key=lambda packet: packet.dts * packet.time_base):
-            container.mux(packet)
-    for source in sources:
-        source.close()
-    return buffer.getvalue()
+    tracks = [track for track in (video, sound) if track is not None]
+    # To move the index to the front libavformat reopens the output by its name, so it needs a file.
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as opened:
+        path = Path(folder) / "muxed.mp4"
+        with av.open(path, "w", options={"movflags": "faststart"}) as container:
+            packets: list[tuple[Fraction, Any]] = []
+            for track in tracks:
+                source: Any = opened.enter_context(av.open(io.BytesIO(track)))
+                stream = container.add_stream_from_template(source.streams[0])
+                packets += _packets(source, stream)
+            for _, packet in sorted(packets, key=itemgetter(0)):
+                container.mux(packet)
+        return path.read_bytes()
+
+
+def _packets(source: Any, stream: Any) -> Iterator[tuple[Fraction, Any]]:
+    """The packets of a one-stream file with their decoding times, bound for ``stream``."""
+    for packet in source.demux(source.streams[0]):
+        if packet.dts is not None:
+            packet.stream = stream
+            yield packet.dts * packet.time_base, packet
 
 
 def encode_video(frames: Frames, waveform: Waveform | None, fps: float, sample_rate: int | None) -> bytes:
     """The finished mp4 of uint8 frames (t, height, width, 3) and a waveform (channels, samples)."""
-    with VideoWriter(len(frames), *frames.shape[1:3], fps) as writer:
+    with VideoWriter(frames.shape[0], frames.shape[1], frames.shape[2], fps) as writer:
         writer.write(frames)
         track = writer.finish()
     sound = None if waveform is None or sample_rate is None else encode_sound(waveform, sample_rate)

@@ -107,10 +107,10 @@ def timing_headers(record: dict[str, Any]) -> dict[str, str]:
 async def answer_error(request: Request, error: Exception) -> Response:
     """Every failure in the one form; what is not the client's doing leaves its trace in the log alone."""
     known = error if isinstance(error, ServingError) else _as_serving_error(request, error)
-    if known.status >= 500:
-        logger.error(f"{request.method} {request.url.path}: {known}", exc_info=error)
-    else:
-        logger.warning(f"{request.method} {request.url.path}: {known}")
+    trace = None if known is error else error
+    logger.log(
+        logging.ERROR if trace else logging.WARNING, f"{request.method} {request.url.path}: {known}", exc_info=trace
+    )
     headers = {} if known.retry_after_s is None else {"Retry-After": f"{known.retry_after_s:.0f}"}
     return JSONResponse(known.body, known.status, headers)
 

@@ -1,15 +1,102 @@
 """Fixtures that several test files share."""
 
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import httpx
+import psutil
 import pytest
+import ray
 import tiny
+import yaml
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small random checkpoint in the public layout, sharded, as diffusers saved it. Do not write into it."""
     return tiny.write_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny-cosmos3")
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running ``serve run deploy.yaml``."""
+
+    url: str
+
+    @property
+    def handle(self) -> DeploymentHandle[Any]:
+        return serve.get_app_handle("cosmos3")
+
+    def process(self, deployment: str) -> psutil.Process:
+        """The process of a deployment's only replica."""
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            name = f"ray::ServeReplica:cosmos3:{deployment}"
+            for process in psutil.process_iter(["cmdline"]):
+                if name in " ".join(process.info["cmdline"] or ()):
+                    return process
+            time.sleep(0.1)
+        raise TimeoutError(f"no replica of {deployment}")
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[str]:
+    """The address of a Ray cluster of this test run's own."""
+    context = ray.init(address="local", num_cpus=4, include_dashboard=False, object_store_memory=800 << 20)
+    yield context.address_info["gcs_address"]
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def server(cluster: str, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """deploy.yaml as it stands but for the checkpoint and a free port, started by ``serve run``."""
+    config = yaml.safe_load((ROOT / "deploy.yaml").read_text())
+    port = free_port()
+    config["http_options"]["port"] = port
+    config["applications"][0]["args"]["checkpoint"] = str(tiny_checkpoint)
+    folder = tmp_path_factory.mktemp("serve")
+    (folder / "deploy.yaml").write_text(yaml.safe_dump(config))
+    command = [sys.executable, "-m", "ray.serve.scripts", "run", "--address", cluster, str(folder / "deploy.yaml")]
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            running = Server(f"http://127.0.0.1:{port}")
+            wait_until_healthy(running, process, folder / "log")
+            yield running
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.wait(timeout=60)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+def wait_until_healthy(server: Server, process: "subprocess.Popen[bytes]", log: Path, timeout_s: float = 120) -> None:
+    """Wait for /health to say 200."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            if httpx.get(f"{server.url}/health", timeout=5).status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.2)
+    raise TimeoutError(f"the server is not healthy; its log ends with\n{log.read_text()[-4000:]}")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

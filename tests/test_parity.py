@@ -84,6 +84,7 @@ def test_the_latents_equal_those_of_phyai(pipeline: Cosmos3Pipeline, schedule: S
     run = f"{schedule}_{'t2av' if sound else 't2v'}"
     assert tiny.relative_error(latents.video, PHYAI[f"{run}_latent"]) <= TOLERANCE
 
+
 def test_the_same_noise_is_drawn_as_by_phyai(pipeline: Cosmos3Pipeline) -> None:
     params = GenerationParams(**(REQUEST | {"height": 80, "width": 112}), generate_sound=True)
     noise = draw_noise(pipeline.denoiser.latent_shapes(params), params.seed)
