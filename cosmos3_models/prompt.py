@@ -75,7 +75,10 @@ class PromptEncoder:
 
     def token_ids(self, text: str) -> Ids:
         """``text`` as the user's turn of a chat, then the end-of-text and the start-of-generation id."""
-        chat = self._template.render(messages=[{"role": "user", "content": text}], add_generation_prompt=True)
+        try:
+            chat = self._template.render(messages=[{"role": "user", "content": text}], add_generation_prompt=True)
+        except jinja2.TemplateError as error:
+            raise CheckpointError("text_tokenizer", f"the chat template failed ({error})") from None
         ids = self._tokenizer.encode(chat, add_special_tokens=False).ids
         return np.array([*ids, *self._suffix], dtype=np.int64)
 
@@ -150,8 +153,14 @@ def _read_template(folder: Path, config: dict[str, Any]) -> jinja2.Template:
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
     )
+    environment.globals["raise_exception"] = _raise_template_error
     environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
     try:
         return environment.from_string(source)
     except jinja2.TemplateError as error:
         raise CheckpointError(folder, f"the chat template does not compile ({error})") from None
+
+
+def _raise_template_error(message: str) -> None:
+    """Templates call this on messages that they do not take."""
+    raise jinja2.TemplateError(message)
