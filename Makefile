@@ -8,6 +8,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 
 .PHONY: serve test
 serve: $(VENV)/serve.installed
+	$(BIN)/python -m serve.check deploy.yaml
 	$(BIN)/serve run deploy.yaml
 
 test: $(VENV)/test.installed tests/node_modules

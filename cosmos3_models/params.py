@@ -76,10 +76,10 @@ Text = Annotated[str, Field(max_length=MAX_PROMPT_CHARS)]
 Prompt = Annotated[Text, AfterValidator(_check_text)]
 Frames = Annotated[int, Number, Field(ge=1, le=MAX_FRAMES), AfterValidator(_check_frames)]
 Side = Annotated[int, Number, Field(ge=shapes.PIXELS_PER_LATENT, le=MAX_SIDE), AfterValidator(_check_side)]
-FrameRate = Annotated[float, Number, Field(ge=1, le=60, allow_inf_nan=False)]
+FrameRate = Annotated[float, Number, Field(ge=1, le=60)]
 Steps = Annotated[int, Number, Field(ge=1, le=MAX_STEPS)]
-Guidance = Annotated[float, Number, Field(ge=1, le=20, allow_inf_nan=False)]
-Shift = Annotated[float, Number, Field(ge=0.01, le=100, allow_inf_nan=False)]
+Guidance = Annotated[float, Number, Field(ge=1, le=20)]
+Shift = Annotated[float, Number, Field(ge=0.01, le=100)]
 Seed = Annotated[int, Number, Field(ge=0, le=MAX_SEED)]
 
 

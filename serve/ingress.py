@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import FastAPI
 from ray import serve
 from ray.serve.handle import DeploymentHandle
-from ray.serve.schema import ApplicationStatus
+from ray.serve.schema import ReplicaState
 
 from cosmos3_models import GenerationParams, InvalidInput
 from cosmos3_models.checkpoint import Checkpoint
@@ -82,11 +82,12 @@ class Ingress:
         }
 
     async def unready_stages(self) -> list[str]:
-        """The deployments of the graph that cannot serve yet or any more."""
-        status = (await asyncio.to_thread(serve.status)).applications.get(APP_NAME)
-        if status is None or status.status == ApplicationStatus.DEPLOYING:
-            return ["application"]
-        return [name for name, stage in status.deployments.items() if stage.replica_states.get("RUNNING", 0) == 0]
+        """The deployments of the graph without a running replica."""
+        application = (await asyncio.to_thread(serve.status)).applications.get(APP_NAME)
+        if application is None:
+            return [APP_NAME]
+        stages = application.deployments.items()
+        return [name for name, stage in stages if stage.replica_states.get(ReplicaState.RUNNING, 0) == 0]
 
     def _params(self, request: VideoRequest | dict[str, Any]) -> GenerationParams:
         try:

@@ -1,0 +1,98 @@
+"""Latents never pass through the process that drives the graph, however large they are."""
+
+import sys
+import time
+from collections.abc import AsyncGenerator, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from numpy.typing import NDArray
+from ray import cloudpickle, serve
+from ray.serve.handle import DeploymentHandle
+
+from cosmos3_models import GenerationParams
+from cosmos3_models.media import VideoWriter, encode_sound
+from cosmos3_models.prompt import PromptIds
+from serve.ingress import Ingress
+from serve.stages import LATENTS_FOLLOW, DecodedSound, DecodedVideo, DenoiserItem, Tokenizer
+
+MEGABYTE = 1 << 20
+LATENTS_MB = 100
+PARAMS = GenerationParams(prompt="x", num_frames=1, height=16, width=16, generate_sound=True)
+
+
+class InflatedDenoiser:
+    """Gives latents of 100 MB a stream."""
+
+    async def denoise(self, ids: PromptIds, _: GenerationParams) -> AsyncGenerator[DenoiserItem, None]:
+        assert len(ids.positive)
+        yield 0
+        yield LATENTS_FOLLOW
+        for value in (1, 2):
+            yield np.full(LATENTS_MB * MEGABYTE // 4, value, dtype=np.float32)
+
+
+class CheckingVideoDecoder:
+    async def decode(self, latents: NDArray[np.float32], _: GenerationParams, __: bool) -> DecodedVideo:
+        check(latents, 1)
+        with VideoWriter(1, 16, 16, 24) as writer:
+            writer.write(np.zeros((1, 16, 16, 3), dtype=np.uint8))
+            return DecodedVideo(writer.finish(), None)
+
+
+class CheckingSoundDecoder:
+    async def decode(self, latents: NDArray[np.float32], _: bool) -> DecodedSound:
+        check(latents, 2)
+        return DecodedSound(encode_sound(np.zeros((2, 4800), dtype=np.float32), 48_000), None)
+
+
+def check(latents: NDArray[np.float32], value: int) -> None:
+    assert latents.nbytes == LATENTS_MB * MEGABYTE
+    assert not latents.flags.writeable
+    assert latents[0] == latents[-1] == value
+
+
+@pytest.fixture
+def handle(server: object, tiny_checkpoint: Path) -> Iterator[DeploymentHandle[Any]]:
+    """The real ingress and graph over stages with large latents, beside the real application."""
+    assert server is not None
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # replicas cannot import the tests
+    options = {"ray_actor_options": {"num_cpus": 0}}
+    stages = (
+        serve.deployment(Tokenizer, **options).bind(str(tiny_checkpoint)),
+        serve.deployment(InflatedDenoiser, **options).bind(),
+        serve.deployment(CheckingVideoDecoder, **options).bind(),
+        serve.deployment(CheckingSoundDecoder, **options).bind(),
+    )
+    ingress = serve.deployment(serve.ingress()(Ingress), name="Ingress", **options)
+    application = ingress.bind(*stages, str(tiny_checkpoint), PARAMS.pixel_frames, 1)
+    yield serve.run(application, name="inflated", route_prefix="/inflated")
+    serve.delete("inflated")
+    cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+
+
+def test_the_ingress_does_not_grow_with_the_latents(handle: DeploymentHandle[Any]) -> None:
+    request = PARAMS.model_dump(exclude={"negative_prompt"})
+    handle.generate.remote(request).result()  # what is loaded once is loaded now
+    ingress = next(
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if "ray::ServeReplica:inflated:Ingress" in " ".join(process.info["cmdline"] or ())
+    )
+    before = most = ingress.memory_full_info().uss
+    responses = [handle.generate.remote(request) for _ in range(3)]
+    while not all(_done(response) for response in responses):
+        most = max(most, ingress.memory_full_info().uss)
+        time.sleep(0.01)
+    assert (most - before) / MEGABYTE < 5
+
+
+def _done(response: Any) -> bool:
+    try:
+        response.result(timeout_s=0)
+    except TimeoutError:
+        return False
+    return True

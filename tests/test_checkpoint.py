@@ -1,0 +1,239 @@
+"""A checkpoint is read strictly: every surprise is one error that names the file and the tensor."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file, save_file
+
+from cosmos3_models import CheckpointError, Cosmos3Pipeline, GenerationParams, InvalidInput, demo
+from cosmos3_models.checkpoint import Checkpoint
+
+CPU = torch.device("cpu")
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint with one file per component."""
+    return tiny.write_checkpoint(tmp_path_factory.mktemp("whole") / "whole", max_shard_size="1GB")
+
+
+@pytest.fixture
+def folder(whole: Path, tmp_path: Path) -> Path:
+    """A copy that the test may break."""
+    return Path(shutil.copytree(whole, tmp_path / "copy"))
+
+
+@pytest.fixture
+def sharded(tiny_checkpoint: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_checkpoint, tmp_path / "copy"))
+
+
+def load_everything(folder: Path) -> None:
+    checkpoint = Checkpoint.open(folder)
+    checkpoint.load_transformer(CPU, torch.float32)
+    checkpoint.load_video_decoder(CPU, torch.float32)
+    checkpoint.load_sound_decoder(CPU, torch.float32)
+
+
+def edit(path: Path, **changes: Any) -> None:
+    """Change fields of a JSON file; ``...`` removes one."""
+    fields = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({name: value for name, value in fields.items() if value is not ...}))
+
+
+def edit_tensors(path: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path)
+
+
+def test_one_file_and_shards_hold_the_same_weights(whole: Path, tiny_checkpoint: Path) -> None:
+    one, many = (Checkpoint.open(path).load_transformer(CPU, torch.float32) for path in (whole, tiny_checkpoint))
+    for (name, a), (_, b) in zip(one.named_parameters(), many.named_parameters(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_weights_are_frozen_and_cast(whole: Path) -> None:
+    decoder = Checkpoint.open(whole).load_video_decoder(CPU, torch.bfloat16)
+    assert all(p.dtype == torch.bfloat16 and not p.requires_grad for p in decoder.parameters())
+
+
+@pytest.mark.parametrize(
+    ("needed", "load"),
+    [("transformer", "load_transformer"), ("vae", "load_video_decoder"), ("sound_tokenizer", "load_sound_decoder")],
+)
+def test_a_part_opens_the_weights_of_no_other(folder: Path, needed: str, load: str) -> None:
+    for component in {"transformer", "vae", "sound_tokenizer"} - {needed}:
+        (folder / component / WEIGHTS).write_bytes(b"not weights")
+    getattr(Checkpoint.open(folder), load)(CPU, torch.float32)
+
+
+def test_tensors_that_generation_does_not_use_may_be_absent(folder: Path) -> None:
+    unused = ("lm_head", "norm.", "action_", "layers.2.mlp.", "layers.2.self_attn.to_q", "layers.2.self_attn.to_out")
+    edit_tensors(
+        folder / "transformer" / WEIGHTS,
+        lambda tensors: [tensors.pop(name) for name in list(tensors) if name.startswith(unused)],
+    )
+    edit_tensors(
+        folder / "vae" / WEIGHTS,
+        lambda tensors: [tensors.pop(name) for name in list(tensors) if name.startswith(("encoder.", "quant_conv."))],
+    )
+    load_everything(folder)
+
+
+@pytest.mark.parametrize(
+    ("break_it", "told"),
+    [
+        (lambda f: shutil.rmtree(f), "copy: no such folder"),
+        (lambda f: shutil.rmtree(f / "transformer"), r"transformer/config\.json: the file is missing"),
+        (lambda f: shutil.rmtree(f / "scheduler"), r"scheduler_config\.json: the file is missing"),
+        (lambda f: (f / "vae" / "config.json").write_text("{"), r"vae/config\.json: not readable as JSON"),
+        (lambda f: (f / "vae" / "config.json").write_text("[]"), r"vae/config\.json: got a JSON list, expected an obj"),
+        (lambda f: (f / "vae" / WEIGHTS).unlink(), "vae: no safetensors file"),
+        (lambda f: (f / "vae" / WEIGHTS).write_bytes(b""), rf"vae/{WEIGHTS}: not a whole safetensors file"),
+        (lambda f: (f / "vae" / WEIGHTS).write_bytes(b"x" * 99), rf"vae/{WEIGHTS}: not a whole safetensors file"),
+        (
+            lambda f: (f / "vae" / WEIGHTS).write_bytes((f / "vae" / WEIGHTS).read_bytes()[:-10]),
+            rf"vae/{WEIGHTS}: not a whole safetensors file",
+        ),
+        (
+            lambda f: edit_tensors(f / "transformer" / WEIGHTS, lambda t: t.pop("layers.1.mlp_moe_gen.up_proj.weight")),
+            r"transformer: missing tensor layers\.1\.mlp_moe_gen\.up_proj\.weight \(1 missing in all\)",
+        ),
+        (
+            lambda f: edit_tensors(f / "transformer" / WEIGHTS, lambda t: t.update({"extra.weight": torch.ones(1)})),
+            rf"transformer/{WEIGHTS}: unexpected tensor extra\.weight",
+        ),
+        (
+            lambda f: edit_tensors(f / "vae" / WEIGHTS, lambda t: t.update({"decoder.conv_in.bias": torch.ones(7)})),
+            rf"vae/{WEIGHTS}: tensor decoder\.conv_in\.bias: got shape \[7\], expected \[48\]",
+        ),
+        (
+            lambda f: edit_tensors(f / "sound_tokenizer" / WEIGHTS, lambda t: t.pop("decoder.conv1.weight_g")),
+            r"tensor decoder\.conv1\.weight_v has no counterpart",
+        ),
+        (
+            lambda f: edit(f / "generation_config.json", steps=3),
+            r"generation_config\.json: steps: got 3, expected: Extra inputs",
+        ),
+    ],
+)
+def test_a_broken_checkpoint_is_refused_with_the_file_at_fault(
+    folder: Path, break_it: Callable[[Path], object], told: str
+) -> None:
+    (folder / "generation_config.json").write_text("{}")
+    break_it(folder)
+    with pytest.raises(CheckpointError, match=told):
+        load_everything(folder)
+
+
+def test_a_missing_shard_is_named(sharded: Path) -> None:
+    shard = sorted((sharded / "transformer").glob("*.safetensors"))[2]
+    shard.unlink()
+    with pytest.raises(CheckpointError, match=f"{shard.name}: the file is missing"):
+        load_everything(sharded)
+
+
+def test_a_tensor_in_two_shards_is_refused(sharded: Path) -> None:
+    first, second, *_ = sorted((sharded / "transformer").glob("*.safetensors"))
+    name, tensor = next(iter(load_file(first).items()))
+    edit_tensors(second, lambda tensors: tensors.update({name: tensor}))
+    with pytest.raises(CheckpointError, match=f"{second.name}: tensor {name} is also in {first.name}"):
+        load_everything(sharded)
+
+
+@pytest.mark.parametrize(
+    ("shard", "told"),
+    [("diffusion_pytorch_model-00002-of-00002.safetensors", "does not hold it"), ("../x", "a file of this folder")],
+)
+def test_an_index_that_lies_is_refused(sharded: Path, shard: str, told: str) -> None:
+    index = sharded / "sound_tokenizer" / "diffusion_pytorch_model.safetensors.index.json"
+    names = json.loads(index.read_text())["weight_map"]
+    first = next(name for name, file in names.items() if "00001" in file)
+    edit(index, weight_map=names | {first: shard})
+    with pytest.raises(CheckpointError, match=told):
+        load_everything(sharded)
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "told"),
+    [
+        ("transformer/config.json", {"hidden_size": ...}, "hidden_size Field required"),
+        ("transformer/config.json", {"hidden_size": "wide"}, "hidden_size: got 'wide', expected: .*valid integer"),
+        ("transformer/config.json", {"hidden_act": "relu2"}, "hidden_act: got 'relu2', expected: .*'silu'"),
+        ("transformer/config.json", {"video_temporal_causal": True}, "video_temporal_causal: got True"),
+        ("transformer/config.json", {"patch_latent_dim": 33}, "patch_latent_dim is 33, expected 32"),
+        ("transformer/config.json", {"num_key_value_heads": 3}, "is 1, expected 0"),
+        ("transformer/config.json", {"head_dim": 32}, "sum of the rope sections is 8, expected 16"),
+        ("transformer/config.json", {"sound_dim": None}, "sound_dim or sound_latent_fps is missing"),
+        ("transformer/config.json", {"sound_dim": 5}, "vocoder_input_dim is 4, but transformer sound_dim is 5"),
+        ("transformer/config.json", {"sound_latent_fps": 50}, r"per second is 25\.0, but .* is 50"),
+        ("transformer/config.json", {"latent_channel": 9, "patch_latent_dim": 36}, "z_dim is 8, but .* is 9"),
+        ("vae/config.json", {"latents_mean": [0.0]}, "length of latents_mean is 1, expected 8"),
+        ("vae/config.json", {"latents_std": [0.0] * 8}, "latents_std.0: got 0.0, expected: .*greater than 0"),
+        ("vae/config.json", {"scale_factor_spatial": 8}, "scale_factor_spatial: got 8"),
+        ("vae/config.json", {"patch_size": 1, "out_channels": 3}, "pixels per latent is 8, expected 16"),
+        ("vae/config.json", {"out_channels": 3}, "out_channels is 3, expected 12"),
+        ("vae/config.json", {"is_residual": False}, "is_residual: got False"),
+        ("sound_tokenizer/config.json", {"dec_strides": [2]}, "length of dec_strides is 1, expected 5"),
+        ("sound_tokenizer/config.json", {"activation": "elu"}, "activation: got 'elu'"),
+        ("scheduler/scheduler_config.json", {"solver_order": 3}, "solver_order: got 3"),
+        ("scheduler/scheduler_config.json", {"prediction_type": "epsilon"}, "prediction_type: got 'epsilon'"),
+    ],
+)
+def test_a_config_that_cannot_be_served_is_refused(folder: Path, file: str, changes: dict[str, Any], told: str) -> None:
+    edit(folder / file, **changes)
+    with pytest.raises(CheckpointError, match=told):
+        Checkpoint.open(folder)
+
+
+def test_rope_sections_are_found_in_old_and_new_files(folder: Path) -> None:
+    config = folder / "transformer" / "config.json"
+    edit(config, rope_axes_dim=...)
+    assert Checkpoint.open(folder).transformer.rope_sections == (4, 2, 2)
+    edit(config, rope_axes_dim=[4, 2, 2], rope_scaling=...)
+    assert Checkpoint.open(folder).transformer.rope_sections == (4, 2, 2)
+
+
+def test_without_a_sound_tokenizer_videos_are_made_and_sound_is_refused(folder: Path) -> None:
+    shutil.rmtree(folder / "sound_tokenizer")
+    pipeline = Cosmos3Pipeline.from_pretrained(folder, "cpu")
+    params = GenerationParams(prompt="x", height=32, width=32, num_frames=1, num_inference_steps=1)
+    assert pipeline(params).frames.shape == (1, 32, 32, 3)
+    with pytest.raises(InvalidInput, match=r"^generate_sound: got True, expected false, because .* no sound decoder"):
+        pipeline(params.model_copy(update={"generate_sound": True}))
+
+
+def test_a_folder_may_bring_its_own_defaults(folder: Path) -> None:
+    assert Checkpoint.open(folder).defaults.params(prompt="x") == GenerationParams(prompt="x")
+    (folder / "generation_config.json").write_text('{"height": 64, "width": 96, "fps": 12}')
+    params = Checkpoint.open(folder).defaults.params(prompt="x")
+    assert (params.height, params.width, params.fps, params.num_frames) == (64, 96, 12.0, 189)
+
+
+def test_the_demo_is_written_once_and_is_the_same_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = "from cosmos3_models import demo; print(demo.folder())"
+    here = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    writers = [subprocess.Popen([sys.executable, "-c", write], env=here, stdout=subprocess.PIPE) for _ in range(2)]
+    folders = {writer.communicate(timeout=120)[0].decode().strip() for writer in writers}
+    assert len(folders) == 1
+    monkeypatch.setenv("XDG_CACHE_HOME", here["XDG_CACHE_HOME"])
+    folder = demo.folder()
+    assert {str(folder)} == folders
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name], "no draft is left behind"
+    again = tmp_path / "again"
+    again.mkdir()
+    demo.write(again)
+    files = [path.relative_to(again) for path in again.rglob("*") if path.is_file()]
+    assert all((folder / file).read_bytes() == (again / file).read_bytes() for file in files)
+    load_everything(Path("demo"))
+    assert Checkpoint.open("demo").name == "cosmos3-demo"

@@ -1,0 +1,120 @@
+"""Both decoders against diffusers' on the same weights and latents."""
+
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from diffusers import AutoencoderKLWan
+from diffusers.models.autoencoders.autoencoder_cosmos3_audio import Cosmos3AVAEAudioTokenizer
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from cosmos3_models.checkpoint import Checkpoint
+from cosmos3_models.tensor_files import FoldedWeightNorm, TensorFiles
+from cosmos3_models.video_vae import VideoDecoder, to_frames
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def decoder(tiny_checkpoint: Path) -> VideoDecoder:
+    return Checkpoint.open(tiny_checkpoint).load_video_decoder(CPU, torch.float32)
+
+
+def random(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+def pixels(decoder: VideoDecoder, latents: Tensor, chunk: int | None = None) -> Tensor:
+    return torch.cat(list(decoder(latents, chunk)), dim=2)
+
+
+@pytest.mark.parametrize("frames", [1, 2, 5])
+def test_pixels_equal_those_of_diffusers(tiny_checkpoint: Path, decoder: VideoDecoder, frames: int) -> None:
+    with tiny.quiet_reference():
+        reference = AutoencoderKLWan.from_pretrained(tiny_checkpoint / "vae")
+    latents = random(1, tiny.LATENT_CHANNELS, frames, 4, 3)
+    mean, std = (
+        torch.tensor(getattr(decoder.config, name)).view(1, -1, 1, 1, 1) for name in ("latents_mean", "latents_std")
+    )
+    with torch.no_grad():
+        expected = (reference.decode(latents * std + mean).sample / 2 + 0.5).clamp(0, 1)
+    got = pixels(decoder, latents)
+    assert got.shape == (1, 3, 4 * frames - 3, 64, 48)
+    assert tiny.relative_error(got, expected) <= 1e-5
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 5, 6])
+def test_any_chunk_size_gives_the_same_pixels(decoder: VideoDecoder, chunk: int) -> None:
+    latents = random(1, tiny.LATENT_CHANNELS, 6, 3, 3)
+    assert tiny.relative_error(pixels(decoder, latents, chunk), pixels(decoder, latents)) <= 1e-6
+
+
+def test_chunks_come_one_by_one_and_bounded(decoder: VideoDecoder) -> None:
+    sizes = [chunk.shape[2] for chunk in decoder(random(1, tiny.LATENT_CHANNELS, 6, 2, 2), 2)]
+    assert sizes == [1, 8, 8, 4]
+    large = decoder(random(1, tiny.LATENT_CHANNELS, 3, 32, 33))
+    assert [next(large).shape[2], next(large).shape[2]] == [1, 4], "one latent frame at a time when it is large"
+
+
+def test_a_frame_depends_on_nothing_that_comes_later(decoder: VideoDecoder) -> None:
+    latents = random(1, tiny.LATENT_CHANNELS, 4, 3, 3)
+    changed = latents.clone()
+    changed[:, :, 3] += 1
+    before, after = pixels(decoder, latents), pixels(decoder, changed)
+    assert torch.equal(before[:, :, :9], after[:, :, :9])
+    assert not torch.equal(before[:, :, 9:], after[:, :, 9:])
+
+
+def test_latents_are_left_as_they_were(decoder: VideoDecoder) -> None:
+    latents = random(1, tiny.LATENT_CHANNELS, 2, 3, 3)
+    copy = latents.clone()
+    pixels(decoder, latents)
+    assert torch.equal(latents, copy)
+
+
+def test_pixels_round_to_the_nearest_of_256_levels() -> None:
+    values = torch.tensor([0, 0.5 / 255, 1.5 / 255, 0.999, 1]).view(1, 1, 1, 1, 5).expand(1, 3, 1, 1, 5)
+    assert to_frames(values)[0, 0, :, 0].tolist() == [0, 0, 2, 255, 255]
+
+
+def test_the_waveform_equals_that_of_diffusers(tiny_checkpoint: Path) -> None:
+    with tiny.quiet_reference():
+        reference = Cosmos3AVAEAudioTokenizer.from_pretrained(tiny_checkpoint / "sound_tokenizer")
+    latents = random(1, tiny.SOUND_CHANNELS, 7)
+    with torch.no_grad():
+        expected = reference.decode(latents)
+    got = Checkpoint.open(tiny_checkpoint).load_sound_decoder(CPU, torch.float32)(latents)
+    assert got.shape == (2, 7 * 1920)
+    assert got.abs().max() < 1, "a clipped waveform would hide errors"
+    assert tiny.relative_error(got, expected) <= 1e-5
+
+
+def test_a_loud_waveform_is_clamped(tiny_checkpoint: Path) -> None:
+    decoder = Checkpoint.open(tiny_checkpoint).load_sound_decoder(CPU, torch.float32)
+    assert decoder(100 * random(1, tiny.SOUND_CHANNELS, 3)).abs().max() == 1
+
+
+@pytest.mark.parametrize("spelling", ["parametrizations", "plain"])
+def test_every_spelling_of_weight_norm_gives_the_same_weights(
+    tiny_checkpoint: Path, tmp_path: Path, spelling: str
+) -> None:
+    folder = tiny_checkpoint / "sound_tokenizer"
+    legacy = {k: v for file in sorted(folder.glob("*.safetensors")) for k, v in load_file(file).items()}
+    respelt = {}
+    for name, tensor in legacy.items():
+        if spelling == "parametrizations":
+            name = name.replace("weight_g", "parametrizations.weight.original0")
+            respelt[name.replace("weight_v", "parametrizations.weight.original1")] = tensor
+        elif name.endswith("weight_v"):
+            gain = legacy[name.replace("weight_v", "weight_g")]
+            respelt[name.replace("weight_v", "weight")] = torch._weight_norm(tensor, gain, 0)
+        elif not name.endswith("weight_g"):
+            respelt[name] = tensor
+    save_file(respelt, tmp_path / "diffusion_pytorch_model.safetensors")
+    original, read = FoldedWeightNorm(TensorFiles(folder)), FoldedWeightNorm(TensorFiles(tmp_path))
+    assert set(original) == set(read)
+    for name in original:
+        assert read.shape(name) == tuple(original.read(name).shape)
+        assert torch.allclose(read.read(name), original.read(name), atol=1e-7)

@@ -1,0 +1,91 @@
+"""deploy.yaml is strict: every key is one that Ray Serve or this project reads."""
+
+import inspect
+from typing import Any
+
+import pytest
+import ray
+import yaml
+from conftest import ROOT
+
+from serve import stages
+from serve.app import CPU, ONE_GPU, SEVERAL_GPUS, AppArgs, build_app, choose_placement
+from serve.check import problems
+from serve.ingress import Ingress
+
+TEXT = (ROOT / "deploy.yaml").read_text()
+CONFIG = yaml.safe_load(TEXT)
+APPLICATION = CONFIG["applications"][0]
+STAGES = (Ingress, stages.Tokenizer, stages.Denoiser, stages.VideoDecoder, stages.SoundDecoder)
+
+
+def test_deploy_yaml_has_no_problem() -> None:
+    assert problems(TEXT) == []
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "told"),
+    [
+        ("proxy_location", "proxy_locations", "proxy_locations: unknown key"),
+        ("request_timeout_s", "request_timeout", "http_options.request_timeout: unknown key"),
+        ("max_queued_requests: 16", "max_queued_request: 16", "deployments.max_queued_request: unknown key"),
+        ("retry_after_s", "retry_after", "deployments.backpressure_config.retry_after: unknown key"),
+        ("max_attempts", "max_attempt", "max_attempt: got 3, Extra inputs are not permitted"),
+        ("device: auto", "device: tpu", "device: got 'tpu', Input should be 'auto', 'cpu' or 'cuda'"),
+        ("num_replicas: 1 ", "num_replicas: -1 ", "num_replicas"),
+        ("applications:", "applications: [", "not YAML"),
+    ],
+)
+def test_a_misspelt_key_or_a_wrong_value_is_told(right: str, wrong: str, told: str) -> None:
+    assert right in TEXT
+    assert told in "\n".join(problems(TEXT.replace(right, wrong)))
+
+
+def test_every_argument_in_the_yaml_is_its_default_so_that_there_is_one_truth() -> None:
+    assert AppArgs(**APPLICATION["args"]) == AppArgs()
+    assert set(APPLICATION["args"]) == set(AppArgs.model_fields)
+
+
+def test_every_deployment_is_listed_with_queue_and_health() -> None:
+    listed = {deployment["name"]: deployment for deployment in APPLICATION["deployments"]}
+    assert set(listed) == {stage.__name__ for stage in STAGES}
+    for deployment in listed.values():
+        assert {"num_replicas", "max_queued_requests", "health_check_period_s", "health_check_timeout_s"} <= set(
+            deployment
+        )
+
+
+def test_every_deployment_lets_the_longest_request_finish_and_gpu_stages_take_one_at_a_time() -> None:
+    deployments = bound_deployments(build_app(AppArgs(device="cpu", longest_request_s=1234)))
+    assert set(deployments) == {stage.__name__ for stage in STAGES}
+    for name, deployment in deployments.items():
+        assert deployment._deployment_config.graceful_shutdown_timeout_s == 1234
+        if name in ("Denoiser", "VideoDecoder", "SoundDecoder"):
+            assert deployment.max_ongoing_requests == 1
+
+
+def bound_deployments(application: Any) -> dict[str, Any]:
+    """The deployments of a bound graph: the ingress and what it is given."""
+    ingress = application._bound_deployment
+    return {ingress.name: ingress} | {
+        child._bound_deployment.name: child._bound_deployment for child in ingress.init_args
+    }
+
+
+@pytest.mark.parametrize(("gpus", "expected"), [(0, CPU), (1, ONE_GPU), (1.5, ONE_GPU), (2, SEVERAL_GPUS)])
+def test_auto_follows_the_clusters_gpus(monkeypatch: pytest.MonkeyPatch, gpus: float, expected: object) -> None:
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0} | ({"GPU": gpus} if gpus else {}))
+    assert choose_placement("auto") == expected
+    assert choose_placement("cpu") == CPU
+
+
+def test_cuda_without_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
+    with pytest.raises(ValueError, match="device: got 'cuda', expected 'auto' or 'cpu', because"):
+        choose_placement("cuda")
+
+
+def test_stages_are_plain_classes_that_say_what_they_take() -> None:
+    for stage in STAGES:
+        assert inspect.isclass(stage)
+        assert all(p.annotation is not inspect.Parameter.empty for p in inspect.signature(stage).parameters.values())

@@ -1,0 +1,142 @@
+"""What a request may hold, and how a refusal reads."""
+
+import pickle
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from cosmos3_models import GenerationParams, InvalidInput
+from cosmos3_models.params import GenerationDefaults, check_pixel_frames
+from cosmos3_models.shapes import LatentGrid, nearest_frame_counts, sound_latent_frames
+
+
+def test_defaults_are_those_of_nvidia() -> None:
+    assert GenerationParams(prompt="x").model_dump() == {
+        "prompt": "x",
+        "negative_prompt": None,
+        "num_frames": 189,
+        "height": 720,
+        "width": 1280,
+        "fps": 24.0,
+        "num_inference_steps": 35,
+        "guidance_scale": 6.0,
+        "flow_shift": 10.0,
+        "sigma_schedule": "flow",
+        "seed": 42,
+        "generate_sound": False,
+        "append_metadata": True,
+    }
+
+
+@pytest.mark.parametrize(
+    ("field", "values"),
+    [
+        ("prompt", ["x", "x" * 32_768]),
+        ("negative_prompt", [None, "", "x" * 32_768]),
+        ("num_frames", [1, 5, 1201]),
+        ("height", [16, 4096]),
+        ("width", [16, 4096]),
+        ("fps", [1, 29.97, 60]),
+        ("num_inference_steps", [1, 200]),
+        ("guidance_scale", [1, 20]),
+        ("flow_shift", [0.01, 100]),
+        ("sigma_schedule", ["flow", "phyai", "karras", "checkpoint"]),
+        ("seed", [0, 2**32 - 1]),
+    ],
+)
+def test_the_edges_of_every_range_are_accepted(field: str, values: list[Any]) -> None:
+    for value in values:
+        assert getattr(GenerationParams(**({"prompt": "x"} | {field: value})), field) == value
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "expected"),
+    [
+        ("prompt", "", "some text"),
+        ("prompt", " \n", "some text"),
+        ("prompt", 3, "a valid string"),
+        ("prompt", None, "a valid string"),
+        ("prompt", "x" * 32_769, "at most 32768 characters"),
+        ("negative_prompt", 3, "a valid string"),
+        ("num_frames", 10, r"4k \+ 1 frames \(nearest: 9 or 13\)"),
+        ("num_frames", 0, "greater than or equal to 1"),
+        ("num_frames", 1205, "less than or equal to 1201"),
+        ("num_frames", 9.5, "a valid integer"),
+        ("num_frames", True, "a number"),
+        ("height", 100, r"a multiple of 16 \(nearest: 96 or 112\)"),
+        ("width", 0, "greater than or equal to 16"),
+        ("width", 4112, "less than or equal to 4096"),
+        ("fps", 0.5, "greater than or equal to 1"),
+        ("fps", 61, "less than or equal to 60"),
+        ("fps", float("nan"), "greater than or equal to 1"),
+        ("fps", "fast", "a valid number"),
+        ("num_inference_steps", 0, "greater than or equal to 1"),
+        ("num_inference_steps", 201, "less than or equal to 200"),
+        ("guidance_scale", 0.5, "greater than or equal to 1"),
+        ("guidance_scale", float("inf"), "less than or equal to 20"),
+        ("flow_shift", 0, "greater than or equal to 0.01"),
+        ("flow_shift", float("nan"), "greater than or equal to 0.01"),
+        ("seed", -1, "greater than or equal to 0"),
+        ("seed", 2**32, "less than or equal to 4294967295"),
+        ("sigma_schedule", "euler", "'flow', 'phyai', 'karras' or 'checkpoint'"),
+        ("generate_sound", "loud", "a valid boolean"),
+        ("steps", 3, "one of the fields prompt, "),
+    ],
+)
+def test_a_refusal_names_field_value_expectation_and_reason(field: str, value: object, expected: str) -> None:
+    with pytest.raises(InvalidInput, match=rf"^{field}: got .+, expected .*{expected}.*, because \w") as refusal:
+        GenerationParams(**({"prompt": "x"} | {field: value}))
+    assert refusal.value.param == field
+
+
+def test_a_missing_prompt_is_refused() -> None:
+    with pytest.raises(InvalidInput, match=r"^prompt: got None, expected a value"):
+        GenerationParams()
+
+
+def test_a_long_value_is_shortened_in_the_refusal() -> None:
+    with pytest.raises(InvalidInput) as refusal:
+        GenerationParams(prompt="x" * 100_000)
+    assert len(str(refusal.value)) < 400
+
+
+def test_params_do_not_change() -> None:
+    params = GenerationParams(prompt="x")
+    with pytest.raises(ValidationError, match="frozen"):
+        params.seed = 1  # type: ignore[misc]
+
+
+def test_params_and_refusals_survive_pickling() -> None:
+    params = GenerationParams(prompt="x", seed=7)
+    assert pickle.loads(pickle.dumps(params)) == params
+    refusal = InvalidInput("seed", -1, "more", "so")
+    assert str(pickle.loads(pickle.dumps(refusal))) == str(refusal) == "seed: got -1, expected more, because so"
+
+
+def test_what_is_given_goes_over_the_checkpoints_defaults_and_these_over_ours() -> None:
+    defaults = GenerationDefaults(height=256, width=256, num_inference_steps=12)
+    params = defaults.params(prompt="x", num_inference_steps=3)
+    assert (params.height, params.width, params.num_inference_steps, params.fps) == (256, 256, 3, 24.0)
+
+
+def test_the_size_of_a_request_is_bounded_over_all_frames() -> None:
+    params = GenerationParams(prompt="x", height=64, width=32, num_frames=5)
+    check_pixel_frames(params, 64 * 32 * 5)
+    with pytest.raises(InvalidInput, match=r"^size: got '32x64 x 5 frames = 10240', expected at most 10239 pixels"):
+        check_pixel_frames(params, 64 * 32 * 5 - 1)
+
+
+@pytest.mark.parametrize(("frames", "nearest"), [(1, (1, 1)), (2, (1, 5)), (5, (5, 5)), (96, (93, 97)), (0, (1, 1))])
+def test_the_nearest_frame_counts(frames: int, nearest: tuple[int, int]) -> None:
+    assert nearest_frame_counts(frames) == nearest
+
+
+def test_the_default_video_has_the_published_number_of_latents_and_tokens() -> None:
+    grid = LatentGrid.of_video(189, 720, 1280)
+    assert grid == LatentGrid(48, 45, 80)
+    assert grid.patches(2) == LatentGrid(48, 23, 40)
+    assert grid.patches(2).cells == 44_160
+    assert grid.num_frames == 189
+    assert sound_latent_frames(189, 24.0, 48_000, 1920) == 197
+    assert sound_latent_frames(22, 10.0, 48_000, 1920) == 55
