@@ -1,0 +1,53 @@
+"""The command line, in processes of its own."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import av
+import pytest
+
+from cosmos3_models import Cosmos3Pipeline, GenerationParams
+from cosmos3_models.media import encode_video
+
+REQUEST = {"num_frames": 5, "height": 32, "width": 48, "num_inference_steps": 2, "seed": 7}
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "cosmos3_models", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def test_a_video_with_sound_is_written_with_a_progress_bar_and_a_timing_table(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "new folder" / "x.mp4"
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in REQUEST.items()]
+    done = run("--checkpoint", str(tiny_checkpoint), "--prompt", "a ball", "--sound", "--out", str(out), *options)
+    assert done.returncode == 0, done.stderr
+    assert "2/2" in done.stderr
+    stages = [line.split("  ")[0] for line in done.stdout.splitlines() if line.endswith(" s")]
+    assert {"model_load", "preprocess", "inference", "to_cpu", "encode", "per step", "total"} <= set(stages)
+    with av.open(out) as video:
+        assert [stream.type for stream in video.streams] == ["video", "audio"]
+    alone = Cosmos3Pipeline.from_pretrained(tiny_checkpoint, "cpu")(
+        GenerationParams(prompt="a ball", generate_sound=True, **REQUEST)
+    )
+    assert out.read_bytes() == encode_video(alone.frames, alone.waveform, alone.fps, alone.sample_rate)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--prompt", "x", "--num-frames", "10"), "error: num_frames: got 10, expected 4k + 1 frames"),
+        (("--prompt", "x", "--checkpoint", "nowhere"), "error: nowhere: no such folder"),
+        (("--prompt", "x", "--seed", "many"), "argument --seed: invalid int value: 'many'"),
+        (("--prompt", ""), "error: prompt: got '', expected some text"),
+    ],
+)
+def test_a_mistake_is_one_line_on_stderr(arguments: tuple[str, ...], told: str, tmp_path: Path) -> None:
+    done = run(*arguments, "--out", str(tmp_path / "x.mp4"))
+    assert done.returncode == 2
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
