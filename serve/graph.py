@@ -115,7 +115,9 @@ class Graph:
                 references = item_references(response)
                 while (item := await (await anext(references))) != LATENTS_FOLLOW:
                     yield item
-                yield Latents(*[reference async for reference in references])
+                *latents, complete = [reference async for reference in references]
+                await complete  # raises if the replica died among the latents
+                yield Latents(*latents)
                 return
             except REPLICA_DIED as error:
                 self._note_loss("denoiser", attempt, error)

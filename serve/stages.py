@@ -29,7 +29,10 @@ from serve.worker import Worker
 logger = logging.getLogger("ray.serve")
 
 LATENTS_FOLLOW = "latents follow"
-"""The denoiser's last word before the latents; everything before it is a step count."""
+"""The denoiser's word before the latents; everything before it is a step count."""
+
+LATENTS_COMPLETE = "latents complete"
+"""Its word after them. Nobody reads the latents on the way, so only this tells that they are all there."""
 
 DenoiserItem = int | str | NDArray[np.float32]
 
@@ -66,7 +69,7 @@ class Denoiser:
         logger.info(f"Transformer of {opened.name} on {target} as {dtype} in {seconds:.1f} s, attention: {backend}.")
 
     async def denoise(self, ids: PromptIds, params: GenerationParams) -> AsyncGenerator[DenoiserItem, None]:
-        """Yield the steps done (0 when the turn has come), ``LATENTS_FOLLOW``, then each stream's clean latents.
+        """Yield the steps done (0 when the turn has come), then each stream's clean latents between two words.
 
         Every item is an object of its own, so whoever drives the graph hands the latents on without reading them.
         """
@@ -91,6 +94,7 @@ class Denoiser:
         yield LATENTS_FOLLOW
         for stream in latents:
             yield stream
+        yield LATENTS_COMPLETE
 
 
 class VideoDecoder:

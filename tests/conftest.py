@@ -53,7 +53,7 @@ class Server:
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[str]:
     """The address of a Ray cluster of this test run's own."""
-    context = ray.init(address="local", num_cpus=4, include_dashboard=False, object_store_memory=800 << 20)
+    context = ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
     yield context.address_info["gcs_address"]
     ray.shutdown()
 

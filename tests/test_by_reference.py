@@ -17,7 +17,7 @@ from cosmos3_models import GenerationParams
 from cosmos3_models.media import VideoWriter, encode_sound
 from cosmos3_models.prompt import PromptIds
 from serve.ingress import Ingress
-from serve.stages import LATENTS_FOLLOW, DecodedSound, DecodedVideo, DenoiserItem, Tokenizer
+from serve.stages import LATENTS_COMPLETE, LATENTS_FOLLOW, DecodedSound, DecodedVideo, DenoiserItem, Tokenizer
 
 MEGABYTE = 1 << 20
 LATENTS_MB = 100
@@ -33,6 +33,7 @@ class InflatedDenoiser:
         yield LATENTS_FOLLOW
         for value in (1, 2):
             yield np.full(LATENTS_MB * MEGABYTE // 4, value, dtype=np.float32)
+        yield LATENTS_COMPLETE
 
 
 class CheckingVideoDecoder:
