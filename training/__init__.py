@@ -1,0 +1,1 @@
+"""A very small Cosmos3, trained from scratch on a world of moving shapes; see README.md."""

@@ -1,0 +1,260 @@
+"""The training loop that every trainer shares: schedule, mixed precision, running average, log, resuming.
+
+The random numbers of a step depend on seed and step alone, so a run that was cut goes on as if it had not been.
+"""
+
+import argparse
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from training.world import Draw
+
+logger = logging.getLogger("training")
+
+STATE = "state.pt"
+WEIGHTS = "weights.safetensors"
+LOG = "log.jsonl"
+GRADIENT_NORM = 1.0  # longer gradients are cut
+BETAS = (0.9, 0.98)
+
+Forward = Callable[..., object]
+
+
+class Task(Protocol):
+    """What one trainer adds to the loop."""
+
+    module: nn.Module  # what is trained
+    half: bool  # runs in bf16 on a GPU, with fp32 master weights
+    fp32: tuple[str, ...]  # names of parameters that stay fp32 all the same start so
+
+    def loss(self, forward: Forward, draw: Draw, progress: float) -> dict[str, Tensor]:
+        """Named losses of one step, ``loss`` among them; ``forward`` calls ``module``."""
+        ...
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a run goes.
+
+    Attributes:
+        steps: of the optimiser, at most.
+        minutes: of all runs together, at most; what is reached first ends the schedule.
+        learning_rate: at its peak, after ``warmup`` steps; from there it falls in a line to 0 at the end.
+        average: decay of the running average of the weights.
+        stop_at: leave before this step, to go on another time.
+    """
+
+    out: Path
+    steps: int
+    learning_rate: float
+    minutes: float | None = None
+    warmup: int = 200
+    average: float = 0.999
+    weight_decay: float = 0.01
+    seed: int = 0
+    log_every: int = 50
+    save_every_s: float = 120.0
+    stop_at: int | None = None
+    compiled: bool = False
+
+
+class Run:
+    """The state of a run: weights, optimiser, running average, step and the seconds it took."""
+
+    def __init__(self, module: nn.Module, settings: Settings, device: torch.device) -> None:
+        self.module = module.to(device)
+        self.step = 0
+        self.elapsed_s = 0.0
+        self.average = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+        self.optimizer = torch.optim.AdamW(
+            _groups(module, settings.weight_decay),
+            lr=settings.learning_rate,
+            betas=BETAS,
+            fused=device.type == "cuda",
+        )
+        self._path = settings.out / STATE
+        if self._path.is_file():
+            self._load(device)
+
+    def save(self) -> None:
+        """Write the state, whole or not at all."""
+        draft = self._path.with_suffix(".draft")
+        state = {
+            "module": self.module.state_dict(),
+            "average": self.average,
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "elapsed_s": self.elapsed_s,
+        }
+        torch.save(state, draft)
+        draft.rename(self._path)
+
+    def _load(self, device: torch.device) -> None:
+        state = torch.load(self._path, map_location=device, weights_only=True)
+        self.module.load_state_dict(state["module"])
+        self.average = state["average"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.elapsed_s = state["step"], state["elapsed_s"]
+        logger.info("going on at step %d", self.step)
+
+
+def train(task: Task, settings: Settings, device: torch.device) -> Run:
+    """Train to the end of the schedule, or to ``stop_at``, and write state, log and averaged weights."""
+    settings.out.mkdir(parents=True, exist_ok=True)
+    run = Run(task.module, settings, device)
+    forward = _forward(task, settings.compiled, device)
+    clock = _Clock(run.elapsed_s)
+    sums: dict[str, Tensor] = {}
+    for progress in _steps(run, settings, clock):
+        losses = _step(task, run, forward, settings, progress, device)
+        sums = {name: sums.get(name, 0) + loss.detach() for name, loss in losses.items()}
+        if run.step % settings.log_every == 0:
+            _log(run, settings, progress, sums)
+            sums = {}
+        if clock.since_saved_s() > settings.save_every_s:
+            run.save()
+            clock.saved()
+    run.save()
+    save_file({name: tensor.contiguous() for name, tensor in run.average.items()}, settings.out / WEIGHTS)
+    return run
+
+
+def load_average(module: nn.Module, folder: Path, device: torch.device) -> nn.Module:
+    """Put the averaged weights of a finished run into ``module``."""
+    module.load_state_dict(load_file(folder / WEIGHTS))
+    return module.to(device).eval().requires_grad_(False)
+
+
+class _Clock:
+    def __init__(self, before_s: float) -> None:
+        self._start = time.monotonic() - before_s
+        self._saved = time.monotonic()
+
+    def elapsed_s(self) -> float:
+        return time.monotonic() - self._start
+
+    def since_saved_s(self) -> float:
+        return time.monotonic() - self._saved
+
+    def saved(self) -> None:
+        self._saved = time.monotonic()
+
+
+def _steps(run: Run, settings: Settings, clock: _Clock) -> Iterator[float]:
+    """How far the schedule is, 0 to 1, at the start of every step that is still to do."""
+    end = settings.steps if settings.stop_at is None else min(settings.steps, settings.stop_at)
+    while run.step < end:
+        spent = 0.0 if settings.minutes is None else clock.elapsed_s() / (60 * settings.minutes)
+        if spent >= 1:
+            return
+        yield max(run.step / settings.steps, spent)
+        run.elapsed_s = clock.elapsed_s()
+
+
+def _step(
+    task: Task, run: Run, forward: Forward, settings: Settings, progress: float, device: torch.device
+) -> dict[str, Tensor]:
+    rate = settings.learning_rate * min((run.step + 1) / settings.warmup, 1 - progress)
+    for group in run.optimizer.param_groups:
+        group["lr"] = rate
+    losses = task.loss(forward, Draw(settings.seed, run.step, device), progress)
+    losses["loss"].backward()
+    losses["gradient"] = nn.utils.clip_grad_norm_(run.module.parameters(), GRADIENT_NORM)
+    run.optimizer.step()
+    run.optimizer.zero_grad(set_to_none=True)
+    run.step += 1
+    _update_average(run, settings.average)
+    return losses
+
+
+@torch.no_grad()
+def _update_average(run: Run, decay: float) -> None:
+    """Move the average towards the weights; at first fast, so that the random start is forgotten."""
+    weight = 1 - min(decay, (1 + run.step) / (10 + run.step))
+    current = run.module.state_dict()
+    floats = [name for name, tensor in current.items() if tensor.is_floating_point()]
+    torch._foreach_lerp_([run.average[name] for name in floats], [current[name] for name in floats], weight)
+
+
+def _forward(task: Task, compiled: bool, device: torch.device) -> Forward:
+    """``module`` itself or, on a GPU, ``module`` with bf16 copies of its weights, as it will serve."""
+    torch.backends.cudnn.benchmark = True
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    call = functional_call if not compiled else torch.compile(functional_call, dynamic=True)
+    if device.type != "cuda":
+        return task.module
+
+    def forward(*inputs: object) -> object:
+        weights = dict(task.module.named_parameters())
+        if task.half:
+            weights = {name: w if name.startswith(task.fp32) else _half(w) for name, w in weights.items()}
+        return call(task.module, weights, inputs)
+
+    return forward
+
+
+def _half(weight: Tensor) -> Tensor:
+    """A bf16 copy; convolution weights in the layout of the tensor cores, which activations then follow."""
+    if weight.ndim == 5:
+        return weight.to(torch.bfloat16, memory_format=torch.channels_last_3d)
+    return weight.to(torch.bfloat16)
+
+
+def _groups(module: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+    """Matrices decay; gains, biases and embeddings of one dimension do not."""
+    matrices = [parameter for parameter in module.parameters() if parameter.squeeze().ndim > 1]
+    vectors = [parameter for parameter in module.parameters() if parameter.squeeze().ndim <= 1]
+    return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+
+
+def _log(run: Run, settings: Settings, progress: float, sums: dict[str, Tensor]) -> None:
+    """One line of JSON with the means since the last one; a loss that is no number ends the run."""
+    means = {name: float(total) / settings.log_every for name, total in sums.items()}
+    line = {"step": run.step, "progress": round(progress, 4), "elapsed_s": round(run.elapsed_s, 1)}
+    text = json.dumps(line | {name: float(f"{value:.4g}") for name, value in means.items()})
+    with (settings.out / LOG).open("a") as log:
+        log.write(text + "\n")
+    logger.info(text)
+    if not means["loss"] < float("inf"):
+        raise FloatingPointError(f"the loss is {means['loss']} at step {run.step}")
+
+
+def add_arguments(parser: argparse.ArgumentParser, *, steps: int, minutes: float, batch: int, rate: float) -> None:
+    """The options that every trainer has, with this one's defaults."""
+    add = parser.add_argument
+    add("--out", type=Path, required=True, help="folder of the whole demo; each trainer has its own inside")
+    add("--recipe", type=Path, default=None, help="configs of the models; by default training/recipe.json")
+    add("--minutes", type=float, default=minutes, help="the schedule ends then (%(default)s)")
+    add("--steps", type=int, default=steps, help="the schedule ends then, if the time has not (%(default)s)")
+    add("--stop-at", type=int, default=None, help="leave at this step; the same command goes on")
+    add("--batch", type=int, default=batch, help="clips a step (%(default)s)")
+    add("--learning-rate", type=float, default=rate, help="at its peak (%(default)s)")
+    add("--seed", type=int, default=0, help="of weights and data (%(default)s)")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="torch device (%(default)s)")
+    add("--log-every", type=int, default=50, help="steps between lines of the log (%(default)s)")
+    add("--compile", action="store_true", help="compile the model first; minutes of the budget go into it")
+
+
+def settings_of(args: argparse.Namespace, component: str) -> Settings:
+    """The settings that the command line asks for."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    return Settings(
+        out=args.out / component,
+        steps=args.steps,
+        minutes=args.minutes,
+        learning_rate=args.learning_rate,
+        seed=args.seed,
+        log_every=args.log_every,
+        stop_at=args.stop_at,
+        compiled=args.compile,
+    )

@@ -1,0 +1,188 @@
+"""Labels become geometry: where each shape is at any time, how large, which way round, and when it hits something.
+
+Lengths are in sides of the square picture, x to the right and y down; times are in seconds. All tensors of a scene
+are (n, 2) over scenes and their two shapes unless said otherwise.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from training.labels import ALONE, MOTIONS, SHAPES, SIDE_BY_SIDE, STACKED, Labels
+
+RADIUS = (0.095, 0.135, 0.185)  # of the circle around a shape, by size
+MARGIN = 0.02  # between a shape and the border of its lane
+HOP_HEIGHT = 0.42
+ORBIT_RADIUS = 0.2  # at most; a lane allows less
+# By speed, slow then fast.
+MOVE = (0.09, 0.19)  # sides a second
+ROLL = (0.38, 0.8)  # sides a second, from wall to wall
+HOP = (1.25, 0.75)  # seconds from floor to floor
+ORBIT = (math.radians(110), math.radians(230))  # radians a second
+SPIN = (math.radians(60), math.radians(150))  # radians a second
+JITTER = 0.05  # of radii and speeds, to either side
+CONTACTS = 6  # at most, of one shape in one clip
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Scenes ready to be drawn and heard. ``x`` and ``y`` are where a shape is in the middle of its motion."""
+
+    labels: Labels
+    present: Tensor  # 1, or 0 for the second shape of a scene with one
+    kind: Tensor
+    colour: Tensor
+    size: Tensor
+    motion: Tensor
+    background: Tensor  # (n,)
+    radius: Tensor
+    x: Tensor
+    y: Tensor
+    rate: Tensor  # sides, hops or radians a second, by motion; the direction's sign is in it
+    reach: Tensor  # what a bounce or an orbit spans: sides
+    phase: Tensor  # of a bounce or turn: 0 to 2
+    tone: Tensor  # (n, 8) random numbers in -1 to 1 for colours and light
+    duration: float
+
+    def __len__(self) -> int:
+        return len(self.present)
+
+    def track(self, times: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x, y and angle (n, 2, t) at ``times`` (t,); angles are clockwise."""
+        x, y, rate = self.x[..., None], self.y[..., None], self.rate[..., None]
+        phase, reach = self.phase[..., None], self.reach[..., None]
+        step = rate * (times - self.duration / 2)
+        turn = phase * math.pi + rate * times
+        cycle = phase + rate * times
+        triangle = 1 - (cycle % 2 - 1).abs() - 0.5
+        hop = 0.5 - 4 * (cycle % 1) * (1 - cycle % 1)
+        x = x + step * self._is("move", "left", "right") + reach * triangle * self._is("bounce", "sideways")
+        x = x + reach * turn.cos() * self._is("orbit")
+        y = y + step * self._is("move", "up", "down") + reach * hop * self._is("bounce", "up and down")
+        y = y + reach * turn.sin() * self._is("orbit")
+        return x, y, turn * self._is("spin")
+
+    def contacts(self) -> Tensor:
+        """When each shape hits a wall or the floor: seconds (n, 2, k), infinite where it does not."""
+        count = torch.arange(1, CONTACTS + 1, device=self.phase.device)
+        times = (count - self.phase[..., None] % 1) / self.rate[..., None].abs()
+        real = (self._is("bounce") * self.present[..., None] > 0) & (times < self.duration)
+        return torch.where(real, times, math.inf)
+
+    def _is(self, verb: str, *directions: str) -> Tensor:
+        """1 where a shape's motion is this verb in one of these directions (any, if none is named), (n, 2, 1)."""
+        wanted = torch.tensor(
+            [motion == verb and (not directions or way in directions) for motion, way in MOTIONS],
+            device=self.motion.device,
+        )
+        return wanted[self.motion].float()[..., None]
+
+
+def draw_scene(labels: Labels, duration: float, generator: torch.Generator) -> Scene:
+    """Draw everything that the labels leave open, on the generator's device."""
+    device = generator.device
+    shape = (len(labels), SHAPES)
+    kind, colour, size, motion, speed, layout, background = (
+        torch.from_numpy(array).to(device)
+        for array in (
+            labels.kind,
+            labels.colour,
+            labels.size,
+            labels.motion,
+            labels.speed,
+            labels.layout,
+            labels.background,
+        )
+    )
+    uniform = torch.rand(6, *shape, generator=generator, device=device)
+    radius = _table(RADIUS, device)[size] * (1 + JITTER * (2 * uniform[0] - 1))
+    left, right, top, bottom = _free(layout, radius)
+    rate = _rate(motion, speed) * (1 + JITTER * (2 * uniform[1] - 1))
+    reach, rate = _reach(motion, rate, radius, left, right, top, bottom)
+    span_x, span_y = _span(motion, rate, reach, duration)
+    return Scene(
+        labels=labels,
+        present=torch.stack([torch.ones_like(layout), (layout != ALONE).long()], dim=1).float(),
+        kind=kind,
+        colour=colour,
+        size=size,
+        motion=motion,
+        background=background,
+        radius=radius,
+        x=_between(left, right, span_x, uniform[2]),
+        y=_between(top, bottom, span_y, uniform[3]),
+        rate=rate,
+        reach=reach,
+        phase=2 * uniform[4],
+        tone=2 * torch.rand(len(labels), 8, generator=generator, device=device) - 1,
+        duration=duration,
+    )
+
+
+def _free(layout: Tensor, radius: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Where a shape's centre may be: left, right, top and bottom of its lane, less the shape."""
+    first = torch.tensor([0.0, 0.5], device=radius.device).expand_as(radius)
+    columns, rows = (layout == SIDE_BY_SIDE)[:, None], (layout == STACKED)[:, None]
+    left, top = first * columns, first * rows
+    right, bottom = left + 1 - 0.5 * columns.float(), top + 1 - 0.5 * rows.float()
+    inset = radius + MARGIN
+    return left + inset, right - inset, top + inset, bottom - inset
+
+
+def _rate(motion: Tensor, speed: Tensor) -> Tensor:
+    """Sides, hops or radians a second; left, up and counterclockwise are negative."""
+    tables = {"move": MOVE, "orbit": ORBIT, "spin": SPIN, "bounce": ROLL}
+    rates = []
+    for verb, way in MOTIONS:
+        sign = -1 if way in ("left", "up", "counterclockwise") else 1
+        pair = [1 / period for period in HOP] if way == "up and down" else tables[verb]
+        rates.append([sign * rate for rate in pair])
+    return torch.tensor(rates, device=motion.device)[motion, speed]
+
+
+def _reach(
+    motion: Tensor, rate: Tensor, radius: Tensor, left: Tensor, right: Tensor, top: Tensor, bottom: Tensor
+) -> tuple[Tensor, Tensor]:
+    """What a bounce or an orbit spans, and the rate, that of a rolling bounce now in walls a second."""
+    verbs, ways = (torch.tensor(_ids(names), device=motion.device)[motion] for names in zip(*MOTIONS, strict=True))
+    rolls, hops = ways == _id("sideways"), ways == _id("up and down")
+    width, height = right - left, bottom - top
+    orbit = torch.minimum(torch.minimum(width, height) / 2, torch.full_like(radius, ORBIT_RADIUS))
+    reach = torch.where(verbs == _id("orbit"), orbit, torch.zeros_like(radius))
+    reach = torch.where(rolls, width, reach)
+    reach = torch.where(hops, torch.full_like(radius, HOP_HEIGHT), reach)
+    return reach, torch.where(rolls, rate / width, rate)
+
+
+def _span(motion: Tensor, rate: Tensor, reach: Tensor, duration: float) -> tuple[Tensor, Tensor]:
+    """How much of its lane a motion covers, across and down."""
+    verbs, ways = (torch.tensor(_ids(names), device=motion.device)[motion] for names in zip(*MOTIONS, strict=True))
+    moves, travel = verbs == _id("move"), rate.abs() * duration
+    across = moves & ((ways == _id("left")) | (ways == _id("right")))
+    circle = 2 * reach * (verbs == _id("orbit"))
+    span_x = circle + travel * across + reach * (ways == _id("sideways"))
+    span_y = circle + travel * (moves & ~across) + reach * (ways == _id("up and down"))
+    return span_x, span_y
+
+
+def _between(low: Tensor, high: Tensor, span: Tensor, uniform: Tensor) -> Tensor:
+    """The middle of a span that lies between low and high, or in their middle if it is longer."""
+    slack = (high - low - span).clamp_min(0)
+    return (low + high) / 2 + slack * (uniform - 0.5)
+
+
+NAMES = tuple(sorted({name for motion in MOTIONS for name in motion}))
+
+
+def _id(name: str) -> int:
+    return NAMES.index(name)
+
+
+def _ids(names: tuple[str, ...]) -> list[int]:
+    return [_id(name) for name in names]
+
+
+def _table(values: tuple[float, ...], device: torch.device) -> Tensor:
+    return torch.tensor(values, device=device)

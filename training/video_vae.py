@@ -1,0 +1,124 @@
+"""Train the video autoencoder: pixels to latents and back.
+
+python -m training.video_vae --out .gpu/demo --minutes 8
+"""
+
+import argparse
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from cosmos3_models.config import VideoVAEConfig
+from cosmos3_models.shapes import LatentGrid
+from cosmos3_models.video_vae import History, VideoDecoder
+from training.loop import Forward, add_arguments, settings_of, train
+from training.recipe import Recipe
+from training.video_encoder import VideoEncoder
+from training.world import Draw, World
+
+COMPONENT = "video_vae"
+WINDOW = 96  # pixels of the square that most steps see: what matters is near a shape
+WINDOW_FRAMES = 17
+WHOLE_FROM = 0.8  # of the schedule; then steps see whole clips, fewer at a time
+EDGE_WEIGHT = 1.0  # of the error of differences between neighbouring pixels: sharp outlines
+KL_WEIGHT = 1e-4  # keeps the latents smooth and their noise near what the decoder forgives
+LOG_VARIANCE_RANGE = (-12.0, 4.0)
+
+
+class VideoAutoencoder(nn.Module):
+    """Encoder and decoder; the decoder's modules are the served ones."""
+
+    def __init__(self, config: VideoVAEConfig, base_dim: int) -> None:
+        super().__init__()
+        self.encoder = VideoEncoder(config, base_dim)
+        self.decoder = VideoDecoder(config)
+
+    def forward(self, pixels: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Reconstruction, mean and log variance; ``noise`` is standard normal in the latents' shape."""
+        mean, log_variance = self.encoder(pixels.to(self.decoder.post_quant_conv.weight.dtype))
+        log_variance = log_variance.float().clamp(*LOG_VARIANCE_RANGE)
+        latents = mean.float() + (log_variance / 2).exp() * noise
+        return decode(self.decoder, latents).float(), mean.float(), log_variance
+
+
+def decode(decoder: VideoDecoder, latents: Tensor) -> Tensor:
+    """Pixels (b, 3, 4 t - 3, 16 h, 16 w), about -1 to 1, of latents as the encoder leaves them.
+
+    The served decode without its normalisation and clamps: the first frame alone, then all others at once.
+    """
+    latents = decoder.post_quant_conv(latents.to(decoder.post_quant_conv.weight.dtype))
+    history = History()
+    chunks = []
+    for chunk in (latents[:, :, :1], latents[:, :, 1:]):
+        if chunk.shape[2]:
+            chunks.append(decoder.decoder(chunk, history))
+        history.first_chunk = False
+    size = decoder.config.patch_size
+    return rearrange(torch.cat(chunks, dim=2), "b (c q p) t h w -> b c t (h p) (w q)", p=size, q=size)
+
+
+class VideoTask:
+    """Windows around the shapes first, whole clips at the end."""
+
+    half = True
+    fp32: tuple[str, ...] = ("-",)
+
+    def __init__(self, recipe: Recipe, batch: int, seed: int) -> None:
+        self.world = World.of(recipe)
+        self.batch = batch
+        torch.manual_seed(seed)
+        self.module = build(recipe)
+
+    def loss(self, forward: Forward, draw: Draw, progress: float) -> dict[str, Tensor]:
+        pixels = self._pixels(draw, progress)
+        b, _, t, h, w = pixels.shape
+        shape = (b, self.module.decoder.config.z_dim, *_latent_size(t, h, w))
+        noise = torch.randn(shape, generator=draw.torch, device=pixels.device)
+        reconstruction, mean, log_variance = forward(pixels, noise)
+        error, edge = (reconstruction - pixels).abs().mean(), edge_error(reconstruction, pixels)
+        kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
+        loss = error + EDGE_WEIGHT * edge + KL_WEIGHT * kl
+        return {"loss": loss, "error": error, "edge": edge, "kl": kl, "square": F.mse_loss(reconstruction, pixels)}
+
+    @torch.no_grad()
+    def _pixels(self, draw: Draw, progress: float) -> Tensor:
+        whole = self.world.side <= WINDOW or progress >= WHOLE_FROM
+        share = WINDOW**2 * WINDOW_FRAMES / (self.world.side**2 * self.world.num_frames)
+        count = max(1, round(self.batch * share)) if whole else self.batch
+        scene = self.world.scenes(draw, count)
+        return self.world.frames(scene) if whole else self.world.windows(scene, draw, WINDOW, WINDOW_FRAMES)
+
+
+def edge_error(got: Tensor, expected: Tensor) -> Tensor:
+    """Mean absolute error of the differences between neighbours across, down and in time."""
+    error = got - expected
+    return torch.stack([error.diff(dim=dim).abs().mean() for dim in (2, 3, 4)]).mean()
+
+
+def build(recipe: Recipe) -> VideoAutoencoder:
+    """The autoencoder at the start of training."""
+    module = VideoAutoencoder(recipe.video_vae, recipe.data["vae"]["base_dim"])
+    for name, parameter in module.named_parameters():
+        if name.endswith("gamma"):
+            nn.init.ones_(parameter)
+    return module
+
+
+def _latent_size(frames: int, height: int, width: int) -> tuple[int, int, int]:
+    grid = LatentGrid.of_video(frames, height, width)
+    return grid.frames, grid.height, grid.width
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_arguments(parser, steps=100_000, minutes=8, batch=32, rate=1e-3)
+    args = parser.parse_args(arguments)
+    recipe = Recipe.read(args.recipe) if args.recipe else Recipe.read()
+    train(VideoTask(recipe, args.batch, args.seed), settings_of(args, COMPONENT), torch.device(args.device))
+
+
+if __name__ == "__main__":
+    main()
