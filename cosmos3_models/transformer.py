@@ -168,11 +168,12 @@ class TimestepEmbedder(nn.Module):
         self.linear_2 = nn.Linear(config.hidden_size, config.hidden_size)
         self.scale = config.timestep_scale
 
-    def forward(self, timestep: int) -> Tensor:
+    def forward(self, timestep: int | Tensor) -> Tensor:
+        """(d,) for one timestep, (b, 1, d) for a column (b, 1, 1) of them."""
         device = self.linear_1.weight.device
         index = torch.arange(TIME_FREQUENCIES, dtype=torch.float32, device=device)
         angle = timestep * self.scale * torch.exp(-math.log(10_000) / TIME_FREQUENCIES * index)
-        return self.linear_2(F.silu(self.linear_1(torch.cat([angle.cos(), angle.sin()]))))  # (d,)
+        return self.linear_2(F.silu(self.linear_1(torch.cat([angle.cos(), angle.sin()], dim=-1))))
 
 
 class GenerationTower(nn.Module):
@@ -190,7 +191,7 @@ class GenerationTower(nn.Module):
             self.audio_proj_out = nn.Linear(d, config.sound_dim)
             self.audio_modality_embed = nn.Parameter(torch.empty(d))
 
-    def forward(self, streams: Streams, timestep: int, condition: Condition) -> Streams:
+    def forward(self, streams: Streams, timestep: int | Tensor, condition: Condition) -> Streams:
         dtype = self.proj_in.weight.dtype
         grid = LatentGrid(*streams.video.shape[2:])
         tokens = [self.proj_in(patchify(streams.video.to(dtype), self.patch_size))]

@@ -115,12 +115,13 @@ def train(task: Task, settings: Settings, device: torch.device) -> Run:
     forward = _forward(task, settings.compiled, device)
     clock = _Clock(run.elapsed_s)
     sums: dict[str, Tensor] = {}
+    first = run.step
     for progress in _steps(run, settings, clock):
         losses = _step(task, run, forward, settings, progress, device)
         sums = {name: sums.get(name, 0) + loss.detach() for name, loss in losses.items()}
         if run.step % settings.log_every == 0:
-            _log(run, settings, progress, sums)
-            sums = {}
+            _log(run, settings, progress, {name: float(total) / (run.step - first) for name, total in sums.items()})
+            sums, first = {}, run.step
         if clock.since_saved_s() > settings.save_every_s:
             run.save()
             clock.saved()
@@ -217,9 +218,8 @@ def _groups(module: nn.Module, weight_decay: float) -> list[dict[str, object]]:
     return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
 
 
-def _log(run: Run, settings: Settings, progress: float, sums: dict[str, Tensor]) -> None:
+def _log(run: Run, settings: Settings, progress: float, means: dict[str, float]) -> None:
     """One line of JSON with the means since the last one; a loss that is no number ends the run."""
-    means = {name: float(total) / settings.log_every for name, total in sums.items()}
     line = {"step": run.step, "progress": round(progress, 4), "elapsed_s": round(run.elapsed_s, 1)}
     text = json.dumps(line | {name: float(f"{value:.4g}") for name, value in means.items()})
     with (settings.out / LOG).open("a") as log:

@@ -31,7 +31,10 @@ class Recipe:
     def of(cls, data: dict[str, Any]) -> "Recipe":
         """A recipe from its components; the video latents' statistics may still be missing."""
         z_dim = data["vae"]["z_dim"]
-        data = data | {"vae": {"latents_mean": [0.0] * z_dim, "latents_std": [1.0] * z_dim} | data["vae"]}
+        data = data | {
+            "vae": {"latents_mean": [0.0] * z_dim, "latents_std": [1.0] * z_dim} | data["vae"],
+            "scheduler": data["scheduler"] | {"flow_shift": data["generation"]["flow_shift"]},
+        }
         return cls(
             data=data,
             transformer=TransformerConfig.model_validate(data["transformer"]),

@@ -4,6 +4,7 @@ python -m training.video_vae --out .gpu/demo --minutes 8
 """
 
 import argparse
+import math
 
 import torch
 import torch.nn.functional as F
@@ -63,7 +64,7 @@ class VideoTask:
     """Windows around the shapes first, whole clips at the end."""
 
     half = True
-    fp32: tuple[str, ...] = ("-",)
+    fp32: tuple[str, ...] = ()
 
     def __init__(self, recipe: Recipe, batch: int, seed: int) -> None:
         self.world = World.of(recipe)
@@ -98,11 +99,15 @@ def edge_error(got: Tensor, expected: Tensor) -> Tensor:
 
 
 def build(recipe: Recipe) -> VideoAutoencoder:
-    """The autoencoder at the start of training."""
+    """The autoencoder at the start of training: residual branches are silent, so it begins as its shortcuts."""
     module = VideoAutoencoder(recipe.video_vae, recipe.data["vae"]["base_dim"])
     for name, parameter in module.named_parameters():
         if name.endswith("gamma"):
             nn.init.ones_(parameter)
+        elif name.endswith("bias") or ".conv2." in name or ".proj." in name:
+            nn.init.zeros_(parameter)
+        else:
+            nn.init.normal_(parameter, std=1 / math.sqrt(parameter[0].numel()))
     return module
 
 

@@ -1,0 +1,169 @@
+"""Encode clips once, so that the transformer's steps read latents and token ids from the GPU's memory.
+
+python -m training.latents --out .gpu/demo --minutes 3
+"""
+
+import argparse
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from cosmos3_models.prompt import PromptEncoder
+from training import sound_autoencoder, video_vae
+from training.captions import write_caption
+from training.labels import Labels
+from training.loop import load_average
+from training.recipe import Recipe
+from training.tokenizer import described
+from training.world import Draw, World
+
+logger = logging.getLogger("training")
+
+FOLDER = "latents"
+FILE = "latents.safetensors"
+RECIPE = "recipe.json"
+CHUNK = 16  # clips encoded at a time
+CAPTIONS_PER_CLIP = 3
+PLAIN_SHARE = 0.1  # of the captions come without the sentences about length and size
+PADDING = -1
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Encoded clips and their captions.
+
+    Attributes:
+        video: bf16 (n, c, t, h, w), normalised as serving expects it.
+        sound: bf16 (n, d, t).
+        ids: int16 (n, captions, longest), padded.
+        lengths: int16 (n, captions).
+    """
+
+    video: Tensor
+    sound: Tensor
+    ids: Tensor
+    lengths: Tensor
+
+    @classmethod
+    def read(cls, folder: Path, device: torch.device) -> "Cache":
+        """Read what ``write`` left."""
+        return cls(**{name: tensor.to(device) for name, tensor in load_file(folder / FILE).items()})
+
+    def write(self, folder: Path) -> None:
+        """Write one file."""
+        save_file({name: tensor.contiguous().cpu() for name, tensor in vars(self).items()}, folder / FILE)
+
+
+class Encoders:
+    """Both trained encoders."""
+
+    def __init__(self, recipe: Recipe, out: Path, device: torch.device) -> None:
+        self.world = World.of(recipe)
+        self.device = device
+        self.dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+        video = load_average(video_vae.build(recipe), out / video_vae.COMPONENT, device)
+        sound = load_average(sound_autoencoder.build(recipe), out / sound_autoencoder.COMPONENT, device)
+        self.video = video.encoder.to(self.dtype)
+        self.sound = sound.encoder
+
+    @torch.inference_mode()
+    def __call__(self, labels: Labels, draw: Draw) -> tuple[Tensor, Tensor]:
+        """Latents of clips with these labels: video as the decoder takes it, and sound, both fp32."""
+        scene = self.world.scenes_of(labels, draw)
+        mean, _ = self.video(self.world.frames(scene).to(self.dtype))
+        return mean.float(), self.sound(self.world.waveform(scene)).float()
+
+
+def encode(
+    recipe: Recipe, out: Path, clips: int, minutes: float | None, seed: int, device: torch.device
+) -> tuple[Cache, Recipe]:
+    """Encode up to ``clips`` training clips, as far as the time goes; the recipe then has their statistics."""
+    encoders, prompts = Encoders(recipe, out, device), PromptEncoder.from_checkpoint(out)
+    video, sound, texts = [], [], []
+    for draw in _draws(clips, minutes, seed, device):
+        scene = encoders.world.scenes(draw, CHUNK)
+        latents = encoders(scene.labels, draw)
+        video.append(latents[0].half())
+        sound.append(latents[1].bfloat16())
+        texts += [_captions(recipe, prompts, scene.labels, index, draw.numpy) for index in range(CHUNK)]
+    stacked = torch.cat(video)
+    mean, std = (_by_channel(statistic) for statistic in statistics(stacked))
+    for chunk in stacked.split(1024):
+        chunk.copy_((chunk.float() - mean) / std)
+    ids, lengths = _padded(texts)
+    cache = Cache(stacked.bfloat16(), torch.cat(sound), ids, lengths)
+    return cache, recipe.with_statistics(*(value.flatten().tolist() for value in (mean, std)))
+
+
+def statistics(latents: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (c,) of each channel of (n, c, t, h, w), in fp64 over pieces of any number."""
+    total = torch.zeros(2, latents.shape[1], dtype=torch.float64, device=latents.device)
+    for chunk in latents.split(1024):
+        values = chunk.double().transpose(0, 1).flatten(1)
+        total += torch.stack([values.sum(1), values.square().sum(1)])
+    mean, square = total / (latents.numel() // latents.shape[1])
+    return mean.float(), (square - mean.square()).sqrt().float()
+
+
+def _draws(clips: int, minutes: float | None, seed: int, device: torch.device) -> Iterator[Draw]:
+    start = time.monotonic()
+    for step in range(-(-clips // CHUNK)):
+        if minutes is not None and time.monotonic() - start > 60 * minutes:
+            return
+        if step % 100 == 0:
+            logger.info("%d clips in %.0f s", step * CHUNK, time.monotonic() - start)
+        yield Draw(seed + 1, step, device)  # not the numbers that the autoencoders were trained on
+
+
+def _captions(
+    recipe: Recipe, prompts: PromptEncoder, labels: Labels, scene: int, random: np.random.Generator
+) -> list[list[int]]:
+    """Token ids of several captions of one scene, as serving makes them."""
+    texts = [write_caption(labels, scene, random) for _ in range(CAPTIONS_PER_CLIP)]
+    plain = random.random(len(texts)) < PLAIN_SHARE
+    texts = [text if bare else described(text, recipe.generation) for text, bare in zip(texts, plain, strict=True)]
+    return [prompts.token_ids(text).tolist() for text in texts]
+
+
+def _padded(texts: list[list[list[int]]]) -> tuple[Tensor, Tensor]:
+    lengths = torch.tensor([[len(ids) for ids in captions] for captions in texts], dtype=torch.int16)
+    padded = torch.full((*lengths.shape, int(lengths.max())), PADDING, dtype=torch.int16)
+    for clip, captions in enumerate(texts):
+        for caption, ids in enumerate(captions):
+            padded[clip, caption, : len(ids)] = torch.tensor(ids, dtype=torch.int16)
+    return padded, lengths
+
+
+def _by_channel(values: Tensor) -> Tensor:
+    return values[:, None, None, None]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--out", type=Path, required=True, help="folder of the whole demo, with the trained autoencoders")
+    add("--recipe", type=Path, default=None, help="configs of the models")
+    add("--clips", type=int, default=60_000, help="at most (%(default)s)")
+    add("--minutes", type=float, default=3, help="then it makes do with what it has (%(default)s)")
+    add("--seed", type=int, default=0, help="of the clips (%(default)s)")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="torch device (%(default)s)")
+    args = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    recipe = Recipe.read(args.recipe) if args.recipe else Recipe.read()
+    cache, recipe = encode(recipe, args.out, args.clips, args.minutes, args.seed, torch.device(args.device))
+    (args.out / FOLDER).mkdir(exist_ok=True)
+    cache.write(args.out / FOLDER)
+    (args.out / FOLDER / RECIPE).write_text(recipe.dump())
+    logger.info("%d clips", len(cache.video))
+
+
+if __name__ == "__main__":
+    main()

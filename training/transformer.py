@@ -1,0 +1,194 @@
+"""Train both towers by flow matching on video and sound together.
+
+python -m training.transformer --out .gpu/demo --minutes 9.5
+"""
+
+import argparse
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cosmos3_models.positions import Rotary, rotary, sound_positions, text_positions, video_positions
+from cosmos3_models.prompt import PromptEncoder
+from cosmos3_models.sampler import TRAIN_TIMESTEPS
+from cosmos3_models.shapes import LatentGrid
+from cosmos3_models.transformer import Condition, Streams, Transformer
+from training import latents
+from training.latents import Cache
+from training.loop import Forward, add_arguments, settings_of, train
+from training.recipe import Recipe
+from training.world import Draw
+
+COMPONENT = "transformer"
+GROUPS = 4  # parts of a batch; the captions of a part have one length, so that no token is padding
+DROPPED_SHARE = 0.1  # of the parts see the negative prompt or an empty one, for guidance
+SILENT_SHARE = 0.15  # of the parts have no sound
+SOUND_WEIGHT = 0.5
+LARGEST_SIGMA = 0.9999
+
+
+@dataclass(frozen=True)
+class Part:
+    """Clips whose texts have the same number of tokens.
+
+    Attributes:
+        streams: clean latents.
+        ids: int64 (b, n).
+    """
+
+    streams: Streams
+    ids: Tensor
+
+
+class Trainable(nn.Module):
+    """The served towers, without the inference mode that their entry points run in."""
+
+    def __init__(self, transformer: Transformer, fps: float) -> None:
+        super().__init__()
+        self.model = transformer
+        self.fps = fps
+        self._positions = lru_cache(maxsize=None)(self._rotary)
+
+    def forward(self, streams: Streams, timesteps: Tensor, ids: Tensor) -> Streams:
+        """The velocity of noisy ``streams`` at ``timesteps`` (b,)."""
+        frames = None if streams.sound is None else streams.sound.shape[2]
+        weight = self.model.generation.proj_in.weight
+        grid = LatentGrid(*streams.video.shape[2:])
+        text, media = self._positions(ids.shape[1], grid, frames, weight.device, weight.dtype)
+        condition = Condition(self.model.text(ids, text), media)
+        return self.model.generation(streams, timesteps[:, None, None], condition)
+
+    def _rotary(
+        self, length: int, grid: LatentGrid, frames: int | None, device: torch.device, dtype: torch.dtype
+    ) -> tuple[Rotary, Rotary]:
+        """Tables of the text and of the media tokens behind it."""
+        config = self.model.config
+        offset = length + config.media_position_offset
+        media = [video_positions(grid.patches(config.latent_patch_size), offset, self.fps, config)]
+        if frames is not None:
+            media.append(sound_positions(frames, offset, config))
+        return (
+            rotary(text_positions(length), config, device, dtype),
+            rotary(torch.cat(media, dim=1), config, device, dtype),
+        )
+
+
+class TransformerTask:
+    """Batches from the cache of latents."""
+
+    half = True
+    fp32: tuple[str, ...] = ("model.generation.time_embedder.",)
+
+    def __init__(self, recipe: Recipe, cache: Cache, prompts: PromptEncoder, batch: int, seed: int) -> None:
+        self.shift = recipe.generation.flow_shift
+        self.cache = cache
+        self.batch = batch
+        self.empty = [torch.from_numpy(ids) for ids in _unconditional(recipe, prompts)]
+        lengths = cache.lengths.cpu().numpy()
+        self._lengths = lengths.ravel()
+        self._of_length = {length: np.flatnonzero(self._lengths == length) for length in np.unique(self._lengths)}
+        torch.manual_seed(seed)
+        self.module = Trainable(build(recipe), recipe.fps)
+
+    def loss(self, forward: Forward, draw: Draw, progress: float) -> dict[str, Tensor]:
+        del progress
+        sums: dict[str, Tensor] = {}
+        for _ in range(GROUPS):
+            for name, loss in self._part_loss(forward, self._part(draw), draw).items():
+                sums[name] = sums.get(name, 0) + loss / GROUPS
+        return sums
+
+    def _part_loss(self, forward: Forward, part: Part, draw: Draw) -> dict[str, Tensor]:
+        clean = part.streams
+        sigma = draw_sigmas(len(part.ids), self.shift, draw)
+        noise = Streams(*(_normal(stream, draw) for stream in clean.present))
+        noisy = Streams(*(_mixed(x, e, sigma) for x, e in zip(clean.present, noise.present, strict=True)))
+        velocity = forward(noisy, (sigma * TRAIN_TIMESTEPS).floor(), part.ids)
+        errors = [
+            F.mse_loss(v.float(), e - x) for v, e, x in zip(velocity.present, noise.present, clean.present, strict=True)
+        ]
+        video, sound = errors[0], errors[1] if len(errors) > 1 else torch.zeros_like(errors[0])
+        return {"loss": video + SOUND_WEIGHT * sound, "video": video, "sound": sound}
+
+    def _part(self, draw: Draw) -> Part:
+        """Clips and captions of one length; now and then without captions, or without sound."""
+        random, captions = draw.numpy, self.cache.lengths.shape[1]
+        length = self._lengths[random.integers(len(self._lengths))]
+        chosen = torch.from_numpy(random.choice(self._of_length[length], self.batch // GROUPS)).to(
+            self.cache.ids.device
+        )
+        clips = chosen // captions
+        video, sound = self.cache.video[clips].float(), self.cache.sound[clips].float()
+        ids = self.cache.ids[clips, chosen % captions, :length].long()
+        if random.random() < DROPPED_SHARE:
+            empty = self.empty[random.integers(len(self.empty))]
+            ids = empty.to(ids.device).expand(len(ids), -1)
+        return Part(Streams(video, None if random.random() < SILENT_SHARE else sound), ids)
+
+
+def draw_sigmas(count: int, shift: float, draw: Draw) -> Tensor:
+    """Noise levels (count,) with the density of the served schedule, spread evenly over it."""
+    device = draw.torch.device
+    u = (torch.arange(count, device=device) + torch.rand(count, generator=draw.torch, device=device)) / count
+    return (shift * u / (1 + (shift - 1) * u)).clamp_max(LARGEST_SIGMA)
+
+
+def build(recipe: Recipe) -> Transformer:
+    """The towers at the start of training: unit activations, residual branches small, a velocity of 0."""
+    transformer = Transformer(recipe.transformer)
+    depth = math.sqrt(2 * recipe.transformer.num_hidden_layers)
+    for name, parameter in transformer.named_parameters():
+        if "norm" in name:
+            nn.init.ones_(parameter)
+        elif "proj_out" in name or parameter.ndim == 1:
+            nn.init.zeros_(parameter)
+        elif "embed_tokens" in name:
+            nn.init.normal_(parameter)
+        else:
+            branch = depth if name.endswith(("to_out.weight", "down_proj.weight")) else 1
+            nn.init.normal_(parameter, std=1 / (branch * math.sqrt(parameter.shape[1])))
+    return transformer
+
+
+def _unconditional(recipe: Recipe, prompts: PromptEncoder) -> list[np.ndarray]:
+    """Token ids of the default negative prompt and of an empty one."""
+    params = recipe.generation.model_copy(update={"guidance_scale": 2.0})
+    default = prompts.encode(params).negative
+    assert default is not None, "with guidance there is a negative prompt"
+    return [default, prompts.token_ids("")]
+
+
+def _mixed(clean: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+    sigma = sigma.view(-1, *(1,) * (clean.ndim - 1))
+    return (1 - sigma) * clean + sigma * noise
+
+
+def _normal(like: Tensor, draw: Draw) -> Tensor:
+    return torch.randn(like.shape, generator=draw.torch, device=like.device)
+
+
+def recipe_with_statistics(out: Path) -> Recipe:
+    """The recipe that the latents were made by."""
+    return Recipe.read(out / latents.FOLDER / latents.RECIPE)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_arguments(parser, steps=100_000, minutes=9, batch=256, rate=1.5e-3)
+    args = parser.parse_args(arguments)
+    device = torch.device(args.device)
+    recipe, prompts = recipe_with_statistics(args.out), PromptEncoder.from_checkpoint(args.out)
+    cache = Cache.read(args.out / latents.FOLDER, device)
+    task = TransformerTask(recipe, cache, prompts, args.batch, args.seed)
+    train(task, settings_of(args, COMPONENT), device)
+
+
+if __name__ == "__main__":
+    main()
