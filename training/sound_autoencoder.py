@@ -18,6 +18,7 @@ from training.world import Draw, World
 
 COMPONENT = "sound_autoencoder"
 WINDOW_LATENTS = 16  # of sound that a step hears at a time
+OUTPUT_SCALE = 0.05  # of the last layer at the start; a loud start unlearns its sound before it learns the right one
 LATENT_NOISE = 0.1  # added to the latents in training: the decoder must forgive what the transformer gets wrong
 SPECTRUM_WEIGHT = 0.1
 LOG_SPECTRUM_WEIGHT = 0.02
@@ -114,7 +115,7 @@ def _magnitudes(waveform: Tensor, size: int) -> Tensor:
 
 
 def build(recipe: Recipe) -> SoundAutoencoder:
-    """The autoencoder at the start of training: unit activations, residual branches silent."""
+    """The autoencoder at the start of training: unit activations, residual branches silent, the output near silence."""
     module = SoundAutoencoder(recipe.sound)
     for name, parameter in module.named_parameters():
         if parameter.ndim == 1 or name.endswith(("alpha", "beta")):
@@ -127,6 +128,8 @@ def build(recipe: Recipe) -> SoundAutoencoder:
     for layer in module.modules():
         if isinstance(layer, ResidualUnit):
             nn.init.zeros_(layer.conv2.weight)
+    with torch.no_grad():
+        module.decoder.decoder.conv2.weight.mul_(OUTPUT_SCALE)
     return module
 
 

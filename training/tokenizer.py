@@ -84,8 +84,7 @@ def _texts(recipe: Recipe, seed: int, captions: int) -> Iterator[str]:
     labels = draw_labels(random, captions)
     for scene in range(captions):
         yield described(write_caption(labels, scene, random), recipe.generation)
-    yield "user\n assistant\n"
-    yield json.dumps(NEGATIVE)
+    yield from ("user", "assistant", json.dumps(NEGATIVE)) * 100  # as frequent as words, for every prompt has them
     yield DEFAULT_NEGATIVE.read_text()
 
 

@@ -25,6 +25,7 @@ WINDOW_FRAMES = 17
 WHOLE_FROM = 0.8  # of the schedule; then steps see whole clips, fewer at a time
 EDGE_WEIGHT = 1.0  # of the error of differences between neighbouring pixels: sharp outlines
 KL_WEIGHT = 1e-4  # keeps the latents smooth and their noise near what the decoder forgives
+FIRST_LOG_VARIANCE = -5.0  # at the start the noise must not drown the latents
 LOG_VARIANCE_RANGE = (-12.0, 4.0)
 
 
@@ -87,7 +88,7 @@ class VideoTask:
     def _pixels(self, draw: Draw, progress: float) -> Tensor:
         whole = self.world.side <= WINDOW or progress >= WHOLE_FROM
         share = WINDOW**2 * WINDOW_FRAMES / (self.world.side**2 * self.world.num_frames)
-        count = max(1, round(self.batch * share)) if whole else self.batch
+        count = max(1, round(self.batch * min(1, share))) if whole else self.batch
         scene = self.world.scenes(draw, count)
         return self.world.frames(scene) if whole else self.world.windows(scene, draw, WINDOW, WINDOW_FRAMES)
 
@@ -99,15 +100,22 @@ def edge_error(got: Tensor, expected: Tensor) -> Tensor:
 
 
 def build(recipe: Recipe) -> VideoAutoencoder:
-    """The autoencoder at the start of training: residual branches are silent, so it begins as its shortcuts."""
+    """The autoencoder at the start of training: residual branches are silent, so it begins as its shortcuts.
+
+    The norms keep the direction of a pixel's channels only. Without a bias in front, bright and dark would look alike.
+    """
     module = VideoAutoencoder(recipe.video_vae, recipe.data["vae"]["base_dim"])
     for name, parameter in module.named_parameters():
         if name.endswith("gamma"):
             nn.init.ones_(parameter)
+        elif name.endswith("conv_in.bias"):
+            nn.init.normal_(parameter)
         elif name.endswith("bias") or ".conv2." in name or ".proj." in name:
             nn.init.zeros_(parameter)
         else:
             nn.init.normal_(parameter, std=1 / math.sqrt(parameter[0].numel()))
+    with torch.no_grad():
+        module.encoder.quant_conv.bias[recipe.video_vae.z_dim :] = FIRST_LOG_VARIANCE
     return module
 
 

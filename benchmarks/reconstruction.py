@@ -1,0 +1,67 @@
+"""What the demo's autoencoders lose: PSNR of pictures and SNR of sound after encoding and the served decode.
+
+python -m benchmarks.reconstruction --run .gpu/demo --checkpoint demo
+"""
+
+import argparse
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cosmos3_models import Cosmos3Pipeline
+from cosmos3_models.video_vae import to_frames
+from training.latents import FOLDER, RECIPE, Encoders
+from training.recipe import Recipe
+from training.world import Draw
+
+
+def measure(pipeline: Cosmos3Pipeline, encoders: Encoders, recipe: Recipe, clips: int) -> dict[str, float]:
+    """Decibels over clips that training has not seen."""
+    mean, std = (
+        torch.tensor(values, device=encoders.device)[:, None, None, None]
+        for values in (recipe.video_vae.latents_mean, recipe.video_vae.latents_std)
+    )
+    picture, sound = [], []
+    for step in range(clips):
+        draw = Draw(step, 0, encoders.device)
+        labels = encoders.world.scenes(draw, 1, "unseen").labels
+        again = Draw(step, 1, encoders.device), Draw(step, 1, encoders.device)  # the same numbers twice
+        scene = encoders.world.scenes_of(labels, again[0])
+        video_latents, sound_latents = encoders(labels, again[1])
+        made = torch.cat([to_frames(p) for p in pipeline.video_decoder((video_latents - mean) / std)])
+        expected = to_frames((encoders.world.frames(scene) + 1) / 2)
+        picture.append(_square(made.float() / 255, expected.float() / 255))
+        waveform = encoders.world.waveform(scene)[0]
+        assert pipeline.sound_decoder is not None, "the demo has sound"
+        sound.append(_square(pipeline.sound_decoder(sound_latents), waveform) / float(waveform.square().mean()))
+    return {
+        "clips": clips,
+        "video_psnr_db": round(-10 * math.log10(np.mean(picture)), 2),
+        "sound_snr_db": round(-10 * math.log10(np.mean(sound)), 2),
+    }
+
+
+def _square(got: Tensor, expected: Tensor) -> float:
+    return float((got.float() - expected.to(got.device)).square().mean())
+
+
+def main() -> None:
+    """Print one line of JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, required=True, help="folder of the training runs: it has the encoders")
+    parser.add_argument("--checkpoint", default="demo", help="what they were exported to, or demo (%(default)s)")
+    parser.add_argument("--clips", type=int, default=100, help="to measure on (%(default)s)")
+    parser.add_argument("--device", default="auto", help="torch device (%(default)s)")
+    args = parser.parse_args()
+    pipeline = Cosmos3Pipeline.from_pretrained(args.checkpoint, args.device)
+    recipe = Recipe.read(args.run / FOLDER / RECIPE)
+    encoders = Encoders(recipe, args.run, pipeline.denoiser.transformer.device)
+    print(json.dumps(measure(pipeline, encoders, recipe, args.clips)))
+
+
+if __name__ == "__main__":
+    main()

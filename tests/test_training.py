@@ -1,0 +1,220 @@
+"""Every trainer for a few steps, and the models that it trains against the served ones and diffusers'."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import small_demo
+import tiny
+import torch
+from safetensors.torch import load_file
+
+from cosmos3_models import Cosmos3Pipeline
+from cosmos3_models.config import VideoVAEConfig
+from cosmos3_models.denoise import draw_noise
+from cosmos3_models.prompt import DEFAULT_NEGATIVE, PromptEncoder
+from cosmos3_models.transformer import Streams
+from cosmos3_models.video_vae import VideoDecoder
+from training import export, latents, sound_autoencoder, tokenizer, transformer, video_vae
+from training.latents import Cache
+from training.loop import LOG, WEIGHTS, Settings, Task, train
+from training.recipe import Recipe
+from training.video_encoder import VideoEncoder
+from training.world import Draw
+
+CPU = torch.device("cpu")
+LATENTS = (8, 3, 4, 4)  # of the small recipe
+
+
+@pytest.fixture(scope="module")
+def recipe() -> Recipe:
+    return small_demo.recipe()
+
+
+@pytest.fixture(scope="module")
+def text(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the small demo's tokenizer."""
+    out = tmp_path_factory.mktemp("text")
+    tokenizer.write(recipe, out, tokenizer.build(recipe, captions=300))
+    return out
+
+
+def plain_cache(prompts: PromptEncoder, recipe: Recipe) -> Cache:
+    generator = torch.Generator().manual_seed(0)
+    texts = [[prompts.token_ids(text).tolist() for text in ("A red star spins.", "A blue box.")]] * 8
+    ids, lengths = latents._padded(texts)
+    video, sound = torch.randn(8, 1, generator=generator), torch.randn(8, 1, generator=generator)
+    shapes = (8, *LATENTS), (8, 4, recipe.sound_frames)
+    return Cache(video.view(8, 1, 1, 1, 1).expand(shapes[0]), sound.view(8, 1, 1).expand(shapes[1]), ids, lengths)
+
+
+def make_task(name: str, recipe: Recipe, text: Path) -> Task:
+    if name == "video":
+        return video_vae.VideoTask(recipe, 2, seed=0)
+    if name == "sound":
+        return sound_autoencoder.SoundTask(recipe, 2, seed=0)
+    prompts = PromptEncoder.from_checkpoint(text)
+    return transformer.TransformerTask(recipe, plain_cache(prompts, recipe), prompts, 8, seed=0)
+
+
+@pytest.mark.parametrize("name", ["video", "sound", "transformer"])
+def test_a_run_that_was_cut_ends_like_one_that_was_not(name: str, recipe: Recipe, text: Path, tmp_path: Path) -> None:
+    def run(folder: str, stop_at: int | None) -> dict[str, torch.Tensor]:
+        settings = Settings(tmp_path / folder, steps=3, learning_rate=1e-2, warmup=1, stop_at=stop_at, log_every=1)
+        train(make_task(name, recipe, text), settings, CPU)
+        return load_file(tmp_path / folder / WEIGHTS)
+
+    whole = run("whole", None)
+    run("cut", 2)
+    cut = run("cut", None)
+    start = make_task(name, recipe, text).module.state_dict()
+    assert whole.keys() == cut.keys()
+    assert all(torch.equal(whole[key], cut[key]) for key in whole)
+    assert any(not torch.equal(whole[key], start[key]) for key in whole)
+    lines = [json.loads(line) for line in (tmp_path / "cut" / LOG).read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3]
+    assert all(0 < line["loss"] < float("inf") for line in lines)
+
+
+@pytest.mark.parametrize(
+    "name, rate, falls_to",
+    [("video", 1e-2, 0.9), ("sound", 1e-2, 0.97), ("transformer", 1e-2, 0.9)],
+)
+def test_the_loss_falls(name: str, rate: float, falls_to: float, recipe: Recipe, text: Path, tmp_path: Path) -> None:
+    train(make_task(name, recipe, text), Settings(tmp_path, 15, rate, warmup=3, log_every=5), CPU)
+    losses = [json.loads(line)["loss"] for line in (tmp_path / LOG).read_text().splitlines()]
+    assert losses[-1] < falls_to * losses[0], losses
+
+
+def test_a_run_whose_time_is_over_stops(recipe: Recipe, text: Path, tmp_path: Path) -> None:
+    run = train(make_task("sound", recipe, text), Settings(tmp_path, 10**6, 1e-3, minutes=1e-9), CPU)
+    assert run.step < 3
+    assert (tmp_path / WEIGHTS).is_file()
+
+
+@pytest.mark.parametrize("frames", [1, 5, 13])
+def test_the_video_encoder_equals_that_of_diffusers(frames: int) -> None:
+    with tiny.quiet_reference():
+        reference = tiny.randomize(tiny._video_vae(1), 3)
+    encoder = VideoEncoder(VideoVAEConfig.model_validate(dict(reference.config)), reference.config.base_dim)
+    ours = [name for name, _ in encoder.named_parameters()]
+    encoder.load_state_dict({name: reference.state_dict()[name] for name in ours})
+    pixels = 2 * torch.rand(2, 3, frames, 64, 48, generator=torch.Generator().manual_seed(0)) - 1
+    with torch.no_grad():
+        expected = reference.encode(pixels).latent_dist
+        mean, log_variance = encoder(pixels)
+    assert tiny.relative_error(mean, expected.mean) <= 1e-5
+    assert tiny.relative_error(log_variance.clamp(-30, 20), expected.logvar) <= 1e-5
+
+
+@pytest.mark.parametrize("frames", [1, 4])
+def test_the_decode_in_training_equals_the_served_one(frames: int) -> None:
+    with tiny.quiet_reference():
+        reference = tiny.randomize(tiny._video_vae(1), 3)
+    config = VideoVAEConfig.model_validate(dict(reference.config))
+    decoder = VideoDecoder(config)
+    decoder.load_state_dict({name: reference.state_dict()[name] for name, _ in decoder.named_parameters()})
+    normal = torch.randn(1, config.z_dim, frames, 3, 4, generator=torch.Generator().manual_seed(0))
+    mean, std = (torch.tensor(v).view(1, -1, 1, 1, 1) for v in (config.latents_mean, config.latents_std))
+    got = video_vae.decode(decoder, normal * std + mean)
+    served = torch.cat(list(decoder(normal, 1)), dim=2)
+    assert tiny.relative_error((got.detach().clamp(-1, 1) + 1) / 2, served) <= 1e-6
+
+
+def test_the_velocity_in_training_equals_the_served_one(recipe: Recipe) -> None:
+    trained = transformer.Trainable(tiny.randomize(transformer.build(recipe), 0), recipe.fps)
+    streams = Streams(torch.randn(2, *LATENTS), torch.randn(2, 4, recipe.sound_frames))
+    ids = torch.randint(400, (2, 7))
+    got = trained(streams, torch.tensor([900.0, 20.0]), ids)
+    for row, timestep in enumerate((900, 20)):
+        condition = trained.model.condition(ids[row : row + 1], recipe.grid, recipe.fps, recipe.sound_frames)
+        served = trained.model(Streams(*(s[row : row + 1] for s in streams.present)), timestep, condition)
+        for ours, theirs in zip(got.present, served.present, strict=True):
+            assert tiny.relative_error(ours[row : row + 1].detach(), theirs) <= 1e-5
+
+
+def test_sound_latents_have_the_served_rate_and_unit_spread(recipe: Recipe) -> None:
+    task = sound_autoencoder.SoundTask(recipe, 8, seed=0)
+    waveform = task.world.waveform(task.world.scenes(Draw(0, 0, CPU), 8))
+    encoded = task.module.encoder(waveform)
+    assert encoded.shape == (8, recipe.sound.latent_dim, recipe.sound_frames)
+    assert encoded.std(dim=(0, 2)).detach().numpy() == pytest.approx(1, abs=0.01)
+    assert task.module.decoder.decoder(encoded).shape == waveform.shape
+
+
+def test_the_sigmas_follow_the_served_shift() -> None:
+    sigmas = transformer.draw_sigmas(1000, 5.0, Draw(0, 0, CPU))
+    assert sigmas.median() == pytest.approx(5 * 0.5 / (1 + 4 * 0.5), abs=0.01)
+    assert sigmas.min() > 0 and sigmas.max() < 1
+
+
+def test_the_tokenizer_reads_any_text_and_splits_digits(recipe: Recipe, text: Path) -> None:
+    prompts = PromptEncoder.from_checkpoint(text)
+    vocabulary = recipe.transformer.vocab_size
+    for prompt in ("A red ball bounces.", "Zürich 猫 \u0000", DEFAULT_NEGATIVE.read_text(), ""):
+        assert prompts.token_ids(prompt).max() < vocabulary
+    one, two = (len(prompts.token_ids(f"{digits} FPS")) for digits in ("1", "12"))
+    assert two == one + 1
+    params = recipe.generation.model_copy(update={"prompt": "A red ball bounces.", "guidance_scale": 3.0})
+    negative = prompts.encode(params).negative
+    assert negative is not None and len(negative) < 30, "a long default negative prompt would cost every step"
+
+
+def test_statistics_are_those_of_each_channel() -> None:
+    values = torch.randn(5, 3, 2, 4, 4) * torch.tensor([1.0, 2.0, 3.0]).view(3, 1, 1, 1) + 1
+    mean, std = latents.statistics(values)
+    flat = values.transpose(0, 1).flatten(1)
+    assert torch.allclose(mean, flat.mean(1), atol=1e-5)
+    assert torch.allclose(std, flat.std(1, correction=0), atol=1e-5)
+
+
+def test_the_commands_make_a_checkpoint_that_makes_a_video(recipe: Recipe, tmp_path: Path) -> None:
+    (tmp_path / "recipe.json").write_text(recipe.dump())
+    out = ["--out", str(tmp_path / "run")]
+    common = [*out, "--recipe", str(tmp_path / "recipe.json")]
+    steps = [*common, "--steps", "2", "--batch", "4", "--log-every", "1", "--device", "cpu"]
+    commands: list[tuple[Callable[[list[str]], None], list[str]]] = [
+        (tokenizer.main, [*common, "--captions", "300"]),
+        (video_vae.main, steps),
+        (sound_autoencoder.main, steps),
+        (latents.main, [*common, "--clips", "16", "--device", "cpu"]),
+        (transformer.main, steps),
+        (export.main, [*out, "--to", str(tmp_path / "demo")]),
+    ]
+    for main, arguments in commands:
+        main(arguments)
+    pipeline = Cosmos3Pipeline.from_pretrained(tmp_path / "demo", "cpu")
+    params = pipeline.checkpoint.defaults.params(prompt="A red ball bounces.", generate_sound=True)
+    result = pipeline(params)
+    assert result.frames.shape == (9, 64, 64, 3)
+    assert result.waveform is not None and result.waveform.shape[1] == recipe.sound_frames * recipe.sound.hop
+    assert pipeline.checkpoint.video_vae.latents_std != (1.0,) * 8
+
+
+@pytest.mark.parametrize("sound", [False, True], ids=["T2V", "T2AV"])
+def test_diffusers_makes_the_same_video_of_an_exported_folder(
+    sound: bool, recipe: Recipe, text: Path, tmp_path: Path
+) -> None:
+    parts = export.Parts(
+        tiny.randomize(transformer.build(recipe), 0),
+        tiny.randomize(video_vae.build(recipe), 1),
+        sound_autoencoder.build(recipe),
+    )
+    torch.nn.init.normal_(parts.sound.decoder.decoder.conv1.bias)
+    for name, parameter in parts.sound.decoder.named_parameters():
+        if "conv2.weight" in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+    folder = export.export(recipe.with_statistics([0.1] * 8, [0.8] * 8), parts, text, tmp_path / "demo")
+    pipeline = Cosmos3Pipeline.from_pretrained(folder, "cpu")
+    params = pipeline.checkpoint.defaults.params(
+        prompt="A red ball bounces.", negative_prompt="", generate_sound=sound, append_metadata=False
+    )
+    noise = draw_noise(pipeline.denoiser.latent_shapes(params), params.seed)
+    expected = tiny.run_diffusers(folder, params, noise.video, noise.sound)
+    got = pipeline(params)
+    pixels = torch.cat(list(pipeline.video_decoder(got.video_latents)), dim=2)
+    assert tiny.relative_error(got.video_latents, expected.video_latents) <= 1e-5
+    assert tiny.relative_error(pixels[0].transpose(0, 1), expected.pixels) <= 1e-5
+    if sound:
+        assert tiny.relative_error(got.waveform, expected.waveform) <= 1e-5

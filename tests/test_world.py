@@ -1,0 +1,121 @@
+"""The world: what is drawn, what is held out, what captions say, and sound in time with the picture."""
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.judge import judge, validate
+from benchmarks.sound_judge import clicks
+from training.captions import read_caption, state, write_caption
+from training.labels import HELD_OUT, Part, draw_labels, held_out, reserved
+from training.recipe import Recipe
+from training.world import Draw, World
+
+CPU = torch.device("cpu")
+WORLD = World.of(Recipe.read())
+
+
+def test_the_same_seed_and_step_give_the_same_clip_and_another_step_another() -> None:
+    first, again, other = (WORLD.scenes(Draw(3, step, CPU), 2) for step in (5, 5, 6))
+    assert torch.equal(WORLD.frames(first), WORLD.frames(again))
+    assert torch.equal(WORLD.waveform(first), WORLD.waveform(again))
+    assert not torch.equal(WORLD.frames(first), WORLD.frames(other))
+
+
+def test_a_clip_has_the_size_of_the_demos_defaults() -> None:
+    scene = WORLD.scenes(Draw(0, 0, CPU), 1)
+    frames, waveform = WORLD.frames(scene), WORLD.waveform(scene)
+    assert frames.shape == (1, 3, WORLD.num_frames, WORLD.side, WORLD.side)
+    assert waveform.shape == (1, 2, WORLD.samples)
+    assert frames.abs().max() <= 1
+    assert 0.01 < waveform.abs().max() < 1
+
+
+def test_windows_are_pieces_of_the_whole_picture() -> None:
+    scene = WORLD.scenes(Draw(0, 0, CPU), 1)
+    whole = WORLD.frames(scene)
+    window = WORLD.windows(scene, Draw(1, 0, CPU), 32, WORLD.num_frames)
+    corners = [
+        (x, y)
+        for x in range(WORLD.side - 31)
+        for y in range(WORLD.side - 31)
+        if torch.allclose(whole[:, :, 0, y : y + 32, x : x + 32], window[:, :, 0], atol=1e-4)
+    ]
+    assert corners, "the window is nowhere in the picture"
+
+
+def test_part_of_a_waveform_is_that_part_of_the_whole() -> None:
+    scene = WORLD.scenes(Draw(2, 0, CPU), 4)
+    part = WORLD.waveform(scene, start=24_000, samples=12_000)
+    assert torch.allclose(part, WORLD.waveform(scene)[..., 24_000:36_000], atol=1e-5)
+
+
+def test_training_never_draws_a_held_out_pair_nor_a_reserved_scene() -> None:
+    labels = draw_labels(np.random.default_rng(0), 20_000)
+    assert not held_out(labels).any()
+    assert not reserved(labels).any()
+
+
+def test_the_other_parts_are_what_training_leaves_out() -> None:
+    unseen, pairs = (draw_labels(np.random.default_rng(0), 500, part) for part in ("unseen", "held_out"))
+    assert reserved(unseen).all() and not held_out(unseen).any()
+    assert held_out(pairs)[:, 0].all()
+    assert set(zip(pairs.kind[:, 0], pairs.colour[:, 0], strict=True)) == set(HELD_OUT)
+
+
+def test_a_caption_states_nothing_but_the_truth() -> None:
+    random = np.random.default_rng(0)
+    labels = draw_labels(random, 500)
+    for scene in range(len(labels)):
+        caption = write_caption(labels, scene, random)
+        stated = read_caption(caption)
+        assert len(stated) == labels.shapes(scene), caption
+        for shape, attributes in enumerate(stated):
+            assert attributes.items() <= state(labels, scene, shape).items(), caption
+
+
+def test_a_full_caption_states_everything() -> None:
+    random = np.random.default_rng(1)
+    labels = draw_labels(random, 200, "held_out")
+    for scene in range(len(labels)):
+        caption = write_caption(labels, scene, random, full=True)
+        assert read_caption(caption) == [state(labels, scene, shape) for shape in range(labels.shapes(scene))], caption
+
+
+def test_every_hit_clicks_within_a_hundredth_of_a_second() -> None:
+    scene = WORLD.scenes(Draw(4, 0, CPU), 40)
+    contacts, waveforms = scene.contacts(), WORLD.waveform(scene).numpy()
+    heard = 0
+    for times, waveform in zip(contacts, waveforms, strict=True):
+        hits = np.sort(times[times.isfinite()].numpy())
+        if len(hits) and np.diff(hits, prepend=-1).min() > 0.2 and hits[-1] < 2.6:
+            found = clicks(waveform, WORLD.sample_rate)
+            assert len(found) == len(hits)
+            assert np.abs(np.array(found) - hits).max() < 0.01
+            heard += len(hits)
+    assert heard > 10
+
+
+@pytest.mark.parametrize("part", ["train", "held_out"])
+def test_the_judge_is_right_about_real_clips(part: Part) -> None:
+    accuracy = validate(WORLD, 12, part, seed=9).accuracy()
+    delay = accuracy.pop("median_delay_s", 0)
+    assert min(accuracy.values()) >= 0.98, accuracy
+    assert delay < 0.02
+
+
+def test_the_judge_finds_what_is_wrong() -> None:
+    scene = WORLD.scenes(Draw(0, 1, CPU), 1)
+    frames = ((WORLD.frames(scene)[0] + 1) * 127.5).byte().permute(1, 2, 3, 0).numpy()
+    sound = WORLD.waveform(scene)[0].numpy()
+    wrong = {"kind": "none", "colour": "none", "size": "none", "motion": "none", "direction": "none", "speed": "none"}
+    verdict = judge(frames, WORLD.fps, sound, WORLD.sample_rate, [wrong] * 3)
+    assert not any(verdict.right["count"])
+    assert not any(any(verdict.right[name]) for name in (*wrong, "pitch"))
+
+
+def test_the_judge_survives_noise_and_nothing() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (9, 64, 64, 3), dtype=np.uint8)
+    for frames in (noise, np.zeros_like(noise)):
+        verdict = judge(frames, 12, np.zeros((2, 48_000), np.float32), 48_000, [{"kind": "circle", "colour": "red"}])
+        assert verdict.right["pitch"] == [False]
