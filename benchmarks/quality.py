@@ -8,7 +8,7 @@ import itertools
 import json
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -56,7 +56,7 @@ def draw_prompts(part: Part, count: int, seed: int = 0) -> list[Prompt]:
     ]
 
 
-def measure(pipeline: Cosmos3Pipeline, case: Case, prompts: Sequence[Prompt], judges: ProcessPoolExecutor) -> Any:
+def measure(pipeline: Cosmos3Pipeline, case: Case, prompts: Sequence[Prompt], judges: Executor) -> Any:
     """Accuracy by attribute and seconds a video, of one case."""
     verdicts: list[Future[Verdict]] = []
     start = time.perf_counter()

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cosmos3_models import Cosmos3Pipeline
 from cosmos3_models.video_vae import to_frames
-from training.latents import FOLDER, RECIPE, Encoders
+from training.latents import Encoders, recipe_of
 from training.recipe import Recipe
 from training.world import Draw
 
@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto", help="torch device (%(default)s)")
     args = parser.parse_args()
     pipeline = Cosmos3Pipeline.from_pretrained(args.checkpoint, args.device)
-    recipe = Recipe.read(args.run / FOLDER / RECIPE)
+    recipe = recipe_of(args.run)
     encoders = Encoders(recipe, args.run, pipeline.denoiser.transformer.device)
     print(json.dumps(measure(pipeline, encoders, recipe, args.clips)))
 

@@ -10,6 +10,7 @@ import tiny
 import torch
 from safetensors.torch import load_file
 
+from benchmarks import reconstruction
 from cosmos3_models import Cosmos3Pipeline
 from cosmos3_models.config import VideoVAEConfig
 from cosmos3_models.denoise import draw_noise
@@ -190,6 +191,9 @@ def test_the_commands_make_a_checkpoint_that_makes_a_video(recipe: Recipe, tmp_p
     assert result.frames.shape == (9, 64, 64, 3)
     assert result.waveform is not None and result.waveform.shape[1] == recipe.sound_frames * recipe.sound.hop
     assert pipeline.checkpoint.video_vae.latents_std != (1.0,) * 8
+    small = latents.recipe_of(tmp_path / "run")
+    lost = reconstruction.measure(pipeline, latents.Encoders(small, tmp_path / "run", CPU), small, clips=1)
+    assert -20 < lost["video_psnr_db"] < 20, "two steps teach nothing"
 
 
 @pytest.mark.parametrize("sound", [False, True], ids=["T2V", "T2AV"])

@@ -8,6 +8,7 @@ from benchmarks.judge import judge, validate
 from benchmarks.sound_judge import clicks
 from training.captions import read_caption, state, write_caption
 from training.labels import HELD_OUT, Part, draw_labels, held_out, reserved
+from training.picture import draw_frames
 from training.recipe import Recipe
 from training.world import Draw, World
 
@@ -31,17 +32,20 @@ def test_a_clip_has_the_size_of_the_demos_defaults() -> None:
     assert 0.01 < waveform.abs().max() < 1
 
 
-def test_windows_are_pieces_of_the_whole_picture() -> None:
-    scene = WORLD.scenes(Draw(0, 0, CPU), 1)
-    whole = WORLD.frames(scene)
-    window = WORLD.windows(scene, Draw(1, 0, CPU), 32, WORLD.num_frames)
-    corners = [
-        (x, y)
-        for x in range(WORLD.side - 31)
-        for y in range(WORLD.side - 31)
-        if torch.allclose(whole[:, :, 0, y : y + 32, x : x + 32], window[:, :, 0], atol=1e-4)
-    ]
-    assert corners, "the window is nowhere in the picture"
+def test_a_window_is_that_piece_of_the_whole_picture() -> None:
+    scene = WORLD.scenes(Draw(0, 0, CPU), 2)
+    times, corners = torch.tensor([0.0, 1.5]), torch.tensor([[30, 7], [100, 150]])
+    windows = draw_frames(scene, times, WORLD.side, corners, 40)
+    whole = draw_frames(scene, times, WORLD.side)
+    for index, (x, y) in enumerate(corners.tolist()):
+        assert torch.allclose(windows[index], whole[index, :, :, y : y + 40, x : x + 40], atol=1e-5)
+
+
+def test_training_windows_lie_in_the_picture_and_mostly_show_a_shape() -> None:
+    windows = WORLD.windows(WORLD.scenes(Draw(0, 0, CPU), 40), Draw(1, 0, CPU), 96, 5)
+    assert windows.shape == (40, 3, 5, 96, 96)
+    chroma = windows.amax(1) - windows.amin(1)
+    assert (chroma.flatten(1).amax(1) > 0.5).float().mean() > 0.9
 
 
 def test_part_of_a_waveform_is_that_part_of_the_whole() -> None:

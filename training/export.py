@@ -141,7 +141,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the whole demo, with everything trained")
     parser.add_argument("--to", type=Path, required=True, help="folder of the checkpoint; it must not exist")
     args = parser.parse_args(arguments)
-    recipe = Recipe.read(args.out / latents.FOLDER / latents.RECIPE)
+    recipe = latents.recipe_of(args.out)
     export(recipe, Parts.load(recipe, args.out), args.out, args.to)
 
 

@@ -102,6 +102,11 @@ def encode(
     return cache, recipe.with_statistics(*(value.flatten().tolist() for value in (mean, std)))
 
 
+def recipe_of(out: Path) -> Recipe:
+    """The recipe that the latents were made by, with their statistics."""
+    return Recipe.read(out / FOLDER / RECIPE)
+
+
 def statistics(latents: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation (c,) of each channel of (n, c, t, h, w), in fp64 over pieces of any number."""
     total = torch.zeros(2, latents.shape[1], dtype=torch.float64, device=latents.device)

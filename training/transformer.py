@@ -7,7 +7,6 @@ import argparse
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -173,18 +172,13 @@ def _normal(like: Tensor, draw: Draw) -> Tensor:
     return torch.randn(like.shape, generator=draw.torch, device=like.device)
 
 
-def recipe_with_statistics(out: Path) -> Recipe:
-    """The recipe that the latents were made by."""
-    return Recipe.read(out / latents.FOLDER / latents.RECIPE)
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser, steps=100_000, minutes=9, batch=256, rate=1.5e-3)
     args = parser.parse_args(arguments)
     device = torch.device(args.device)
-    recipe, prompts = recipe_with_statistics(args.out), PromptEncoder.from_checkpoint(args.out)
+    recipe, prompts = latents.recipe_of(args.out), PromptEncoder.from_checkpoint(args.out)
     cache = Cache.read(args.out / latents.FOLDER, device)
     task = TransformerTask(recipe, cache, prompts, args.batch, args.seed)
     train(task, settings_of(args, COMPONENT), device)

@@ -24,8 +24,11 @@ WINDOW = 96  # pixels of the square that most steps see: what matters is near a 
 WINDOW_FRAMES = 17
 WHOLE_FROM = 0.8  # of the schedule; then steps see whole clips, fewer at a time
 EDGE_WEIGHT = 1.0  # of the error of differences between neighbouring pixels: sharp outlines
-KL_WEIGHT = 1e-4  # keeps the latents smooth and their noise near what the decoder forgives
-FIRST_LOG_VARIANCE = -5.0  # at the start the noise must not drown the latents
+KL_WEIGHT = 3e-4  # keeps the latents smooth and their noise near what the decoder forgives
+# At the start neither noise nor biases may drown what the latents say.
+FIRST_BIAS = 0.5
+FIRST_GAIN = 5.0  # of the latents
+FIRST_LOG_VARIANCE = -6.0
 LOG_VARIANCE_RANGE = (-12.0, 4.0)
 
 
@@ -109,12 +112,13 @@ def build(recipe: Recipe) -> VideoAutoencoder:
         if name.endswith("gamma"):
             nn.init.ones_(parameter)
         elif name.endswith("conv_in.bias"):
-            nn.init.normal_(parameter)
-        elif name.endswith("bias") or ".conv2." in name or ".proj." in name:
+            nn.init.normal_(parameter, std=FIRST_BIAS)
+        elif name.endswith("bias") or any(part in name for part in (".conv2.", ".proj.")):
             nn.init.zeros_(parameter)
         else:
             nn.init.normal_(parameter, std=1 / math.sqrt(parameter[0].numel()))
     with torch.no_grad():
+        module.encoder.encoder.conv_out.weight.mul_(FIRST_GAIN)
         module.encoder.quant_conv.bias[recipe.video_vae.z_dim :] = FIRST_LOG_VARIANCE
     return module
 
