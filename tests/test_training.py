@@ -19,7 +19,7 @@ from cosmos3_models.transformer import Streams
 from cosmos3_models.video_vae import VideoDecoder
 from training import export, latents, sound_autoencoder, tokenizer, transformer, video_vae
 from training.latents import Cache
-from training.loop import LOG, WEIGHTS, Settings, Task, train
+from training.loop import LOG, WEIGHTS, Settings, Task, half_forward, train
 from training.recipe import Recipe
 from training.video_encoder import VideoEncoder
 from training.world import Draw
@@ -86,6 +86,25 @@ def test_the_loss_falls(name: str, rate: float, falls_to: float, recipe: Recipe,
     train(make_task(name, recipe, text), Settings(tmp_path, 15, rate, warmup=3, log_every=5), CPU)
     losses = [json.loads(line)["loss"] for line in (tmp_path / LOG).read_text().splitlines()]
     assert losses[-1] < falls_to * losses[0], losses
+
+
+@pytest.mark.parametrize("name", ["video", "transformer"])
+def test_bf16_copies_give_about_the_same_gradients(name: str, recipe: Recipe, text: Path) -> None:
+    task = make_task(name, recipe, text)
+    gradients = []
+    for forward in (task.module, half_forward(task)):
+        task.module.zero_grad()
+        task.loss(forward, Draw(0, 0, CPU), 0.0)["loss"].backward()
+        gradients.append(torch.cat([parameter.grad.flatten() for parameter in task.module.parameters()]))
+    assert gradients[1].dtype == torch.float32
+    assert tiny.relative_error(gradients[1], gradients[0]) < 0.05
+
+
+def test_a_loss_that_is_no_number_ends_the_run(recipe: Recipe, text: Path, tmp_path: Path) -> None:
+    task = make_task("sound", recipe, text)
+    torch.nn.init.constant_(task.module.decoder.decoder.conv1.bias, float("nan"))
+    with pytest.raises(FloatingPointError, match="step 1"):
+        train(task, Settings(tmp_path, 5, 1e-3, log_every=1), CPU)
 
 
 def test_a_run_whose_time_is_over_stops(recipe: Recipe, text: Path, tmp_path: Path) -> None:

@@ -188,18 +188,19 @@ def _update_average(run: Run, decay: float) -> None:
 
 
 def _forward(task: Task, compiled: bool, device: torch.device) -> Forward:
-    """``module`` itself or, on a GPU, ``module`` with bf16 copies of its weights, as it will serve."""
     torch.backends.cudnn.benchmark = True
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    call = functional_call if not compiled else torch.compile(functional_call, dynamic=True)
-    if device.type != "cuda":
-        return task.module
+    forward = half_forward(task) if task.half and device.type == "cuda" else task.module
+    return torch.compile(forward, dynamic=True) if compiled else forward
+
+
+def half_forward(task: Task) -> Forward:
+    """``module`` with bf16 copies of its weights, as it will serve; gradients reach the weights themselves."""
 
     def forward(*inputs: object) -> object:
         weights = dict(task.module.named_parameters())
-        if task.half:
-            weights = {name: w if name.startswith(task.fp32) else _half(w) for name, w in weights.items()}
-        return call(task.module, weights, inputs)
+        halves = {name: w if name.startswith(task.fp32) else _half(w) for name, w in weights.items()}
+        return functional_call(task.module, halves, inputs)
 
     return forward
 

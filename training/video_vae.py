@@ -131,7 +131,7 @@ def _latent_size(frames: int, height: int, width: int) -> tuple[int, int, int]:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_arguments(parser, steps=100_000, minutes=8, batch=32, rate=1e-3)
+    add_arguments(parser, steps=100_000, minutes=8, batch=32, rate=1.5e-3)
     args = parser.parse_args(arguments)
     recipe = Recipe.read(args.recipe) if args.recipe else Recipe.read()
     train(VideoTask(recipe, args.batch, args.seed), settings_of(args, COMPONENT), torch.device(args.device))
