@@ -85,7 +85,7 @@ def _judge_sound(
         if "colour" in wanted:
             verdict.right["pitch"].append(wanted["colour"] in heard)
         if shape is not None and shape.colour in heard:
-            times = (np.arange(len(shape.x)) + 0.5) / fps
+            times = np.asarray((np.arange(len(shape.x)) + 0.5) / fps, dtype=np.float64)
             place = sound_judge.pan(waveform, rate, shape.colour, times)
             verdict.right["panning"].append(bool(np.abs(place - shape.x).mean() < PAN_TOLERANCE))
     contacts = [time for shape, _ in pairs if shape is not None for time in shape.contacts]

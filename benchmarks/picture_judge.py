@@ -45,7 +45,7 @@ class Seen:
 
 def look(frames: NDArray[np.uint8], fps: float) -> list[Seen]:
     """The shapes in frames (t, h, w, 3), largest first, at most two."""
-    rgb = frames.astype(np.float32) / 255
+    rgb = np.asarray(frames / 255, dtype=np.float32)
     chroma = rgb.max(-1) - rgb.min(-1)
     nearest = np.where(chroma > LEAST_CHROMA, _nearest_colour(rgb, chroma), -1)
     areas = np.array([(nearest == colour).mean() for colour in range(len(COLOURS))])

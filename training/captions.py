@@ -25,7 +25,10 @@ NOUNS = {
     "star": ("star",),
     "ring": ("ring", "hoop"),
 }
-ADVERBS = {"slow": ("slowly", "gently", "at low speed"), "fast": ("fast", "quickly", "at high speed")}
+ADVERBS: dict[str, tuple[str, ...]] = {
+    "slow": ("slowly", "gently", "at low speed"),
+    "fast": ("fast", "quickly", "at high speed"),
+}
 # {how} is the adverb; the first word decides which motion a caption states.
 VERBS: dict[tuple[str, str], tuple[str, ...]] = {
     ("move", "left"): ("moves {how} to the left", "glides {how} from right to left", "slides {how} left"),

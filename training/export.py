@@ -98,7 +98,7 @@ def export(recipe: Recipe, parts: Parts, text: Path, to: Path, dtype: torch.dtyp
 def transformer_tensors(module: Transformer) -> dict[str, Tensor]:
     """The towers in the public names, with what only a text model would use filled in."""
     layers = module.config.num_hidden_layers
-    tensors = {transformer_name(name, layers): tensor for name, tensor in module.named_parameters()}
+    tensors: dict[str, Tensor] = {transformer_name(name, layers): tensor for name, tensor in module.named_parameters()}
     first, last = "layers.0.", f"layers.{layers - 1}."
     for name in [name for name in tensors if name.startswith(first)]:
         tensors.setdefault(name.replace(first, last), torch.zeros_like(tensors[name]))

@@ -71,7 +71,7 @@ class Labels:
     def __len__(self) -> int:
         return len(self.layout)
 
-    def __getitem__(self, index: Integers | slice) -> Self:
+    def __getitem__(self, index: Integers | NDArray[np.bool_] | slice) -> Self:
         return type(self)(*(getattr(self, field.name)[index] for field in fields(self)))
 
     def shapes(self, scene: int) -> int:

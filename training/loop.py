@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -27,15 +27,20 @@ LOG = "log.jsonl"
 GRADIENT_NORM = 1.0  # longer gradients are cut
 BETAS = (0.9, 0.98)
 
-Forward = Callable[..., object]
+Forward = Callable[..., Any]
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
 class Task(Protocol):
     """What one trainer adds to the loop."""
 
-    module: nn.Module  # what is trained
     half: bool  # runs in bf16 on a GPU, with fp32 master weights
     fp32: tuple[str, ...]  # names of parameters that stay fp32 all the same start so
+
+    @property
+    def module(self) -> nn.Module:
+        """What is trained."""
+        ...
 
     def loss(self, forward: Forward, draw: Draw, progress: float) -> dict[str, Tensor]:
         """Named losses of one step, ``loss`` among them; ``forward`` calls ``module``."""
@@ -130,7 +135,7 @@ def train(task: Task, settings: Settings, device: torch.device) -> Run:
     return run
 
 
-def load_average(module: nn.Module, folder: Path, device: torch.device) -> nn.Module:
+def load_average(module: AnyModule, folder: Path, device: torch.device) -> AnyModule:
     """Put the averaged weights of a finished run into ``module``."""
     module.load_state_dict(load_file(folder / WEIGHTS))
     return module.to(device).eval().requires_grad_(False)
@@ -197,7 +202,7 @@ def _forward(task: Task, compiled: bool, device: torch.device) -> Forward:
 def half_forward(task: Task) -> Forward:
     """``module`` with bf16 copies of its weights, as it will serve; gradients reach the weights themselves."""
 
-    def forward(*inputs: object) -> object:
+    def forward(*inputs: Any) -> Any:
         weights = dict(task.module.named_parameters())
         halves = {name: w if name.startswith(task.fp32) else _half(w) for name, w in weights.items()}
         return functional_call(task.module, halves, inputs)

@@ -119,7 +119,8 @@ def build(recipe: Recipe) -> VideoAutoencoder:
             nn.init.normal_(parameter, std=1 / math.sqrt(parameter[0].numel()))
     with torch.no_grad():
         module.encoder.encoder.conv_out.weight.mul_(FIRST_GAIN)
-        module.encoder.quant_conv.bias[recipe.video_vae.z_dim :] = FIRST_LOG_VARIANCE
+        biases = dict(module.encoder.named_parameters())["quant_conv.bias"]
+        biases[recipe.video_vae.z_dim :] = FIRST_LOG_VARIANCE
     return module
 
 
