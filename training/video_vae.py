@@ -23,6 +23,7 @@ COMPONENT = "video_vae"
 WINDOW = 96  # pixels of the square that most steps see: what matters is near a shape
 WINDOW_FRAMES = 17
 WHOLE_FROM = 0.8  # of the schedule; then steps see whole clips, fewer at a time
+SHAPE_WEIGHT = 4.0  # of a fully saturated pixel over a grey one
 EDGE_WEIGHT = 1.0  # of the error of differences between neighbouring pixels: sharp outlines
 KL_WEIGHT = 3e-4  # keeps the latents smooth and their noise near what the decoder forgives
 # At the start neither noise nor biases may drown what the latents say.
@@ -82,7 +83,7 @@ class VideoTask:
         shape = (b, self.module.decoder.config.z_dim, *_latent_size(t, h, w))
         noise = torch.randn(shape, generator=draw.torch, device=pixels.device)
         reconstruction, mean, log_variance = forward(pixels, noise)
-        error, edge = (reconstruction - pixels).abs().mean(), edge_error(reconstruction, pixels)
+        error, edge = pixel_error(reconstruction, pixels), edge_error(reconstruction, pixels)
         kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
         loss = error + EDGE_WEIGHT * edge + KL_WEIGHT * kl
         return {"loss": loss, "error": error, "edge": edge, "kl": kl, "square": F.mse_loss(reconstruction, pixels)}
@@ -94,6 +95,17 @@ class VideoTask:
         count = max(1, round(self.batch * min(1, share))) if whole else self.batch
         scene = self.world.scenes(draw, count)
         return self.world.frames(scene) if whole else self.world.windows(scene, draw, WINDOW, WINDOW_FRAMES)
+
+
+def pixel_error(got: Tensor, expected: Tensor) -> Tensor:
+    """Mean of the absolute and the squared error, where a coloured pixel counts more than a grey one.
+
+    The absolute error alone is least where everything is background: shapes cover less than half of any place.
+    """
+    chroma = (expected.amax(1, keepdim=True) - expected.amin(1, keepdim=True)) / 2
+    weight = 1 + SHAPE_WEIGHT * chroma
+    error = (got - expected).abs()
+    return ((error + error.square()) * weight).mean() / weight.mean()
 
 
 def edge_error(got: Tensor, expected: Tensor) -> Tensor:
