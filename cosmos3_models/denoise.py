@@ -53,7 +53,7 @@ class VideoDenoiser:
         grid = LatentGrid(*shapes[0][2:])
         sound_frames = shapes[1][2] if len(shapes) > 1 else None
         conditions = [
-            self.transformer.condition(torch.from_numpy(text)[None], grid, params.fps, sound_frames)
+            self.transformer.condition(torch.tensor(text)[None], grid, params.fps, sound_frames)
             for text in (ids.positive, ids.negative)
             if text is not None
         ]

@@ -37,6 +37,12 @@ class InvalidRequest(ServingError):
         return cls(str(error), error.param)
 
 
+class Unauthorized(ServingError):
+    status = 401
+    type = "invalid_request_error"
+    code = "invalid_api_key"
+
+
 class NotFound(ServingError):
     status = 404
     type = "invalid_request_error"
@@ -47,6 +53,12 @@ class MethodNotAllowed(ServingError):
     status = 405
     type = "invalid_request_error"
     code = "method_not_allowed"
+
+
+class Conflict(ServingError):
+    status = 409
+    type = "invalid_request_error"
+    code = "idempotency_key_reused"
 
 
 class TooLarge(ServingError):
@@ -71,3 +83,13 @@ class NotReady(ServingError):
     status = 503
     type = "server_error"
     code = "not_ready"
+
+
+class DatabaseUnavailable(ServingError):
+    status = 503
+    code = "database_unavailable"
+
+
+class MediaUnavailable(ServingError):
+    status = 503
+    code = "media_unavailable"

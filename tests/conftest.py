@@ -64,8 +64,8 @@ def server(cluster: str, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPat
     config = yaml.safe_load((ROOT / "deploy.yaml").read_text())
     port = free_port()
     config["http_options"]["port"] = port
-    config["applications"][0]["args"]["checkpoint"] = str(tiny_checkpoint)
     folder = tmp_path_factory.mktemp("serve")
+    config["applications"][0]["args"] |= {"checkpoint": str(tiny_checkpoint), "data_dir": str(folder / "data")}
     (folder / "deploy.yaml").write_text(yaml.safe_dump(config))
     command = [sys.executable, "-m", "ray.serve.scripts", "run", "--address", cluster, str(folder / "deploy.yaml")]
     with (folder / "log").open("w") as log:

@@ -11,7 +11,8 @@ from conftest import Server
 from fastapi.testclient import TestClient
 
 from cosmos3_models.params import GenerationDefaults
-from serve.api import MAX_BODY_BYTES, create_api
+from serve.api import create_api
+from serve.body import MAX_BODY_BYTES
 from serve.errors import StageFailed
 from serve.schema import VideoRequest, read_request
 
@@ -125,7 +126,7 @@ def test_a_body_over_the_limit_is_refused(server: Server) -> None:
 
 def test_an_unknown_route_and_a_wrong_method_have_the_same_form(server: Server) -> None:
     check_error(httpx.get(f"{server.url}/v1/nothing", timeout=60), 404, "not_found")
-    check_error(httpx.get(server.url + SYNC, timeout=60), 405, "method_not_allowed")
+    check_error(httpx.delete(f"{server.url}/v1/videos", timeout=60), 405, "method_not_allowed")
 
 
 def test_the_model_card_tells_name_defaults_and_limits(server: Server) -> None:
@@ -169,10 +170,15 @@ def test_more_requests_than_the_queue_takes_are_told_to_come_back(server: Server
 class FaultyService:
     """A service whose stages fail."""
 
+    videos: Any = None
+
     def __init__(self, error: Exception) -> None:
         self._error = error
 
     async def generate(self, *_: VideoRequest) -> Any:
+        raise self._error
+
+    async def submit(self, *_: Any) -> Any:
         raise self._error
 
     def model_card(self) -> Any:

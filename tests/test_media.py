@@ -151,6 +151,21 @@ def test_the_thumbnail_is_a_small_jpeg_of_the_middle_frame() -> None:
     assert np.abs(picture[100, 160].astype(int) - COLOURS[1]).max() < 16
 
 
+@pytest.mark.parametrize(("frames", "cells"), [(1, 1), (3, 3), (9, 9), (16, 16), (33, 16), (189, 16)])
+def test_the_spritesheet_shows_frames_from_first_to_last_row_by_row(frames: int, cells: int) -> None:
+    shades = np.linspace(0, 250, frames).astype(np.uint8)
+    film = np.broadcast_to(shades[:, None, None, None], (frames, 64, 96, 3))
+    with av.open(io.BytesIO(write(np.ascontiguousarray(film), 3).spritesheet), format="mjpeg") as image:
+        sheet = next(image.decode(video=0)).to_ndarray(format="rgb24")
+    columns = min(4, cells)
+    assert sheet.shape == (64 * -(-cells // columns), 96 * columns, 3)
+    means = [sheet[y : y + 64, x : x + 96].mean() for y in range(0, len(sheet), 64) for x in range(0, 96 * columns, 96)]
+    assert np.all(np.diff(means[:cells]) > 0)
+    assert abs(means[0] - shades[0]) < 4
+    assert abs(means[cells - 1] - shades[-1]) < 20
+    assert np.all(np.array(means[cells:]) < 4)
+
+
 def test_a_wrong_number_of_frames_is_refused() -> None:
     with VideoWriter(3, 16, 16, 24) as writer:
         writer.write(flat((1, 2, 3), 16, 16, 2))
