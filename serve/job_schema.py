@@ -1,5 +1,6 @@
 """The job table's columns, its two databases and its versions."""
 
+import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,8 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
+
+logger = logging.getLogger("ray.serve")
 
 SCHEMA_LOCK = 0xC0503  # PostgreSQL's advisory locks go by number
 ADMISSION_LOCK = SCHEMA_LOCK + 1
@@ -144,7 +147,7 @@ def prepare(database_url: str) -> None:
 
     Raises:
         ValueError: the database is of another kind, or of a newer release.
-        OperationalError: it cannot be reached.
+        TimeoutError: it cannot be reached.
     """
     url = _with_driver(database_url, "pysqlite")
     if url.get_backend_name() == "sqlite" and url.database:
@@ -152,16 +155,13 @@ def prepare(database_url: str) -> None:
     engine = create_engine(url)
     _configure(engine)
     deadline = time.monotonic() + START_PATIENCE_S
-    while True:
-        try:
-            with engine.begin() as connection:
-                _upgrade(connection)
-            break
-        except OperationalError:
+    try:
+        while not _upgraded(engine):
             if time.monotonic() > deadline:
-                raise
+                raise TimeoutError(f"the job table cannot be reached at {url.render_as_string()}")
             time.sleep(0.5)
-    engine.dispose()
+    finally:
+        engine.dispose()
 
 
 def connect(database_url: str) -> AsyncEngine:
@@ -191,10 +191,20 @@ def _configure(engine: Engine) -> None:
 
 def _configure_sqlite(connection: Any, _: Any) -> None:
     cursor = connection.cursor()
-    cursor.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_S * 1000}")
+    cursor.execute(f"PRAGMA busy_timeout = {int(BUSY_TIMEOUT_S * 1000)}")
     cursor.execute("PRAGMA journal_mode = WAL")
     cursor.execute("PRAGMA synchronous = FULL")  # acknowledged means on disk, whatever happens to the machine
     cursor.close()
+
+
+def _upgraded(engine: Engine) -> bool:
+    try:
+        with engine.begin() as connection:
+            _upgrade(connection)
+    except OperationalError:
+        logger.warning("The job table cannot be reached.", exc_info=True)
+        return False
+    return True
 
 
 def _upgrade(connection: Connection) -> None:

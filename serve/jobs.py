@@ -119,6 +119,9 @@ class JobTable:
         self._engine = connect(settings.database_url)
         self._settings = settings
 
+    async def close(self) -> None:
+        await self._engine.dispose()
+
     async def submit(self, new: NewJob) -> Job | None:
         """Store a job; None if the queue is full. A known idempotency key gives the job that it made."""
         async with self._alone() as connection:
