@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 Frames = NDArray[np.uint8]
 Waveform = NDArray[np.float32]
 
-CRF = "18"
-PRESET = "medium"
+# Without macroblock trees, because x264's AVX-512 code for them gives other bytes at every run.
+H264_OPTIONS = {"crf": "18", "preset": "medium", "x264-params": "mbtree=0"}
 ENCODER_THREADS = 8  # x264's output depends on the number of threads, so it does not follow the machine's cores
 SOUND_BIT_RATE = 192_000
 THUMBNAIL_SIDE = 320
@@ -57,7 +57,7 @@ class VideoWriter:
         self._buffer = io.BytesIO()
         self._container = av.open(self._buffer, "w", format="mp4")
         rate = Fraction(fps).limit_denominator(10_000)
-        self._stream: Any = self._container.add_stream("libx264", rate=rate, options={"crf": CRF, "preset": PRESET})
+        self._stream: Any = self._container.add_stream("libx264", rate=rate, options=H264_OPTIONS)
         self._stream.width, self._stream.height, self._stream.pix_fmt = width, height, "yuv420p"
         context = self._stream.codec_context
         context.thread_count = ENCODER_THREADS

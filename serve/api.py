@@ -9,20 +9,19 @@ from typing import Annotated, Any, Literal, Protocol
 
 from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse
+from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
-from fastapi.sse import EventSourceResponse, format_sse_event
+from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
 
 from serve.body import FORM_TYPES, read_body
 from serve.errors import InvalidRequest, MethodNotAllowed, NotFound, NotReady, ServingError, Unauthorized
 from serve.schema import FinishedVideo, ModelCard, Video, VideoDeleted, VideoList, VideoRequest
-from serve.videos import MEDIA_TYPE, Content, Variant, Videos
+from serve.videos import MAX_KEY_CHARS, MEDIA_TYPE, Content, Variant, Videos
 
 logger = logging.getLogger("ray.serve")
 
-MAX_KEY_CHARS = 255
 POLL_MS = (500, 5000)  # what clients are told to wait between two looks
 POLL_PART = 20  # of the time to come
 
@@ -108,10 +107,10 @@ def _making(service: VideoService) -> APIRouter:
     async def create(
         request: Request,
         response: Response,
-        idempotency_key: Annotated[str | None, Header(max_length=MAX_KEY_CHARS, min_length=1)] = None,
+        idempotency_key: Annotated[str | None, Header(min_length=1, max_length=MAX_KEY_CHARS)] = None,
     ) -> Video:
         """Store a job and answer with its record; once it is answered it is not lost."""
-        request_id = request.headers.get("x-request-id", "")[:MAX_KEY_CHARS] or None
+        request_id = request.headers.get("x-request-id")
         video = await service.submit(await read_body(request), idempotency_key, request_id)
         response.headers["openai-poll-after-ms"] = _poll_ms(video)
         return video
@@ -166,14 +165,14 @@ def _kept(videos: Videos) -> APIRouter:
         return _file(await videos.content(video_id, variant))
 
     @router.get(
-        "/videos/{video_id}/events", responses=EVENTS | _errors(400, 404, 503), response_class=EventSourceResponse
+        "/videos/{video_id}/events", responses=EVENTS | _errors(400, 404, 503), response_class=StreamingResponse
     )
     async def events(
         video_id: str, last_event_id: Annotated[int | None, Header(description="of the last event seen")] = None
-    ) -> EventSourceResponse:
+    ) -> StreamingResponse:
         """Server-sent events: every step, then the end. Goes on behind ``Last-Event-ID``."""
         await videos.retrieve(video_id)  # an unknown id is an answer of its own, not an event
-        return EventSourceResponse(_event_stream(videos, video_id, last_event_id))
+        return StreamingResponse(_event_stream(videos, video_id, last_event_id), media_type="text/event-stream")
 
     return router
 
@@ -193,8 +192,12 @@ def key_check(api_keys: tuple[str, ...]) -> Any:
 
 
 async def _event_stream(videos: Videos, video_id: str, last_event: int | None) -> AsyncIterator[bytes]:
-    async for number, event in videos.events(video_id, last_event):
-        yield format_sse_event(data_str=json.dumps(event), id=str(number))
+    async for numbered in videos.events(video_id, last_event):
+        if numbered is None:
+            yield KEEPALIVE_COMMENT
+        else:
+            number, event = numbered
+            yield format_sse_event(data_str=json.dumps(event), id=str(number))
 
 
 def _file(content: Content) -> FileResponse:
@@ -236,8 +239,7 @@ async def answer_error(request: Request, error: Exception) -> Response:
     logger.log(
         logging.ERROR if trace else logging.WARNING, f"{request.method} {request.url.path}: {known}", exc_info=trace
     )
-    headers = {} if known.retry_after_s is None else {"Retry-After": f"{known.retry_after_s:.0f}"}
-    return JSONResponse(known.body, known.status, headers)
+    return JSONResponse(known.body, known.status, known.headers)
 
 
 def _as_serving_error(request: Request, error: Exception) -> ServingError:

@@ -20,6 +20,10 @@ class ServingError(Exception):
         return self.message
 
     @property
+    def headers(self) -> dict[str, str]:
+        return {} if self.retry_after_s is None else {"Retry-After": f"{self.retry_after_s:.0f}"}
+
+    @property
     def body(self) -> dict[str, Any]:
         """The one JSON form of every error."""
         return {
@@ -41,6 +45,10 @@ class Unauthorized(ServingError):
     status = 401
     type = "invalid_request_error"
     code = "invalid_api_key"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"WWW-Authenticate": "Bearer"}
 
 
 class NotFound(ServingError):

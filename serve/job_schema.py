@@ -35,6 +35,7 @@ logger = logging.getLogger("ray.serve")
 SCHEMA_LOCK = 0xC0503  # PostgreSQL's advisory locks go by number
 ADMISSION_LOCK = SCHEMA_LOCK + 1
 BUSY_TIMEOUT_S = 5
+MAX_MESSAGE_CHARS = 1024
 START_PATIENCE_S = 60.0
 
 METADATA = MetaData()
@@ -65,7 +66,7 @@ JOBS = Table(
     Column("steps", Integer, nullable=False),
     Column("stage_durations", JSON),
     Column("error_code", String(64)),
-    Column("error_message", String(1024)),
+    Column("error_message", String(MAX_MESSAGE_CHARS)),
     Column("media", String(128)),
     Column("media_bytes", BigInteger),
     Index("jobs_in_order", "status", "seq"),

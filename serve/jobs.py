@@ -17,7 +17,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from serve.errors import DatabaseUnavailable
-from serve.job_schema import ADMISSION_LOCK, JOBS, Job, Now, connect
+from serve.job_schema import ADMISSION_LOCK, JOBS, MAX_MESSAGE_CHARS, Job, Now, connect
 
 ACTIVE = ("queued", "in_progress")
 QUEUED = select(func.count()).select_from(JOBS).where(JOBS.c.status == "queued")
@@ -321,7 +321,7 @@ class JobTable:
         }
 
     def _failed(self, outcome: Outcome) -> Update:
-        reason = {"error_code": outcome.code, "error_message": outcome.message}
+        reason = {"error_code": outcome.code, "error_message": outcome.message[:MAX_MESSAGE_CHARS]}
         return update(JOBS).values(self._ended("failed") | reason)
 
     async def _changed(self, statement: Update) -> int:

@@ -1,13 +1,15 @@
 """Videos as clients see them: jobs in the table, files in the store."""
 
 import asyncio
+import re
+import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from cosmos3_models import GenerationParams
-from serve.errors import Conflict, MediaUnavailable, NotFound, QueueFull
+from serve.errors import Conflict, InvalidRequest, MediaUnavailable, NotFound, QueueFull
 from serve.estimate import Estimate, estimate, retry_after_s
 from serve.job_schema import Job
 from serve.jobs import JobSettings, JobTable, Load, NewJob
@@ -18,11 +20,17 @@ Variant = Literal["video", "thumbnail", "spritesheet"]
 SUFFIX: dict[Variant, str] = {"video": ".mp4", "thumbnail": ".thumbnail.jpg", "spritesheet": ".spritesheet.jpg"}
 MEDIA_TYPE: dict[Variant, str] = {"video": "video/mp4", "thumbnail": "image/jpeg", "spritesheet": "image/jpeg"}
 
+VIDEO_ID = re.compile(r"video_[0-9a-f]{32}")
+MAX_KEY_CHARS = 255
 WATCH_PERIOD_S = 0.25
+SILENCE_S = 15.0  # proxies close connections on which nothing is said for a minute or so
 DENOISED_PERCENT = 95  # of the progress shown; what follows is short
 EVENTS_OF_AN_ATTEMPT = 1000  # event numbers: steps from 0, then the stages behind them
 STAGE_EVENTS = {"decoders": 500, "storing": 501}
 QUEUED_EVENT, LAST_EVENT = 998, 999
+
+
+NumberedEvent = tuple[int, dict[str, Any]]
 
 
 class Content(NamedTuple):
@@ -48,8 +56,12 @@ class Videos:
 
         Raises:
             QueueFull: with the time after which a place is expected to be free.
+            InvalidRequest: the idempotency key is empty or too long.
             Conflict: the idempotency key belongs to another request.
         """
+        if idempotency_key is not None and not 0 < len(idempotency_key) <= MAX_KEY_CHARS:
+            told = f"Idempotency-Key: got {len(idempotency_key)} characters, expected 1 to {MAX_KEY_CHARS}"
+            raise InvalidRequest(told, "Idempotency-Key")
         fields = params.model_dump()
         new = NewJob(
             model=model,
@@ -58,7 +70,7 @@ class Videos:
             pixel_frames=params.pixel_frames,
             steps=params.num_inference_steps,
             idempotency_key=idempotency_key,
-            request_id=request_id,
+            request_id=request_id and request_id[:MAX_KEY_CHARS],
         )
         job = await self.table.submit(new)
         if job is None:
@@ -81,8 +93,9 @@ class Videos:
 
     async def delete(self, video_id: str) -> VideoDeleted:
         """Forget a video; if it is being made, that stops before the next step."""
+        await self._job(video_id)
         job = await self.table.delete(video_id)
-        if job is None:
+        if job is None:  # somebody else was faster
             raise _unknown(video_id)
         if job.media:
             with suppress(MediaUnavailable):  # the sweep of files without a record will find them
@@ -91,6 +104,7 @@ class Videos:
 
     async def cancel(self, video_id: str) -> Video:
         """Stop making a video and keep its record, as failed. One that has ended stays as it is."""
+        await self._job(video_id)
         await self.table.cancel(video_id)
         return await self.retrieve(video_id)
 
@@ -105,26 +119,30 @@ class Videos:
         path, temporary = found
         return Content(path, MEDIA_TYPE[variant], job.id + SUFFIX[variant], temporary)
 
-    async def events(self, video_id: str, last_event: int | None) -> AsyncGenerator[tuple[int, dict[str, Any]], None]:
-        """Numbered events after ``last_event``: every step, then the end.
+    async def events(self, video_id: str, last_event: int | None) -> AsyncGenerator[NumberedEvent | None, None]:
+        """Numbered events after ``last_event``: every step, then the end. None where nothing happened for long.
 
         They follow from the job's row alone, so whoever comes back, to whichever replica, misses none.
         """
         seen, position = -1 if last_event is None else last_event, None
-        await self._job(video_id)
+        last_word = time.monotonic()
         while (job := await self.table.get(video_id)) is not None:
             video = await self._shown(job)
             for number, event in _events(job, video):
                 if number > seen or (number == seen and event.get("queue_position") != position):
                     seen, position = number, event.get("queue_position")
+                    last_word = time.monotonic()
                     yield number, event
             if job.ended:
                 return
+            if time.monotonic() - last_word > SILENCE_S:
+                last_word = time.monotonic()
+                yield None
             await asyncio.sleep(WATCH_PERIOD_S)
         yield seen + 1, {"type": "deleted"}
 
     async def _job(self, video_id: str) -> Job:
-        job = await self.table.get(video_id)
+        job = await self.table.get(video_id) if VIDEO_ID.fullmatch(video_id) else None
         if job is None:
             raise _unknown(video_id)
         return job
@@ -177,7 +195,7 @@ def _percent(job: Job) -> int:
     return DENOISED_PERCENT * job.step // job.steps
 
 
-def _events(job: Job, video: Video) -> Iterator[tuple[int, dict[str, Any]]]:
+def _events(job: Job, video: Video) -> Iterator[NumberedEvent]:
     """All events of a job up to now, but those of attempts before this one."""
     start = job.attempts * EVENTS_OF_AN_ATTEMPT
     if job.status == "queued":

@@ -20,6 +20,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 ROOT = Path(__file__).parent.parent
+LEASE_S = 3  # of the tests' servers: a job whose runner died is taken up so much later
 
 
 @pytest.fixture(scope="session")
@@ -61,12 +62,8 @@ def cluster() -> Iterator[str]:
 @pytest.fixture(scope="session")
 def server(cluster: str, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """deploy.yaml as it stands but for the checkpoint and a free port, started by ``serve run``."""
-    config = yaml.safe_load((ROOT / "deploy.yaml").read_text())
-    port = free_port()
-    config["http_options"]["port"] = port
-    folder = tmp_path_factory.mktemp("serve")
-    config["applications"][0]["args"] |= {"checkpoint": str(tiny_checkpoint), "data_dir": str(folder / "data")}
-    (folder / "deploy.yaml").write_text(yaml.safe_dump(config))
+    port, folder = free_port(), tmp_path_factory.mktemp("serve")
+    (folder / "deploy.yaml").write_text(serve_config(port, tiny_checkpoint, folder / "data"))
     command = [sys.executable, "-m", "ray.serve.scripts", "run", "--address", cluster, str(folder / "deploy.yaml")]
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
@@ -77,6 +74,15 @@ def server(cluster: str, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPat
         finally:
             process.send_signal(signal.SIGINT)
             process.wait(timeout=60)
+
+
+def serve_config(port: int, checkpoint: Path, data_dir: Path) -> str:
+    """deploy.yaml as it stands but for what tests must set."""
+    config = yaml.safe_load((ROOT / "deploy.yaml").read_text())
+    config["http_options"]["port"] = port
+    args = {"checkpoint": str(checkpoint), "data_dir": str(data_dir), "lease_s": LEASE_S}
+    config["applications"][0]["args"] |= args
+    return yaml.safe_dump(config)
 
 
 def free_port() -> int:
