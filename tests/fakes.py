@@ -1,6 +1,7 @@
 """Stages that keep time and make small, seeded videos: for tests of load and faults, not of the model."""
 
 import asyncio
+import os
 import sys
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
@@ -42,6 +43,16 @@ class SteadyDenoiser:
         yield LATENTS_COMPLETE
 
 
+class DeadlyDenoiser(SteadyDenoiser):
+    """Takes its process down at the second step."""
+
+    async def denoise(self, ids: PromptIds, params: GenerationParams) -> AsyncGenerator[DenoiserItem, None]:
+        async for item in super().denoise(ids, params):
+            if item == 2:
+                os._exit(1)
+            yield item
+
+
 class FakeVideoDecoder:
     async def decode(self, latents: NDArray[np.float32], params: GenerationParams, _: bool) -> DecodedVideo:
         with VideoWriter(params.num_frames, params.height, params.width, params.fps) as writer:
@@ -50,13 +61,20 @@ class FakeVideoDecoder:
             return DecodedVideo(writer.finish(), None)
 
 
-def fake_application(args: AppArgs, step_s: float, runners: int = 1, ingresses: int = 1, **options: Any) -> Any:
+def fake_application(
+    args: AppArgs,
+    step_s: float,
+    *,
+    denoiser: type = SteadyDenoiser,
+    runners: int = 1,
+    ingresses: int = 1,
+) -> Any:
     """The real ingress and runner over fake stages."""
-    actor: dict[str, Any] = {"ray_actor_options": {"num_cpus": 0}, **options}
+    actor: dict[str, Any] = {"ray_actor_options": {"num_cpus": 0}}
     tokenizer = serve.deployment(FakeTokenizer, **actor).bind()
     stages = (
         tokenizer,
-        serve.deployment(SteadyDenoiser, max_ongoing_requests=2, **actor).bind(step_s),
+        serve.deployment(denoiser, max_ongoing_requests=2, **actor).bind(step_s),
         serve.deployment(FakeVideoDecoder, **actor).bind(),
         tokenizer,  # no sound is made
     )
