@@ -24,7 +24,6 @@ from serve.schema import Event, FinishedVideo, ModelCard, Video, VideoDeleted, V
 from serve.storage import MediaStore
 from serve.videos import Videos
 
-APP_NAME = "cosmos3"
 DATABASE = "database"
 
 
@@ -133,9 +132,10 @@ class Ingress:
 
     async def unready_stages(self) -> Sequence[str]:
         """The deployments of the graph without a running replica, and the database if it does not answer."""
-        application = (await asyncio.to_thread(serve.status)).applications.get(APP_NAME)
+        name = serve.get_replica_context().app_name
+        application = (await asyncio.to_thread(serve.status)).applications.get(name)
         if application is None:
-            return [APP_NAME]
+            return [name]
         stages = application.deployments.items()
         unready = [name for name, stage in stages if stage.replica_states.get(ReplicaState.RUNNING, 0) == 0]
         try:

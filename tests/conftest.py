@@ -85,6 +85,11 @@ def serve_config(port: int, checkpoint: Path, data_dir: Path) -> str:
     return yaml.safe_dump(config)
 
 
+def program(name: str) -> str:
+    """A command that is installed beside this Python."""
+    return str(Path(sys.executable).parent / name)
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -106,10 +111,12 @@ def wait_until_healthy(server: Server, process: "subprocess.Popen[bytes]", log: 
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print the relative errors against the references."""
+    """Print the relative errors against the references, and what was counted under faults and load."""
     for report in terminalreporter.getreports("passed"):
-        for name, errors in getattr(report, "user_properties", []):
-            if name == "relative errors" and report.when == "call":
-                case = report.nodeid.split("[")[-1].rstrip("]")
-                columns = "  ".join(f"{what} {error:.1e}" for what, error in errors.items())
-                terminalreporter.write_line(f"{case:<28} {columns}")
+        case = report.nodeid.split("::")[-1].split("[")[-1].rstrip("]")
+        for name, figures in report.user_properties if report.when == "call" else ():
+            shown = (
+                f"{what} {figure:.1e}" if name == "relative errors" else f"{what}: {figure}"
+                for what, figure in figures.items()
+            )
+            terminalreporter.write_line(f"{name}  {case:<28} {'  '.join(shown)}")
