@@ -6,6 +6,7 @@ So Serve sees the work: it drains before a replica stops, and it can be scaled b
 import asyncio
 import contextvars
 import logging
+import re
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
@@ -37,6 +38,7 @@ ORPHAN_PERIOD_S = 600.0
 ORPHAN_AGE_S = 3600.0  # a file without a record may be one whose record is about to be written
 RELEASE_DELAY_S = 2.0
 DATABASE_WAIT_S = 1.0
+OURS = re.compile(r"[0-9a-f]{32}\.")
 STORE_WAITS_S = (0.5, 1, 2, 4, 8, 15)  # between tries to store a finished video
 
 
@@ -88,8 +90,8 @@ class JobRunner:
         upkeep = {
             self._pulse: PULSE_S,
             self._reconcile: RECONCILE_PERIOD_S,
-            self._remove_expired: EXPIRY_PERIOD_S,
-            self._remove_orphans: ORPHAN_PERIOD_S,
+            self.remove_expired: EXPIRY_PERIOD_S,
+            self.remove_orphans: ORPHAN_PERIOD_S,
         }
         loop = asyncio.get_running_loop()
         self._upkeep = [loop.create_task(_forever(action, period_s)) for action, period_s in upkeep.items()]
@@ -106,6 +108,8 @@ class JobRunner:
             await asyncio.wait([held.work])
             if held.work.cancelled():
                 await self._settle(held)
+            else:
+                held.work.result()  # raises what should not have happened
         except asyncio.CancelledError:  # this replica must go at once
             held.work.cancel()
             await asyncio.wait([held.work])
@@ -114,6 +118,13 @@ class JobRunner:
         finally:
             del self._held[job.owner]
         self._kick()
+
+    async def close(self) -> None:
+        """End the upkeep."""
+        for task in self._upkeep:
+            task.cancel()
+        await asyncio.wait(self._upkeep)
+        await self._table.close()
 
     async def _make(self, held: Held) -> None:
         """One claim of a job, from its prompt to its record's last word."""
@@ -226,15 +237,18 @@ class JobRunner:
         if await self._table.has_claimable():
             self._kick()
 
-    async def _remove_expired(self) -> None:
+    async def remove_expired(self) -> None:
+        """Forget ended jobs whose time is over, and their files."""
         for job in await self._table.expire():
             if job.media:
                 await remove_files(self._media, job.media)
 
-    async def _remove_orphans(self) -> None:
+    async def remove_orphans(self) -> None:
+        """Remove what runners left that died between a file and its record."""
         old = await self._media.older_than(ORPHAN_AGE_S)
         used = await self._table.media()
-        orphans = [name for name in old if name.split(".")[0] not in used]
+        # The store may hold files of others; ours begin with a claim's token.
+        orphans = [name for name in old if OURS.match(name) and name.split(".")[0] not in used]
         await self._media.remove(*orphans)
         if orphans:
             logger.info(f"Removed {len(orphans)} files without a record.")
