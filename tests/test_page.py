@@ -64,8 +64,9 @@ def page(browser: Browser) -> Iterator[Page]:
 def ask_for(page: Page, prompt: str, settings: dict[str, str]) -> None:
     page.get_by_label("Prompt", exact=True).fill(prompt)
     for label, value in settings.items():
-        page.get_by_label(label).fill(value)
+        page.get_by_role("spinbutton", name=label).fill(value)
     page.get_by_role("button", name="Make the video").click()
+    expect(page.locator("#shown-prompt")).to_have_text(prompt, timeout=PATIENCE_MS)
 
 
 def open_page(page: Page, url: str) -> None:
@@ -77,8 +78,10 @@ def the_video(page: Page) -> Any:
     """Length and width of the video on the screen, once the browser can play it."""
     player = page.locator("video")
     expect(player).to_be_visible(timeout=PATIENCE_MS)
-    page.wait_for_function("document.querySelector('video')?.duration > 0")
-    return player.evaluate("video => [video.duration, video.videoWidth]")
+    return player.evaluate(
+        "async video => { while (!(video.duration > 0)) await new Promise(setTimeout); "
+        "return [video.duration, video.videoWidth] }"
+    )
 
 
 def test_a_video_is_made_played_listed_and_deleted(server: Server, page: Page) -> None:
@@ -86,7 +89,7 @@ def test_a_video_is_made_played_listed_and_deleted(server: Server, page: Page) -
     page.get_by_label("With sound").check()
     ask_for(page, "a red ball in the page", SMALL)
     assert the_video(page) == [pytest.approx(9 / 24, abs=0.1), 96]
-    expect(page.get_by_role("status")).to_have_text("The video is finished.")
+    expect(page.locator("#news")).to_have_text("The video is finished.")
     tile = page.get_by_role("listitem").filter(has_text="a red ball in the page")
     expect(tile.locator("img")).to_be_visible(timeout=PATIENCE_MS)
     with page.expect_download() as download:
@@ -126,7 +129,9 @@ def test_markup_in_a_prompt_is_text(server: Server, page: Page) -> None:
 
 def test_what_the_server_refuses_is_shown_at_its_field(server: Server, page: Page) -> None:
     open_page(page, server.url)
-    ask_for(page, "x", SMALL | {"Steps": "201"})
+    page.get_by_label("Prompt", exact=True).fill("x")
+    page.get_by_label("Steps").fill("201")
+    page.keyboard.press("Enter")
     expect(page.get_by_role("alert").first).to_contain_text("num_inference_steps: got 201")
     expect(page.get_by_label("Steps")).to_be_focused()
     expect(page.get_by_label("Steps")).to_have_attribute("aria-invalid", "true")
@@ -141,9 +146,9 @@ def test_the_page_works_by_keyboard_and_fits_a_phone(server: Server, page: Page)
         page.keyboard.press("Tab")
         page.keyboard.type(value)  # a field that Tab reaches has its text selected
     page.keyboard.press("Enter")
+    expect(page.locator("#shown-prompt")).to_have_text("typed")
     the_video(page)
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
-    expect(page.locator("#shown-prompt")).to_have_text("typed")
 
 
 def test_every_field_and_button_has_a_name(server: Server, page: Page) -> None:
