@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Protocol
 
 from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, StreamingResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 from starlette.background import BackgroundTask
@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 
 from serve.body import FORM_TYPES, read_body
 from serve.errors import InvalidRequest, MethodNotAllowed, NotFound, NotReady, ServingError, Unauthorized
+from serve.page import read_page
 from serve.schema import FinishedVideo, ModelCard, Video, VideoDeleted, VideoList, VideoRequest
 from serve.videos import MAX_KEY_CHARS, MEDIA_TYPE, Content, Variant, Videos
 
@@ -89,6 +90,12 @@ def create_api(service: VideoService, api_keys: tuple[str, ...] = ()) -> FastAPI
         if unready := await service.unready_stages():
             raise NotReady(f"not ready: {', '.join(unready)}")
         return {"status": "ok"}
+
+    page, page_headers = read_page()
+
+    @api.get("/", include_in_schema=False)
+    async def web_page() -> HTMLResponse:
+        return HTMLResponse(page, headers=page_headers)
 
     guard = [Depends(key_check(api_keys))] if api_keys else []
     refused = _errors(401) if api_keys else {}

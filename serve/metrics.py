@@ -17,7 +17,6 @@ class JobMetrics:
         self._ended = Counter("cosmos3_jobs_total", "Ended jobs by state.", ("state",))
         self._stage = Histogram("cosmos3_stage_seconds", "Time of a job in a stage.", STAGE_SECONDS, ("stage",))
         self._steps = Counter("cosmos3_denoise_steps_total", "Steps of finished videos.")
-        self._step_rate = Gauge("cosmos3_denoise_steps_per_second", "Of the last finished video.")
         self._retries = Counter("cosmos3_job_retries_total", "Denoises begun again and jobs given back.")
         self._stopped = Counter("cosmos3_jobs_stopped_total", "Jobs cancelled, deleted or lost while worked on.")
         self._bytes = Counter("cosmos3_stored_bytes_total", "Bytes of media stored.")
@@ -36,7 +35,6 @@ class JobMetrics:
         for stage, seconds in stage_durations.items():
             self._stage.observe(seconds, tags={"stage": stage})
         self._steps.inc(steps)
-        self._step_rate.set(steps / max(stage_durations["denoiser"], 1e-6))
         self._bytes.inc(stored_bytes)
 
     def failed(self, code: str) -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,9 +45,10 @@ class Server:
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
             name = f"ray::ServeReplica:cosmos3:{deployment}"
-            for process in psutil.process_iter(["cmdline"]):
-                if name in " ".join(process.info["cmdline"] or ()):
-                    return process
+            for process in psutil.Process().children(recursive=True):  # a neighbour's cluster has the same names
+                with suppress(psutil.NoSuchProcess):
+                    if name in " ".join(process.cmdline()):
+                        return process
             time.sleep(0.1)
         raise TimeoutError(f"no replica of {deployment}")
 
