@@ -42,15 +42,19 @@ class Server:
 
     def process(self, deployment: str) -> psutil.Process:
         """The process of a deployment's only replica."""
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
-            name = f"ray::ServeReplica:cosmos3:{deployment}"
-            for process in psutil.Process().children(recursive=True):  # a neighbour's cluster has the same names
-                with suppress(psutil.NoSuchProcess):
-                    if name in " ".join(process.cmdline()):
-                        return process
-            time.sleep(0.1)
-        raise TimeoutError(f"no replica of {deployment}")
+        return ray_process(f"ray::ServeReplica:cosmos3:{deployment}")
+
+
+def ray_process(name: str) -> psutil.Process:
+    """A process of this test run's cluster, once there is one; a neighbour's cluster has the same names."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        for process in psutil.Process().children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                if name in " ".join(process.cmdline()):
+                    return process
+        time.sleep(0.1)
+    raise TimeoutError(f"no process {name}")
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-from conftest import Server, free_port, serve_config, wait_until_healthy
+from conftest import Server, free_port, ray_process, serve_config, wait_until_healthy
 from fakes import DeadlyDenoiser, fake_application, picklable
 from ray import serve
 
@@ -88,18 +88,6 @@ def undisturbed(server: Server) -> list[bytes]:
     return videos
 
 
-def ray_process(name: str) -> psutil.Process:
-    """The youngest process of that name in this test run's cluster."""
-    found = [
-        process
-        for process in psutil.process_iter(["cmdline", "create_time"])
-        if name in " ".join(process.info["cmdline"] or ())
-    ]
-    assert found, name
-    youngest: psutil.Process = max(found, key=lambda process: process.info["create_time"])
-    return youngest
-
-
 @pytest.mark.parametrize(
     "victim",
     ["Tokenizer", "Denoiser", "VideoDecoder", "SoundDecoder", "JobRunner", "Ingress", "ServeController", "ProxyActor"],
@@ -110,7 +98,7 @@ def test_no_job_is_lost_when_a_process_dies(
     batch = Killed(server.url)
     batch.submit()
     batch.wait_for_step(1, 2)  # one is done or decodes, one denoises, one waits
-    process = ray_process(victim) if victim in ("ServeController", "ProxyActor") else server.process(victim)
+    process = ray_process(f"ray::{victim}") if victim in ("ServeController", "ProxyActor") else server.process(victim)
     process.kill()
     killed = time.monotonic()
     records = batch.finish()
