@@ -76,7 +76,9 @@ class Checkpoint:
         layers = self.transformer.num_hidden_layers
         source = TensorFiles(self.folder / "transformer")
         name, skipped = partial(transformer_name, layers=layers), transformer_skipped(layers)
-        return _load(lambda: Transformer(self.transformer), source, name, skipped, device, dtype)
+        transformer = _load(lambda: Transformer(self.transformer), source, name, skipped, device, dtype)
+        transformer.join_weights()
+        return transformer
 
     def load_video_decoder(self, device: torch.device, dtype: torch.dtype) -> VideoDecoder:
         source = TensorFiles(self.folder / "vae")

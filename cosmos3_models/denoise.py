@@ -104,8 +104,15 @@ def denoise(
         velocities = [transformer(streams, timestep, condition).present for condition in conditions]
         guided = [guide(branches, guidance_scale) for branches in zip(*velocities, strict=True)]
         streams = Streams(*(solver.step(velocity) for solver, velocity in zip(solvers, guided, strict=True)))
+        _wait(transformer.device)
         on_step(done, schedule.steps)
     return streams
+
+
+def _wait(device: torch.device) -> None:
+    """Let the device finish the step: progress would run ahead of it otherwise, and a stop would come late."""
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()
 
 
 def guide(branches: Sequence[Tensor], scale: float) -> Tensor:

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from cosmos3_models import token_ops
 from cosmos3_models.attention import attention
 from cosmos3_models.config import TransformerConfig
 from cosmos3_models.positions import (
@@ -28,6 +29,7 @@ from cosmos3_models.positions import (
     video_positions,
 )
 from cosmos3_models.shapes import LatentGrid
+from cosmos3_models.token_ops import KeyValue, Norms, add_linear, joined, lay_side_by_side
 
 TIME_FREQUENCIES = 128
 
@@ -42,11 +44,6 @@ class Streams(NamedTuple):
     def present(self) -> list[Tensor]:
         """Video, then sound if there is one."""
         return [self.video] if self.sound is None else [self.video, self.sound]
-
-
-class KeyValue(NamedTuple):
-    key: Tensor  # (b, n, kv_heads, head_dim), normed and rotated
-    value: Tensor  # (b, n, kv_heads, head_dim)
 
 
 @dataclass(frozen=True)
@@ -66,7 +63,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).to(x.dtype)
+        return token_ops.rms_norm(x, self.weight, self.eps)
 
 
 class SwiGLU(nn.Module):
@@ -77,14 +74,21 @@ class SwiGLU(nn.Module):
         self.up_proj = nn.Linear(d, inner, bias=False)
         self.down_proj = nn.Linear(inner, d, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+    @property
+    def inner(self) -> list[nn.Linear]:
+        return [self.gate_proj, self.up_proj]
+
+    def added(self, x: Tensor, normed: Tensor) -> Tensor:
+        """x plus what the MLP makes of ``normed``; see ``add_linear`` about x."""
+        gate_up = F.linear(normed, joined(self.inner))
+        return add_linear(x, token_ops.swiglu(gate_up), self.down_proj.weight)
 
 
 class KeyValueProjection(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.head_dim = config.head_dim
+        self.kv_heads = config.num_key_value_heads
         width = config.num_key_value_heads * config.head_dim
         self.to_k = nn.Linear(config.hidden_size, width, bias=False)
         self.to_v = nn.Linear(config.hidden_size, width, bias=False)
@@ -106,13 +110,20 @@ class Attention(KeyValueProjection):
         self.norm_q = RMSNorm(config.head_dim, config.rms_norm_eps)
         self.to_out = nn.Linear(width, config.hidden_size, bias=False)
 
-    def forward(self, x: Tensor, positions: Rotary, text: KeyValue | None) -> tuple[Tensor, KeyValue]:
-        """Attend causally to x itself or, when ``text`` is given, to text and x without a mask."""
-        query = rotate(self.norm_q(self.heads(self.to_q(x))), positions)
-        own = self.keys_values(x, positions)
-        seen = own if text is None else KeyValue(*(torch.cat(pair, 1) for pair in zip(text, own, strict=True)))
+    @property
+    def inputs(self) -> list[nn.Linear]:
+        return [self.to_q, self.to_k, self.to_v]
+
+    def added(self, x: Tensor, normed: Tensor, positions: Rotary, text: KeyValue | None) -> tuple[Tensor, KeyValue]:
+        """x plus attention from ``normed``: causal among itself or, with ``text``, to text and itself without a mask.
+
+        Also hands back the keys and values that were seen. See ``add_linear`` about x.
+        """
+        projected = F.linear(normed, joined(self.inputs))
+        norms = Norms(self.norm_q.weight, self.norm_k.weight, self.norm_k.eps)
+        query, seen = token_ops.attention_inputs(projected, self.kv_heads, norms, positions, text)
         out = attention(query, seen.key, seen.value, causal=text is None)
-        return self.to_out(rearrange(out, "b n heads dim -> b n (heads dim)")), own
+        return add_linear(x, rearrange(out, "b n heads dim -> b n (heads dim)"), self.to_out.weight), seen
 
 
 class Block(nn.Module):
@@ -126,9 +137,13 @@ class Block(nn.Module):
         self.mlp = SwiGLU(config)
 
     def forward(self, x: Tensor, positions: Rotary, text: KeyValue | None) -> tuple[Tensor, KeyValue]:
-        attended, own = self.attention(self.attention_norm(x), positions, text)
-        x = x + attended
-        return x + self.mlp(self.mlp_norm(x)), own
+        """The layer's output and the keys and values that it saw. See ``add_linear`` about x."""
+        x, seen = self.attention.added(x, self.attention_norm(x), positions, text)
+        return self.mlp.added(x, self.mlp_norm(x)), seen
+
+    def join_weights(self) -> None:
+        lay_side_by_side(self.attention.inputs)
+        lay_side_by_side(self.mlp.inner)
 
 
 class LastTextLayer(nn.Module):
@@ -199,7 +214,7 @@ class GenerationTower(nn.Module):
             tokens.append(self.audio_proj_in(sound) + self.audio_modality_embed)
         x = torch.cat(tokens, dim=1) + self.time_embedder(timestep).to(dtype)  # (b, n, d)
         for layer, text in zip(self.layers, condition.text, strict=True):
-            x, _ = layer(x, condition.positions, text)
+            x = layer(x, condition.positions, text)[0]
         x = self.norm(x)
         split = tokens[0].shape[1]
         video = unpatchify(self.proj_out(x[:, :split]), grid, self.patch_size)
@@ -221,6 +236,11 @@ class Transformer(nn.Module):
     def device(self) -> torch.device:
         return self.generation.proj_in.weight.device
 
+    def join_weights(self) -> None:
+        """Lay the frozen weights that read the same input side by side in memory, so that one product serves them."""
+        for layer in (*self.text.layers, *self.generation.layers):
+            layer.join_weights()
+
     @torch.inference_mode()
     def condition(self, ids: Tensor, grid: LatentGrid, fps: float, sound_frames: int | None) -> Condition:
         """Run the text tower and lay out the positions of the media tokens behind the text.
@@ -231,14 +251,16 @@ class Transformer(nn.Module):
             fps: frames per second of the video.
             sound_frames: latent frames of sound, or None without sound.
         """
-        dtype = self.generation.proj_in.weight.dtype
         length = ids.shape[1]
         offset = length + self.config.media_position_offset
         media = [video_positions(grid.patches(self.config.latent_patch_size), offset, fps, self.config)]
         if sound_frames is not None:
             media.append(sound_positions(sound_frames, offset, self.config))
-        text = self.text(ids.to(self.device), rotary(text_positions(length), self.config, self.device, dtype))
-        return Condition(text, rotary(torch.cat(media, dim=1), self.config, self.device, dtype))
+        behind, before = (
+            rotary(positions, self.config, self.device, torch.float32)
+            for positions in (torch.cat(media, dim=1), text_positions(length))
+        )
+        return Condition(self.text(ids.to(self.device), before), behind)
 
     @torch.inference_mode()
     def forward(self, streams: Streams, timestep: int, condition: Condition) -> Streams:
