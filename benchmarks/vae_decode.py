@@ -14,7 +14,6 @@ from torch import Tensor
 
 from benchmarks import nano
 from benchmarks.measure import median_s, peak_gib, relative_error, report
-from cosmos3_models.media import VideoWriter, encode_chunks
 from cosmos3_models.shapes import LatentGrid
 from cosmos3_models.video_vae import VideoDecoder, to_frames
 
@@ -68,6 +67,8 @@ def _encode(decoder: VideoDecoder, latents: Tensor, args: argparse.Namespace, ch
 
 
 def _write(args: argparse.Namespace, chunks: Iterator[NDArray[np.uint8]]) -> None:
+    from cosmos3_models.media import VideoWriter, encode_chunks
+
     height, width, num_frames = map(int, args.size.split("x"))
     with VideoWriter(num_frames, height, width, 24.0) as writer:
         encode_chunks(writer, chunks)

@@ -1,7 +1,6 @@
 """Triton kernels of ``pixel_ops``: memory-bound, fp32 inside, one rounding at the end. Channels lie together."""
 
 import math
-from typing import Any
 
 import torch
 import triton
@@ -64,13 +63,13 @@ def _rows(channels: int) -> int:
 
 @triton.jit
 def _norm_silu(
-    x: Any,
-    bias: Any,
-    gain: Any,
-    out: Any,
-    pixels: Any,
-    channels: Any,
-    length: Any,
+    x,
+    bias,
+    gain,
+    out,
+    pixels,
+    channels,
+    length,
     HAS_BIAS: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -88,9 +87,7 @@ def _norm_silu(
 
 
 @triton.jit
-def _add_bias(
-    x: Any, bias: Any, other: Any, pixels: Any, channels: Any, ROWS: tl.constexpr, BLOCK: tl.constexpr
-) -> None:
+def _add_bias(x, bias, other, pixels, channels, ROWS: tl.constexpr, BLOCK: tl.constexpr) -> None:
     pixel = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     channel = tl.arange(0, BLOCK)[None, :]
     inside = (pixel < pixels) & (channel < channels)
@@ -103,16 +100,16 @@ def _add_bias(
 
 @triton.jit
 def _merge_phases(
-    phases: Any,
-    bias: Any,
-    source: Any,
-    out: Any,
-    pixels: Any,
-    height: Any,
-    width: Any,
-    channels: Any,
-    inputs: Any,
-    skipped: Any,
+    phases,
+    bias,
+    source,
+    out,
+    pixels,
+    height,
+    width,
+    channels,
+    inputs,
+    skipped,
     TIME: tl.constexpr,
     COPIES: tl.constexpr,
     ROWS: tl.constexpr,

@@ -1,7 +1,5 @@
 """Triton kernels of ``token_ops``: memory-bound, fp32 inside, one rounding at the end."""
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -50,7 +48,7 @@ def attention_inputs(
 
 
 @triton.jit
-def _rms_norm(x: Any, weight: Any, out: Any, size: Any, eps: Any, BLOCK: tl.constexpr) -> None:
+def _rms_norm(x, weight, out, size, eps, BLOCK: tl.constexpr) -> None:
     row = tl.program_id(0).to(tl.int64) * size
     column = tl.arange(0, BLOCK)
     inside = column < size
@@ -61,7 +59,7 @@ def _rms_norm(x: Any, weight: Any, out: Any, size: Any, eps: Any, BLOCK: tl.cons
 
 
 @triton.jit
-def _swiglu(gate_up: Any, out: Any, inner: Any, BLOCK: tl.constexpr) -> None:
+def _swiglu(gate_up, out, inner, BLOCK: tl.constexpr) -> None:
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < inner
@@ -72,13 +70,13 @@ def _swiglu(gate_up: Any, out: Any, inner: Any, BLOCK: tl.constexpr) -> None:
 
 @triton.jit
 def _norm_rotate(
-    source: Any,
-    target: Any,
-    gain: Any,
-    cos: Any,
-    sin: Any,
-    eps: Any,
-    heads: Any,
+    source,
+    target,
+    gain,
+    cos,
+    sin,
+    eps,
+    heads,
     HEADS: tl.constexpr,
     HALF: tl.constexpr,
 ) -> None:
@@ -99,18 +97,18 @@ def _norm_rotate(
 
 @triton.jit
 def _attention_inputs(
-    projected: Any,
-    key: Any,
-    value: Any,
-    query_gain: Any,
-    key_gain: Any,
-    cos: Any,
-    sin: Any,
-    eps: Any,
-    length: Any,
-    seen: Any,
-    heads: Any,
-    kv_heads: Any,
+    projected,
+    key,
+    value,
+    query_gain,
+    key_gain,
+    cos,
+    sin,
+    eps,
+    length,
+    seen,
+    heads,
+    kv_heads,
     HEADS: tl.constexpr,
     KV: tl.constexpr,
     HALF: tl.constexpr,
