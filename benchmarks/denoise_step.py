@@ -17,7 +17,8 @@ from benchmarks import nano, peer
 from benchmarks.measure import median_s, peak_gib, relative_error, report
 from cosmos3_models import attention
 from cosmos3_models.config import SchedulerConfig
-from cosmos3_models.denoise import denoise, draw_noise, guide
+from cosmos3_models.denoise import EXACTLY, denoise, draw_noise, guide, velocity_function
+from cosmos3_models.params import Approximation
 from cosmos3_models.sampler import UniPC, make_schedule
 from cosmos3_models.shapes import LatentGrid
 from cosmos3_models.transformer import Condition, Streams, Transformer
@@ -26,6 +27,11 @@ WARM_UP = 1  # steps
 TIMESTEP = 700  # at which velocities are compared
 SHIFT = 10.0
 SCALE = 6.0
+MODES = {
+    "exact": EXACTLY,
+    "fp8-linears": Approximation(fp8_linears=True),
+    "fp8": Approximation(fp8_linears=True, fp8_attention=True),
+}
 
 
 class Case(NamedTuple):
@@ -73,13 +79,14 @@ def reference(args: argparse.Namespace, cases: dict[str, Case]) -> dict[str, lis
 def ours(args: argparse.Namespace, cases: dict[str, Case], expected: dict[str, list[Tensor]]) -> list[dict[str, Any]]:
     model = nano.transformer(args.device, torch.bfloat16, args.layers)
     rows = []
-    for size, case in cases.items():
-        row = {"model": f"ours, {attention.backend(model.device)}", "size": size}
-        if size in args.sizes:
-            row |= _timed_steps(model, case, args.repeats)
-        if size in expected:
-            row |= _errors(_velocities(model, case), expected[size])
-        rows.append(row)
+    for mode in args.modes:
+        for size, case in cases.items():
+            row = {"model": f"ours, {attention.backend(model.device)}, {mode}", "size": size}
+            if size in args.sizes:
+                row |= _timed_steps(model, case, args.repeats, MODES[mode])
+            if size in expected:
+                row |= _errors(_velocities(model, case, MODES[mode]), expected[size])
+            rows.append(row)
     _free(model)
     return rows
 
@@ -108,25 +115,29 @@ def theirs(
     return rows
 
 
-def take_steps(model: Transformer, case: Case, conditions: list[Condition], steps: int) -> list[float]:
+def take_steps(
+    model: Transformer, case: Case, conditions: list[Condition], steps: int, mode: Approximation = EXACTLY
+) -> list[float]:
     """The seconds of each step of the real loop."""
+    velocity = velocity_function(model, conditions, mode)
     ends = [time.perf_counter()]
     noise = Streams(case.latents)
-    denoise(model, conditions, noise, _schedule(steps), SCALE, lambda *_: ends.append(time.perf_counter()), bool)
+    denoise(velocity, noise, _schedule(steps), SCALE, lambda *_: ends.append(time.perf_counter()), bool)
     return [after - before for before, after in pairwise(ends)]
 
 
-def _timed_steps(model: Transformer, case: Case, repeats: int) -> dict[str, float]:
+def _timed_steps(model: Transformer, case: Case, repeats: int, mode: Approximation) -> dict[str, float]:
     conditions_s = median_s(lambda: case.conditions(model), repeats)
     conditions = case.conditions(model)
-    take_steps(model, case, conditions, WARM_UP)
+    take_steps(model, case, conditions, WARM_UP, mode)
     seconds: list[float] = []
-    peak = peak_gib(lambda: seconds.extend(take_steps(model, case, conditions, repeats)))
+    peak = peak_gib(lambda: seconds.extend(take_steps(model, case, conditions, repeats, mode)))
     return {"seconds": statistics.median(seconds), "text_s": conditions_s, "peak_gib": peak}
 
 
-def _velocities(model: Transformer, case: Case) -> list[Tensor]:
-    return [model(Streams(case.latents), TIMESTEP, condition).video.cpu() for condition in case.conditions(model)]
+def _velocities(model: Transformer, case: Case, mode: Approximation = EXACTLY) -> list[Tensor]:
+    velocity = velocity_function(model, case.conditions(model), mode)
+    return [streams.video.cpu() for streams in velocity(Streams(case.latents), TIMESTEP)]
 
 
 def _errors(got: list[Tensor], expected: list[Tensor]) -> dict[str, float]:

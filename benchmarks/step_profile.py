@@ -17,10 +17,10 @@ from cosmos3_models.transformer import Condition, Transformer
 
 # The first class with a word in the kernel's name counts.
 CLASSES = {
-    "attention": ("flash", "fmha", "sdpa", "attention_kernel"),
-    "norms and rotary": ("_rms_norm", "_attention_inputs"),
+    "attention": ("flash", "fmha", "sdpa", "_attention_kernel"),
+    "norms and rotary": ("_rms_norm", "_norm_quantized", "_attention_inputs"),
     "SwiGLU": ("_swiglu",),
-    "quantisation": ("_quantized",),
+    "quantisation": ("quantized",),
     "matrix products": ("gemm", "nvjet", "cutlass", "xmma", "splitk"),
     "copies and the rest": ("",),
 }

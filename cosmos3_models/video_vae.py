@@ -234,7 +234,8 @@ class VideoDecoder(nn.Module):
         A chunk is widest where the last block starts: its input, the same normed, and half as many channels twice.
         """
         itemsize = self.post_quant_conv.weight.dtype.itemsize
-        chunk = 3 * latents_per_chunk * FRAMES_PER_LATENT * self._elements(height, width)
+        frames = latents_per_chunk * FRAMES_PER_LATENT + TIME_KERNEL - 1
+        chunk = 3 * frames * self._elements(height, width)
         history = 0
         for level, block in enumerate(self.decoder.up_blocks):
             inputs = sum(m.in_channels for m in block.modules() if isinstance(m, CausalConv3d) and m.kernel_size[0] > 1)
