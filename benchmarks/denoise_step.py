@@ -162,6 +162,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--peer", nargs="*", default=[], choices=["eager", "compiled"], help="diffusers in the same run"
     )
+    parser.add_argument("--modes", nargs="*", default=["exact"], choices=MODES, help="of ours (%(default)s)")
     parser.add_argument("--layers", type=int, default=nano.TRANSFORMER["num_hidden_layers"], help="fewer for a trial")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--device", default="cuda")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cosmos3_models import pixel_ops, token_ops
+from cosmos3_models.attention import attention
 from cosmos3_models.positions import Rotary
 from cosmos3_models.token_ops import KeyValue, Norms
 
@@ -16,6 +17,7 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 if not INTERPRETED and not torch.cuda.is_available():
     pytest.skip("neither a GPU nor TRITON_INTERPRET=1", allow_module_level=True)
 pytest.importorskip("triton")
+fp8_kernels = importlib.import_module("cosmos3_models.fp8_kernels")
 pixel_kernels = importlib.import_module("cosmos3_models.pixel_kernels")
 token_kernels = importlib.import_module("cosmos3_models.token_kernels")
 
@@ -98,3 +100,29 @@ def test_merge_phases(inputs: int, time_factor: int, first: bool) -> None:
     got, expected = (merge(phases, bias, source, time_factor, first) for merge in merged)
     assert got.shape == (1, 12, frames, 6, 10)
     assert close(got, expected)
+
+
+def test_rows_in_fp8_are_as_near_as_three_bits_allow() -> None:
+    x, weight = random(2, 5, 96), random(96)
+    gate_up = random(1, 5, 192)
+    for (values, scale), expected in (
+        (fp8_kernels.quantized(x), x),
+        (fp8_kernels.rms_norm(x, weight, 1e-6), token_ops.rms_norm(x, weight, 1e-6)),
+        (fp8_kernels.swiglu(gate_up), token_ops.swiglu(gate_up)),
+    ):
+        assert values.dtype == torch.float8_e4m3fn
+        error = (values.float() * scale.view(*expected.shape[:-1], 1) - expected).abs()
+        largest = expected.abs().amax(-1, keepdim=True)
+        steps = 8 if INTERPRETED else 16  # the interpreter rounds towards zero
+        assert (error <= expected.abs() / steps + largest / 448 / 512).all()
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter does not run loops of a length that the kernel computes")
+@pytest.mark.parametrize(("length", "seen"), [(100, 70), (64, 128), (65, 400)])
+def test_fp8_attention(length: int, seen: int) -> None:
+    query, key, value = (random(1, n, heads, 128) for n, heads in ((length, 4), (seen, 2), (seen + 1, 2)))
+    value = value[:, :seen] + 1
+    key = key + 3 * random(128)  # a common part, to which softmax is blind
+    expected = attention(query.double(), key.double(), value.double())
+    got = fp8_kernels.attention(query.bfloat16(), key.bfloat16(), value.bfloat16())
+    assert (got.double() - expected).norm() <= 0.05 * expected.norm()
