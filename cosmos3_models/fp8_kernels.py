@@ -1,6 +1,7 @@
 """Triton kernels of the fp8 modes: values in e4m3 with fp32 scales, products accumulated in fp32."""
 
 import math
+from typing import NamedTuple
 
 import torch
 import triton
@@ -12,7 +13,7 @@ FP8 = torch.float8_e4m3fn
 LARGEST = 448.0  # of e4m3
 HEAD_DIM = 128  # the one that the attention is made for
 QUERIES, KEYS = 64, 128  # of a program's tile
-WARPS, STAGES = 4, 2
+WARPS, STAGES = 4, 3
 
 
 def quantized(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -45,19 +46,19 @@ def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Attention without a mask; shapes as in ``attention.attention``, one batch, heads of ``HEAD_DIM`` channels."""
     length, heads, dim = query.shape[1:]
     seen, kv_heads = key.shape[1:3]
-    keys, key_scale = _quantized_keys(key)
-    values, value_scale = _quantized_values(value)
+    quantized = _quantized_seen(key.contiguous(), value.contiguous())
+    keys, values = quantized.keys.flatten(0, 1), quantized.values.flatten(0, 1)
     out = query.new_empty(1, length, heads, dim)
     _attention_kernel[(triton.cdiv(length, QUERIES), heads)](
         query,
-        TensorDescriptor.from_tensor(keys.flatten(0, 1), [KEYS, dim]),
-        TensorDescriptor.from_tensor(values.flatten(0, 1), [dim, KEYS]),
-        key_scale,
-        value_scale,
+        TensorDescriptor.from_tensor(keys, [KEYS, dim]),
+        TensorDescriptor.from_tensor(values, [dim, KEYS]),
+        quantized.key_scale,
+        quantized.value_scale,
         out,
         length,
         seen,
-        keys.shape[1],
+        values.shape[1],
         heads,
         heads // kv_heads,
         query.stride(1),
@@ -72,25 +73,29 @@ def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return out
 
 
-def _quantized_keys(key: Tensor) -> tuple[Tensor, Tensor]:
-    """(kv_heads, m padded, dim) less the mean key, to which softmax is blind, with one scale a head."""
-    centred = key[0] - key[0].mean(0)
-    scale = centred.abs().amax((0, 2)).float() / LARGEST
-    padded = centred.new_zeros(key.shape[2], _padded(key.shape[1]), key.shape[3], dtype=FP8)
-    padded[:, : key.shape[1]] = (centred / scale[:, None]).to(FP8).transpose(0, 1)
-    return padded, scale
+class _Seen(NamedTuple):
+    """Keys less their mean, to which softmax is blind, and values, in fp8. m is rounded up to whole tiles."""
+
+    keys: Tensor  # (kv_heads, m, dim)
+    key_scale: Tensor  # (kv_heads,)
+    values: Tensor  # (kv_heads, dim, m): the tensor cores want the summed dimension last
+    value_scale: Tensor  # (kv_heads, dim)
 
 
-def _quantized_values(value: Tensor) -> tuple[Tensor, Tensor]:
-    """(kv_heads, dim, m padded), with one scale a channel."""
-    scale = value[0].abs().amax(0).float() / LARGEST
-    padded = value.new_zeros(value.shape[2], value.shape[3], _padded(value.shape[1]), dtype=FP8)
-    padded[:, :, : value.shape[1]] = (value[0] / scale).to(FP8).permute(1, 2, 0)
-    return padded, scale
-
-
-def _padded(length: int) -> int:
-    return triton.cdiv(length, KEYS) * KEYS
+def _quantized_seen(key: Tensor, value: Tensor) -> _Seen:
+    seen, kv_heads, dim = key.shape[1:]
+    padded = triton.cdiv(seen, KEYS) * KEYS
+    mean = key[0].mean(0, dtype=torch.float32)
+    low, high = torch.aminmax(key[0], dim=0)
+    key_scale = torch.maximum(high - mean, mean - low).amax(1) / LARGEST
+    low, high = torch.aminmax(value[0], dim=0)
+    value_scale = torch.maximum(high, -low).float().clamp_min(1e-12) / LARGEST
+    keys = key.new_empty(kv_heads, padded, dim, dtype=FP8)
+    values = key.new_empty(kv_heads, dim, padded, dtype=FP8)
+    _seen_quantized[(padded // KEYS, kv_heads)](
+        key, value, mean, key_scale, value_scale, keys, values, seen, padded, kv_heads, KEYS=KEYS, DIM=dim, num_warps=8
+    )
+    return _Seen(keys, key_scale, values, value_scale)
 
 
 def _empty(x: Tensor, size: int) -> tuple[Tensor, Tensor]:
@@ -134,6 +139,36 @@ def _swiglu_quantized(gate_up, out, scale, size, largest, BLOCK: tl.constexpr):
     gate = tl.load(gate_up + row * 2 * size + column, mask=inside, other=0).to(tl.float32)
     up = tl.load(gate_up + row * 2 * size + size + column, mask=inside, other=0).to(tl.float32)
     _store_scaled(gate * tl.sigmoid(gate) * up, out, scale, row, column, inside, size, largest)
+
+
+@triton.jit
+def _seen_quantized(
+    key,
+    value,
+    mean,
+    key_scale,
+    value_scale,
+    keys,
+    values,
+    seen,
+    padded,
+    kv_heads,
+    KEYS: tl.constexpr,
+    DIM: tl.constexpr,
+):
+    head = tl.program_id(1)
+    token = tl.program_id(0).to(tl.int64) * KEYS + tl.arange(0, KEYS)
+    channel = tl.arange(0, DIM)
+    inside = (token < seen)[:, None]
+    offset = (token[:, None] * kv_heads + head) * DIM + channel[None, :]
+    # Tokens past the last are written too: unfilled memory may hold what is no number.
+    centred = tl.load(key + offset, mask=inside, other=0).to(tl.float32) - tl.load(mean + head * DIM + channel)[None, :]
+    row = tl.load(value + offset, mask=inside, other=0).to(tl.float32)
+    row = row / tl.load(value_scale + head * DIM + channel)[None, :]
+    place = (head * padded + token[:, None]) * DIM + channel[None, :]
+    tl.store(keys + place, (centred / tl.load(key_scale + head)).to(keys.dtype.element_ty))
+    place = (head * DIM + channel[:, None]) * padded + token[None, :]
+    tl.store(values + place, tl.trans(row.to(values.dtype.element_ty)))
 
 
 @triton.jit
