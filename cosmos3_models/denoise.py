@@ -12,7 +12,7 @@ from cosmos3_models.errors import InvalidInput, Stopped
 from cosmos3_models.params import Approximation, GenerationParams
 from cosmos3_models.prompt import PromptIds
 from cosmos3_models.sampler import Schedule, UniPC, make_schedule
-from cosmos3_models.shapes import LatentGrid, sound_latent_frames
+from cosmos3_models.shapes import PIXELS_PER_LATENT, LatentGrid, sound_latent_frames
 from cosmos3_models.step_cache import StepCache
 from cosmos3_models.transformer import Condition, Streams, Transformer
 
@@ -26,6 +26,7 @@ Velocity = Callable[[Streams, int], list[Streams]]
 """What the model says at noisy latents and a timestep, for every prompt."""
 
 EXACTLY = Approximation()
+WARM_UP_TOKENS = 16
 
 
 class VideoDenoiser:
@@ -78,6 +79,15 @@ class VideoDenoiser:
         noise = Streams(*(stream.to(self.transformer.device, torch.float32) for stream in noise.present))
         velocity = velocity_function(self.transformer, conditions, approximation or self.approximation)
         return denoise(velocity, noise, schedule, params.guidance_scale, on_step, should_stop)
+
+    def warm_up(self) -> None:
+        """Compile and load what a request needs, on the smallest one."""
+        ids = np.zeros(WARM_UP_TOKENS, dtype=np.int64)
+        side = 2 * PIXELS_PER_LATENT
+        self(
+            PromptIds(ids, ids),
+            GenerationParams(prompt="x", num_frames=5, height=side, width=side, num_inference_steps=2),
+        )
 
     def latent_shapes(self, params: GenerationParams) -> list[tuple[int, ...]]:
         """(1, c, t, h, w) of the video and, with sound, (1, d, t) of the sound."""
