@@ -2,7 +2,8 @@
 
 import io
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from fractions import Fraction
@@ -92,6 +93,17 @@ class VideoWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._container.close()
+
+
+def encode_chunks(writer: VideoWriter, chunks: Iterable[Frames]) -> VideoTrack:
+    """Encode uint8 chunks (t, height, width, 3) as they come: one is encoded while the next is made, no more wait."""
+    with ThreadPoolExecutor(max_workers=1) as encoder:
+        encoding = encoder.submit(lambda: None)
+        for frames in chunks:
+            encoding.result()
+            encoding = encoder.submit(writer.write, frames)
+        encoding.result()
+    return writer.finish()
 
 
 def encode_sound(waveform: Waveform, sample_rate: int) -> bytes:

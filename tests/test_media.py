@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from cosmos3_models.media import VideoTrack, VideoWriter, encode_sound, encode_video, mux
+from cosmos3_models.media import VideoTrack, VideoWriter, encode_chunks, encode_sound, encode_video, mux
 
 RATE = 48_000
 COLOURS = [(235, 30, 30), (30, 200, 40), (40, 60, 220), (250, 220, 20), (128, 128, 128), (10, 10, 10)]
@@ -123,6 +123,13 @@ def test_sound_keeps_pitch_level_and_start(channels: int) -> None:
 
 def test_a_waveform_beyond_full_scale_is_cut_there() -> None:
     assert encode_sound(sine(level=3.0), RATE) == encode_sound(sine(level=3.0).clip(-1, 1), RATE)
+
+
+def test_encoding_while_chunks_come_gives_the_same_bytes() -> None:
+    frames = moving()
+    with VideoWriter(*frames.shape[:3], fps=24.0) as writer:
+        track = encode_chunks(writer, (frames[start : start + 4] for start in range(0, len(frames), 4)))
+    assert track == write(frames, chunk=9)
 
 
 def test_the_muxed_file_has_both_tracks_and_its_index_in_front() -> None:
