@@ -23,6 +23,7 @@ from cosmos3_models.names import SOUND_SKIPPED, VIDEO_VAE_SKIPPED, transformer_n
 from cosmos3_models.params import GenerationDefaults
 from cosmos3_models.sound_decoder import SoundDecoder
 from cosmos3_models.tensor_files import FoldedWeightNorm, TensorFiles, TensorSource
+from cosmos3_models.transfer import Transfer
 from cosmos3_models.transformer import Transformer
 from cosmos3_models.video_vae import VideoDecoder
 
@@ -76,7 +77,9 @@ class Checkpoint:
         layers = self.transformer.num_hidden_layers
         source = TensorFiles(self.folder / "transformer")
         name, skipped = partial(transformer_name, layers=layers), transformer_skipped(layers)
-        return _load(lambda: Transformer(self.transformer), source, name, skipped, device, dtype)
+        transformer = _load(lambda: Transformer(self.transformer), source, name, skipped, device, dtype)
+        transformer.join_weights()
+        return transformer
 
     def load_video_decoder(self, device: torch.device, dtype: torch.dtype) -> VideoDecoder:
         source = TensorFiles(self.folder / "vae")
@@ -115,11 +118,13 @@ def _load(
         module = build()
     names = {ours: checkpoint_name(ours) for ours, _ in module.named_parameters()}
     _check_names(set(names.values()), source, skipped)
-    state = {}
     for ours, parameter in module.named_parameters():
         _check_shape(names[ours], parameter.shape, source)
-        kind = torch.float32 if ours.startswith(KEPT_IN_FP32) else dtype
-        state[ours] = source.read(names[ours]).to(device, kind)
+    tensors = Transfer(device).all(partial(source.read, name) for name in names.values())
+    state = {
+        ours: tensor.to(torch.float32 if ours.startswith(KEPT_IN_FP32) else dtype)
+        for ours, tensor in zip(names, tensors, strict=True)
+    }
     module.load_state_dict(state, strict=True, assign=True)
     return module.eval().requires_grad_(False)
 

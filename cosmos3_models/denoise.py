@@ -9,10 +9,11 @@ from torch import Tensor
 
 from cosmos3_models.config import SchedulerConfig, SoundDecoderConfig
 from cosmos3_models.errors import InvalidInput, Stopped
-from cosmos3_models.params import GenerationParams
+from cosmos3_models.params import Approximation, GenerationParams
 from cosmos3_models.prompt import PromptIds
 from cosmos3_models.sampler import Schedule, UniPC, make_schedule
-from cosmos3_models.shapes import LatentGrid, sound_latent_frames
+from cosmos3_models.shapes import PIXELS_PER_LATENT, LatentGrid, sound_latent_frames
+from cosmos3_models.step_cache import StepCache
 from cosmos3_models.transformer import Condition, Streams, Transformer
 
 OnStep = Callable[[int, int], None]
@@ -21,12 +22,26 @@ OnStep = Callable[[int, int], None]
 ShouldStop = Callable[[], bool]
 """Asked before each sampler step."""
 
+Velocity = Callable[[Streams, int], list[Streams]]
+"""What the model says at noisy latents and a timestep, for every prompt."""
+
+EXACTLY = Approximation()
+WARM_UP_TOKENS = 16
+
 
 class VideoDenoiser:
     """The transformer with what a request needs around it."""
 
-    def __init__(self, transformer: Transformer, scheduler: SchedulerConfig, sound: SoundDecoderConfig | None) -> None:
+    def __init__(
+        self,
+        transformer: Transformer,
+        scheduler: SchedulerConfig,
+        sound: SoundDecoderConfig | None,
+        approximation: Approximation = EXACTLY,
+    ) -> None:
+        transformer.arithmetic(approximation)  # refused, or its weights made, before the first request
         self.transformer = transformer
+        self.approximation = approximation
         self._scheduler = scheduler
         self._sound = sound
 
@@ -36,6 +51,7 @@ class VideoDenoiser:
         params: GenerationParams,
         *,
         noise: Streams | None = None,
+        approximation: Approximation | None = None,
         on_step: OnStep = lambda _done, _steps: None,
         should_stop: ShouldStop = lambda: False,
     ) -> Streams:
@@ -43,9 +59,11 @@ class VideoDenoiser:
 
         Args:
             noise: initial latents to use in place of those that ``params.seed`` gives.
+            approximation: what to give up for speed in place of the denoiser's own choice.
 
         Raises:
-            InvalidInput: sound from a checkpoint without sound, or noise of the wrong shape.
+            InvalidInput: sound from a checkpoint without sound, noise of the wrong shape, or an approximation that
+                this device or model cannot compute.
             Stopped: ``should_stop`` said so.
         """
         shapes = self.latent_shapes(params)
@@ -53,13 +71,23 @@ class VideoDenoiser:
         grid = LatentGrid(*shapes[0][2:])
         sound_frames = shapes[1][2] if len(shapes) > 1 else None
         conditions = [
-            self.transformer.condition(torch.from_numpy(text)[None], grid, params.fps, sound_frames)
+            self.transformer.condition(torch.tensor(text)[None], grid, params.fps, sound_frames)
             for text in (ids.positive, ids.negative)
             if text is not None
         ]
         schedule = make_schedule(params.sigma_schedule, params.num_inference_steps, params.flow_shift, self._scheduler)
         noise = Streams(*(stream.to(self.transformer.device, torch.float32) for stream in noise.present))
-        return denoise(self.transformer, conditions, noise, schedule, params.guidance_scale, on_step, should_stop)
+        velocity = velocity_function(self.transformer, conditions, approximation or self.approximation)
+        return denoise(velocity, noise, schedule, params.guidance_scale, on_step, should_stop)
+
+    def warm_up(self) -> None:
+        """Compile and load what a request needs, on the smallest one."""
+        ids = np.zeros(WARM_UP_TOKENS, dtype=np.int64)
+        side = 2 * PIXELS_PER_LATENT
+        self(
+            PromptIds(ids, ids),
+            GenerationParams(prompt="x", num_frames=5, height=side, width=side, num_inference_steps=2),
+        )
 
     def latent_shapes(self, params: GenerationParams) -> list[tuple[int, ...]]:
         """(1, c, t, h, w) of the video and, with sound, (1, d, t) of the sound."""
@@ -80,32 +108,50 @@ def require_sound(sound: SoundDecoderConfig | None) -> SoundDecoderConfig:
     return sound
 
 
+def velocity_function(
+    transformer: Transformer, conditions: Sequence[Condition], approximation: Approximation = EXACTLY
+) -> Velocity:
+    """The velocities of the prompt and, unless it runs alone, the negative prompt. Good for one request."""
+    arithmetic = transformer.arithmetic(approximation)
+    threshold = approximation.step_cache
+    caches = [StepCache(threshold) if threshold else None for _ in conditions]
+
+    def velocity(streams: Streams, timestep: int) -> list[Streams]:
+        return [
+            transformer(streams, timestep, condition, arithmetic, cache)
+            for condition, cache in zip(conditions, caches, strict=True)
+        ]
+
+    return velocity
+
+
 @torch.inference_mode()
 def denoise(
-    transformer: Transformer,
-    conditions: Sequence[Condition],
+    velocity: Velocity,
     noise: Streams,
     schedule: Schedule,
     guidance_scale: float,
     on_step: OnStep,
     should_stop: ShouldStop,
 ) -> Streams:
-    """Follow the velocity from noise to data.
-
-    Args:
-        conditions: the prompt, then the negative prompt unless the prompt runs alone.
-        noise: fp32 on the model's device.
-    """
+    """Follow the velocity from noise, fp32 on the model's device, to data."""
     solvers = [UniPC(schedule.sigmas, stream) for stream in noise.present]
     streams = noise
     for done, timestep in enumerate(schedule.timesteps, start=1):
         if should_stop():
             raise Stopped
-        velocities = [transformer(streams, timestep, condition).present for condition in conditions]
-        guided = [guide(branches, guidance_scale) for branches in zip(*velocities, strict=True)]
-        streams = Streams(*(solver.step(velocity) for solver, velocity in zip(solvers, guided, strict=True)))
+        branches = zip(*(branch.present for branch in velocity(streams, timestep)), strict=True)
+        guided = [guide(branch, guidance_scale) for branch in branches]
+        streams = Streams(*(solver.step(stream) for solver, stream in zip(solvers, guided, strict=True)))
+        _wait(noise.video.device)
         on_step(done, schedule.steps)
     return streams
+
+
+def _wait(device: torch.device) -> None:
+    """Let the device finish the step: progress would run ahead of it otherwise, and a stop would come late."""
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()
 
 
 def guide(branches: Sequence[Tensor], scale: float) -> Tensor:

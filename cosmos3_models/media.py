@@ -2,7 +2,8 @@
 
 import io
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from fractions import Fraction
@@ -19,11 +20,14 @@ from numpy.typing import NDArray
 Frames = NDArray[np.uint8]
 Waveform = NDArray[np.float32]
 
-CRF = "18"
-PRESET = "medium"
+# Without macroblock trees, because x264's AVX-512 code for them gives other bytes at every run.
+H264_OPTIONS = {"crf": "18", "preset": "medium", "x264-params": "mbtree=0"}
 ENCODER_THREADS = 8  # x264's output depends on the number of threads, so it does not follow the machine's cores
 SOUND_BIT_RATE = 192_000
 THUMBNAIL_SIDE = 320
+SPRITE_SIDE = 160
+SPRITE_COLUMNS = 4
+SPRITES = 16
 BT709 = 1  # the code of ITU-R BT.709 in H.264's colour fields
 
 
@@ -33,6 +37,7 @@ class VideoTrack:
 
     mp4: bytes
     thumbnail: bytes  # JPEG of the middle frame
+    spritesheet: bytes  # JPEG of frames from first to last, row by row
 
 
 class VideoWriter:
@@ -49,10 +54,11 @@ class VideoWriter:
         self._num_frames = num_frames
         self._written = 0
         self._thumbnail = b""
+        self._sprites: list[Frames] = []
         self._buffer = io.BytesIO()
         self._container = av.open(self._buffer, "w", format="mp4")
         rate = Fraction(fps).limit_denominator(10_000)
-        self._stream: Any = self._container.add_stream("libx264", rate=rate, options={"crf": CRF, "preset": PRESET})
+        self._stream: Any = self._container.add_stream("libx264", rate=rate, options=H264_OPTIONS)
         self._stream.width, self._stream.height, self._stream.pix_fmt = width, height, "yuv420p"
         context = self._stream.codec_context
         context.thread_count = ENCODER_THREADS
@@ -66,7 +72,9 @@ class VideoWriter:
             raise ValueError(f"frames: got {frames.dtype} {list(frames.shape)}, expected {expected}")
         for picture in frames:
             if self._written == self._num_frames // 2:
-                self._thumbnail = _jpeg(picture)
+                self._thumbnail = _jpeg(_shrunk(picture, THUMBNAIL_SIDE))
+            if self._written * SPRITES // self._num_frames >= len(self._sprites):
+                self._sprites.append(_shrunk(picture, SPRITE_SIDE))
             self._container.mux(self._stream.encode(_yuv_frame(picture)))
             self._written += 1
 
@@ -76,7 +84,7 @@ class VideoWriter:
             raise ValueError(f"frames: got {self._written}, expected {self._num_frames}")
         self._container.mux(self._stream.encode(None))
         self._container.close()
-        return VideoTrack(self._buffer.getvalue(), self._thumbnail)
+        return VideoTrack(self._buffer.getvalue(), self._thumbnail, _jpeg(_sheet(self._sprites)))
 
     def __enter__(self) -> Self:
         return self
@@ -85,6 +93,17 @@ class VideoWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._container.close()
+
+
+def encode_chunks(writer: VideoWriter, chunks: Iterable[Frames]) -> VideoTrack:
+    """Encode uint8 chunks (t, height, width, 3) as they come: one is encoded while the next is made, no more wait."""
+    with ThreadPoolExecutor(max_workers=1) as encoder:
+        encoding = encoder.submit(lambda: None)
+        for frames in chunks:
+            encoding.result()
+            encoding = encoder.submit(writer.write, frames)
+        encoding.result()
+    return writer.finish()
 
 
 def encode_sound(waveform: Waveform, sample_rate: int) -> bytes:
@@ -148,12 +167,25 @@ def _yuv_frame(picture: Frames) -> av.VideoFrame:
     )
 
 
-def _jpeg(picture: Frames) -> bytes:
+def _shrunk(picture: Frames, side: int) -> Frames:
+    """The picture with its longer side cut down to ``side``; both sides stay even."""
     height, width = picture.shape[:2]
-    scale = min(1, THUMBNAIL_SIDE / max(height, width))
-    frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(
-        width=max(2, round(width * scale)), height=max(2, round(height * scale)), format="yuvj420p"
-    )
+    scale = min(1, side / max(height, width))
+    size = {"width": max(2, round(width * scale / 2) * 2), "height": max(2, round(height * scale / 2) * 2)}
+    small: Any = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(**size).to_ndarray()
+    return small
+
+
+def _sheet(sprites: list[Frames]) -> Frames:
+    """The sprites in rows; what is left of the last row is black."""
+    columns = min(SPRITE_COLUMNS, len(sprites))
+    empty = [np.zeros_like(sprites[0])] * (-len(sprites) % columns)
+    cells = [*sprites, *empty]
+    return np.vstack([np.hstack(cells[row : row + columns]) for row in range(0, len(cells), columns)])
+
+
+def _jpeg(picture: Frames) -> bytes:
+    frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format="yuvj420p")
     encoder: Any = av.CodecContext.create("mjpeg", "w")
     encoder.width, encoder.height, encoder.pix_fmt = frame.width, frame.height, "yuvj420p"
     encoder.time_base = Fraction(1, 1)

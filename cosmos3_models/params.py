@@ -95,6 +95,30 @@ class CheckedModel(BaseModel):
             raise _invalid_input(error.errors()[0], type(self)) from None
 
 
+class Approximation(CheckedModel):
+    """What a request lets the denoiser give up for speed; by default nothing. The parts compose freely.
+
+    Attributes:
+        fp8_linears: matrix products of the generation tower in fp8. Hopper or newer.
+        fp8_attention: its attention in fp8. Hopper or newer, heads of 128 channels.
+        step_cache: a step reuses the last one's work behind the first layer where that layer's change has moved by
+            less than this share of itself; 0 never does.
+    """
+
+    fp8_linears: bool = False
+    fp8_attention: bool = False
+    step_cache: Annotated[float, Number, Field(ge=0, le=1)] = 0.0
+
+    @property
+    def label(self) -> str:
+        """For logs and records: ``exact``, or what is given up."""
+        parts = [("fp8 linears", self.fp8_linears), ("fp8 attention", self.fp8_attention)]
+        given_up = [name for name, chosen in parts if chosen]
+        if self.step_cache:
+            given_up.append(f"step cache {self.step_cache:g}")
+        return ", ".join(given_up) or "exact"
+
+
 class GenerationParams(CheckedModel):
     """One video to make. Defaults are NVIDIA's for Cosmos3-Nano.
 

@@ -10,7 +10,7 @@ from cosmos3_models.shapes import FRAMES_PER_LATENT, LatentGrid
 
 
 class Rotary(NamedTuple):
-    """Cosines and sines of every token's rotary angles, each (n, head_dim / 2) in the model's dtype."""
+    """Cosines and sines of every token's rotary angles, each (n, head_dim / 2)."""
 
     cos: Tensor
     sin: Tensor
@@ -60,10 +60,10 @@ def rotary(positions: Tensor, config: TransformerConfig, device: torch.device, d
 
 
 def rotate(x: Tensor, table: Rotary) -> Tensor:
-    """Rotate each head's halves against each other; x is (b, n, heads, head_dim)."""
+    """Rotate each head's halves against each other in the table's dtype; x is (b, n, heads, head_dim)."""
     first, second = x.chunk(2, dim=-1)
     cos, sin = table.cos[:, None], table.sin[:, None]
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
 
 
 def _axis_of_slot(sections: tuple[int, int, int]) -> Tensor:

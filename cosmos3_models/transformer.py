@@ -17,8 +17,10 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from cosmos3_models.attention import attention
+from cosmos3_models import token_ops
+from cosmos3_models.arithmetic import EXACT, Arithmetic, Exact, Fp8Attention, Fp8Linears, check_fp8, quantized_weights
 from cosmos3_models.config import TransformerConfig
+from cosmos3_models.params import Approximation
 from cosmos3_models.positions import (
     Rotary,
     rotary,
@@ -28,6 +30,8 @@ from cosmos3_models.positions import (
     video_positions,
 )
 from cosmos3_models.shapes import LatentGrid
+from cosmos3_models.step_cache import StepCache
+from cosmos3_models.token_ops import KeyValue, Norms, lay_side_by_side
 
 TIME_FREQUENCIES = 128
 
@@ -42,11 +46,6 @@ class Streams(NamedTuple):
     def present(self) -> list[Tensor]:
         """Video, then sound if there is one."""
         return [self.video] if self.sound is None else [self.video, self.sound]
-
-
-class KeyValue(NamedTuple):
-    key: Tensor  # (b, n, kv_heads, head_dim), normed and rotated
-    value: Tensor  # (b, n, kv_heads, head_dim)
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).to(x.dtype)
+        return token_ops.rms_norm(x, self.weight, self.eps)
 
 
 class SwiGLU(nn.Module):
@@ -77,14 +76,21 @@ class SwiGLU(nn.Module):
         self.up_proj = nn.Linear(d, inner, bias=False)
         self.down_proj = nn.Linear(inner, d, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+    @property
+    def inner(self) -> list[nn.Linear]:
+        return [self.gate_proj, self.up_proj]
+
+    def added(self, x: Tensor, norm: RMSNorm, arithmetic: Arithmetic) -> Tensor:
+        """x plus what the MLP makes of it, perhaps in place of x."""
+        gate_up = arithmetic.project(arithmetic.norm(x, norm.weight, norm.eps), self.inner)
+        return arithmetic.add(x, arithmetic.swiglu(gate_up), self.down_proj)
 
 
 class KeyValueProjection(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.head_dim = config.head_dim
+        self.kv_heads = config.num_key_value_heads
         width = config.num_key_value_heads * config.head_dim
         self.to_k = nn.Linear(config.hidden_size, width, bias=False)
         self.to_v = nn.Linear(config.hidden_size, width, bias=False)
@@ -106,13 +112,22 @@ class Attention(KeyValueProjection):
         self.norm_q = RMSNorm(config.head_dim, config.rms_norm_eps)
         self.to_out = nn.Linear(width, config.hidden_size, bias=False)
 
-    def forward(self, x: Tensor, positions: Rotary, text: KeyValue | None) -> tuple[Tensor, KeyValue]:
-        """Attend causally to x itself or, when ``text`` is given, to text and x without a mask."""
-        query = rotate(self.norm_q(self.heads(self.to_q(x))), positions)
-        own = self.keys_values(x, positions)
-        seen = own if text is None else KeyValue(*(torch.cat(pair, 1) for pair in zip(text, own, strict=True)))
-        out = attention(query, seen.key, seen.value, causal=text is None)
-        return self.to_out(rearrange(out, "b n heads dim -> b n (heads dim)")), own
+    @property
+    def inputs(self) -> list[nn.Linear]:
+        return [self.to_q, self.to_k, self.to_v]
+
+    def added(
+        self, x: Tensor, norm: RMSNorm, positions: Rotary, text: KeyValue | None, arithmetic: Arithmetic
+    ) -> tuple[Tensor, KeyValue]:
+        """x plus its attention, perhaps in place of x, and the keys and values that were seen.
+
+        It is causal among x itself or, with ``text``, to text and x without a mask.
+        """
+        projected = arithmetic.project(arithmetic.norm(x, norm.weight, norm.eps), self.inputs)
+        norms = Norms(self.norm_q.weight, self.norm_k.weight, self.norm_k.eps)
+        query, seen = token_ops.attention_inputs(projected, self.kv_heads, norms, positions, text)
+        out = arithmetic.attend(query, seen.key, seen.value, causal=text is None)
+        return arithmetic.add(x, rearrange(out, "b n heads dim -> b n (heads dim)"), self.to_out), seen
 
 
 class Block(nn.Module):
@@ -125,10 +140,17 @@ class Block(nn.Module):
         self.mlp_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = SwiGLU(config)
 
-    def forward(self, x: Tensor, positions: Rotary, text: KeyValue | None) -> tuple[Tensor, KeyValue]:
-        attended, own = self.attention(self.attention_norm(x), positions, text)
-        x = x + attended
-        return x + self.mlp(self.mlp_norm(x)), own
+    def forward(
+        self, x: Tensor, positions: Rotary, text: KeyValue | None, arithmetic: Arithmetic = EXACT
+    ) -> tuple[Tensor, KeyValue]:
+        """The layer's output, perhaps in place of x, and the keys and values that it saw."""
+        x, seen = self.attention.added(x, self.attention_norm, positions, text, arithmetic)
+        return self.mlp.added(x, self.mlp_norm, arithmetic), seen
+
+    @property
+    def groups(self) -> list[list[nn.Linear]]:
+        """Linears by the input that they share."""
+        return [self.attention.inputs, [self.attention.to_out], self.mlp.inner, [self.mlp.down_proj]]
 
 
 class LastTextLayer(nn.Module):
@@ -191,7 +213,14 @@ class GenerationTower(nn.Module):
             self.audio_proj_out = nn.Linear(d, config.sound_dim)
             self.audio_modality_embed = nn.Parameter(torch.empty(d))
 
-    def forward(self, streams: Streams, timestep: int | Tensor, condition: Condition) -> Streams:
+    def forward(
+        self,
+        streams: Streams,
+        timestep: int | Tensor,
+        condition: Condition,
+        arithmetic: Arithmetic = EXACT,
+        cache: StepCache | None = None,
+    ) -> Streams:
         dtype = self.proj_in.weight.dtype
         grid = LatentGrid(*streams.video.shape[2:])
         tokens = [self.proj_in(patchify(streams.video.to(dtype), self.patch_size))]
@@ -199,8 +228,13 @@ class GenerationTower(nn.Module):
             sound = rearrange(streams.sound.to(dtype), "b c n -> b n c")
             tokens.append(self.audio_proj_in(sound) + self.audio_modality_embed)
         x = torch.cat(tokens, dim=1) + self.time_embedder(timestep).to(dtype)  # (b, n, d)
-        for layer, text in zip(self.layers, condition.text, strict=True):
-            x, _ = layer(x, condition.positions, text)
+
+        def run(x: Tensor, layers: slice) -> Tensor:
+            for layer, text in zip(self.layers[layers], condition.text[layers], strict=True):
+                x = layer(x, condition.positions, text, arithmetic)[0]
+            return x
+
+        x = run(x, slice(None)) if cache is None else cache.run(x, run)
         x = self.norm(x)
         split = tokens[0].shape[1]
         video = unpatchify(self.proj_out(x[:, :split]), grid, self.patch_size)
@@ -217,10 +251,30 @@ class Transformer(nn.Module):
         self.config = config
         self.text = TextTower(config)
         self.generation = GenerationTower(config)
+        self._fp8_linears: Fp8Linears | None = None
 
     @property
     def device(self) -> torch.device:
         return self.generation.proj_in.weight.device
+
+    def join_weights(self) -> None:
+        """Lay the frozen weights that read the same input side by side in memory, so that one product serves them."""
+        for group in _groups(self):
+            lay_side_by_side(group)
+
+    def arithmetic(self, approximation: Approximation) -> Arithmetic:
+        """How to compute as asked. The fp8 weights are made when they are first asked for, and kept.
+
+        Raises:
+            InvalidInput: this device or model cannot.
+        """
+        check_fp8(approximation, self.device, self.config.head_dim)
+        arithmetic: Exact = EXACT
+        if approximation.fp8_linears:
+            if self._fp8_linears is None:
+                self._fp8_linears = Fp8Linears(quantized_weights(_groups(self.generation)))
+            arithmetic = self._fp8_linears
+        return Fp8Attention(arithmetic) if approximation.fp8_attention else arithmetic
 
     @torch.inference_mode()
     def condition(self, ids: Tensor, grid: LatentGrid, fps: float, sound_frames: int | None) -> Condition:
@@ -232,25 +286,41 @@ class Transformer(nn.Module):
             fps: frames per second of the video.
             sound_frames: latent frames of sound, or None without sound.
         """
-        dtype = self.generation.proj_in.weight.dtype
         length = ids.shape[1]
         offset = length + self.config.media_position_offset
         media = [video_positions(grid.patches(self.config.latent_patch_size), offset, fps, self.config)]
         if sound_frames is not None:
             media.append(sound_positions(sound_frames, offset, self.config))
-        text = self.text(ids.to(self.device), rotary(text_positions(length), self.config, self.device, dtype))
-        return Condition(text, rotary(torch.cat(media, dim=1), self.config, self.device, dtype))
+        behind, before = (
+            rotary(positions, self.config, self.device, torch.float32)
+            for positions in (torch.cat(media, dim=1), text_positions(length))
+        )
+        return Condition(self.text(ids.to(self.device), before), behind)
 
     @torch.inference_mode()
-    def forward(self, streams: Streams, timestep: int, condition: Condition) -> Streams:
+    def forward(
+        self,
+        streams: Streams,
+        timestep: int,
+        condition: Condition,
+        arithmetic: Arithmetic = EXACT,
+        cache: StepCache | None = None,
+    ) -> Streams:
         """The velocity (noise minus data) of each stream, in the model's dtype.
 
         Args:
             streams: noisy latents of any dtype.
             timestep: 0 to 999.
             condition: of the same grid and sound length.
+            arithmetic: as ``arithmetic`` made it.
+            cache: of this condition in this request, or None to compute every layer.
         """
-        return self.generation(streams, timestep, condition)
+        return self.generation(streams, timestep, condition, arithmetic, cache)
+
+
+def _groups(tower: nn.Module) -> list[list[nn.Linear]]:
+    """The linears of all layers by the input that they share."""
+    return [group for module in tower.modules() if isinstance(module, Block) for group in module.groups]
 
 
 def patchify(latents: Tensor, size: int) -> Tensor:

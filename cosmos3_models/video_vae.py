@@ -4,7 +4,6 @@ Every convolution in time looks back only. What it must remember of one chunk fo
 so any chunking gives the same video. Shapes are (b, channels, frames, height, width) throughout.
 """
 
-import math
 from collections.abc import Iterator
 from itertools import pairwise
 
@@ -13,37 +12,16 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from cosmos3_models import pixel_ops
 from cosmos3_models.config import VideoVAEConfig
+from cosmos3_models.pixel_ops import channels_last
+from cosmos3_models.shapes import FRAMES_PER_LATENT
 
 TIME_KERNEL = 3
-CELLS_PER_CHUNK = 1024  # latent positions that a chunk holds at most, unless one frame has more: bounds the memory
-
-
-class History:
-    """The last input frames of every causal convolution, between the chunks of one video."""
-
-    def __init__(self) -> None:
-        self.first_chunk = True
-        self._frames: dict[nn.Module, Tensor] = {}
-
-    def extend(self, convolution: nn.Module, x: Tensor) -> Tensor:
-        """x with the frames before it in front; before the first there are zeros."""
-        past = self._frames.get(convolution)
-        if past is None:
-            past = x.new_zeros(*x.shape[:2], TIME_KERNEL - 1, *x.shape[3:])
-        x = torch.cat([past, x], dim=2)
-        self._frames[convolution] = x[:, :, 1 - TIME_KERNEL :].clone()
-        return x
-
-
-class CausalConv3d(nn.Conv3d):
-    """A convolution that sees the present and the two frames before it, and pads with zeros in space."""
-
-    def __init__(self, inputs: int, outputs: int, kernel: tuple[int, int, int] = (TIME_KERNEL, 3, 3)) -> None:
-        super().__init__(inputs, outputs, kernel, padding=(0, kernel[1] // 2, kernel[2] // 2))
-
-    def step(self, x: Tensor, history: History) -> Tensor:
-        return self(history.extend(self, x))
+CELLS_PER_CHUNK = 1024  # on the CPU: latent positions that a chunk holds at most, unless one frame has more
+LATENTS_PER_CHUNK = 8  # on a GPU, at most: more save nothing that can be measured
+FREE_SHARE = 0.7  # of a GPU's free memory that a chunk may take; the rest is for cuDNN's scratch
+ELEMENTS = 2**31 - 1  # of one tensor: cuDNN counts them in 32 bits
 
 
 class Norm(nn.Module):
@@ -54,8 +32,48 @@ class Norm(nn.Module):
         self.gamma = nn.Parameter(torch.empty(channels, *(1,) * extra_dims))
 
     def forward(self, x: Tensor) -> Tensor:
-        length = math.sqrt(x.shape[1])
-        return F.normalize(x.float(), dim=1).to(x.dtype) * length * self.gamma
+        return pixel_ops.norm(x, self.gamma)
+
+
+class History:
+    """The last input frames of every causal convolution, between the chunks of one video."""
+
+    def __init__(self) -> None:
+        self.first_chunk = True
+        self._frames: dict[nn.Module, Tensor] = {}
+
+    def extend(self, convolution: nn.Module, x: Tensor, norm: Norm | None = None, bias: Tensor | None = None) -> Tensor:
+        """x with the frames before it in front; before the first there are zeros.
+
+        With ``norm``, x is silu(norm(x + bias)) on the way.
+        """
+        kept = TIME_KERNEL - 1
+        _, channels, frames, height, width = x.shape
+        padded = pixel_ops.empty(x, channels, kept + frames, height, width)
+        padded[:, :, :kept] = self._frames.get(convolution, 0)
+        if norm is None:
+            padded[:, :, kept:] = x
+        else:
+            pixel_ops.norm_silu(x, bias, norm.gamma, padded[:, :, kept:])
+        self._frames[convolution] = padded[:, :, -kept:].clone()
+        return padded
+
+
+class CausalConv3d(nn.Conv3d):
+    """A convolution that sees the present and the two frames before it, and pads with zeros in space."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: tuple[int, int, int] = (TIME_KERNEL, 3, 3)) -> None:
+        super().__init__(inputs, outputs, kernel, padding=(0, kernel[1] // 2, kernel[2] // 2))
+
+    def step(self, x: Tensor, history: History, norm: Norm | None = None) -> Tensor:
+        return self(history.extend(self, x, norm))
+
+    @property
+    def shift(self) -> Tensor:
+        return self.get_parameter("bias")
+
+    def without_bias(self, x: Tensor) -> Tensor:
+        return F.conv3d(x, self.weight, padding=self.padding)
 
 
 class ResidualBlock(nn.Module):
@@ -69,9 +87,13 @@ class ResidualBlock(nn.Module):
             self.conv_shortcut = CausalConv3d(inputs, outputs, (1, 1, 1))
 
     def forward(self, x: Tensor, history: History) -> Tensor:
-        shortcut = self.conv_shortcut(x) if hasattr(self, "conv_shortcut") else x
-        x = self.conv1.step(F.silu(self.norm1(x)), history)
-        return self.conv2.step(F.silu(self.norm2(x)), history) + shortcut
+        # The biases are added by the operation that follows: on a GPU each would be a pass over memory of its own.
+        hidden = self.conv1.without_bias(history.extend(self.conv1, x, self.norm1))
+        hidden = self.conv2.without_bias(history.extend(self.conv2, hidden, self.norm2, self.conv1.shift))
+        if not hasattr(self, "conv_shortcut"):
+            return pixel_ops.add_bias(hidden, self.conv2.shift, x)
+        shortcut = self.conv_shortcut.without_bias(x)
+        return pixel_ops.add_bias(hidden, self.conv2.shift + self.conv_shortcut.shift, shortcut)
 
 
 class FrameAttention(nn.Module):
@@ -88,7 +110,7 @@ class FrameAttention(nn.Module):
         query, key, value = rearrange(self.to_qkv(self.norm(frames)), "n (three c) h w -> three n 1 (h w) c", three=3)
         out = F.scaled_dot_product_attention(query, key, value)
         out = self.proj(rearrange(out, "n 1 (h w) c -> n c h w", h=x.shape[3]))
-        return x + rearrange(out, "(b t) c h w -> b c t h w", b=x.shape[0])
+        return channels_last(x + rearrange(out, "(b t) c h w -> b c t h w", b=x.shape[0]))
 
 
 class MidBlock(nn.Module):
@@ -107,48 +129,38 @@ class Upsampler(nn.Module):
 
     def __init__(self, channels: int, *, in_time: bool) -> None:
         super().__init__()
-        upsample = nn.Upsample(scale_factor=2, mode="nearest-exact")
-        self.resample = nn.Sequential(upsample, nn.Conv2d(channels, channels, 3, padding=1))
+        self.time_factor = 2 if in_time else 1
+        # Index 1 of the checkpoint's pair: nearest-neighbour doubling, then this convolution.
+        self.resample = nn.ModuleDict({"1": nn.Conv2d(channels, channels, 3)})
         if in_time:
             self.time_conv = CausalConv3d(channels, 2 * channels, (TIME_KERNEL, 1, 1))
 
-    def forward(self, x: Tensor, history: History) -> Tensor:
+    def forward(self, x: Tensor, source: Tensor, history: History) -> Tensor:
+        """The larger x plus ``source``, the block's input, spread over the larger grid without weights."""
         # The first frame is neither doubled nor remembered: time_conv takes the second to be the start.
         if hasattr(self, "time_conv") and not history.first_chunk:
-            x = rearrange(self.time_conv.step(x, history), "b (two c) t h w -> b c (t two) h w", two=2)
-        frames = self.resample(rearrange(x, "b c t h w -> (b t) c h w"))
-        return rearrange(frames, "(b t) c h w -> b c t h w", b=x.shape[0])
+            x = rearrange(self.time_conv.step(x, history), "b (two c) t h w -> (b t two) h w c", two=2)
+        else:
+            x = rearrange(x, "b c t h w -> (b t) h w c")
+        weight, bias = (self.get_parameter(f"resample.1.{name}") for name in ("weight", "bias"))
+        weights = rearrange(pixel_ops.phase_weights(weight), "p q o c i j -> (p q o) c i j")
+        phases = F.conv2d(x.permute(0, 3, 1, 2), weights, padding=1)
+        return pixel_ops.merge_phases(phases, bias, source, self.time_factor, history.first_chunk)
 
 
 class UpBlock(nn.Module):
     def __init__(self, inputs: int, outputs: int, blocks: int, *, upsample: bool, in_time: bool) -> None:
         super().__init__()
-        self.outputs = outputs
-        self.time_factor = 2 if in_time else 1
         widths = [inputs] + [outputs] * blocks
         self.resnets = nn.ModuleList(ResidualBlock(a, b) for a, b in pairwise(widths))
         if upsample:
             self.upsampler = Upsampler(outputs, in_time=in_time)
 
     def forward(self, x: Tensor, history: History) -> Tensor:
-        block_input = x
+        source = x
         for block in self.resnets:
             x = block(x, history)
-        if not hasattr(self, "upsampler"):
-            return x
-        return self.upsampler(x, history) + self._repeated(block_input, history)
-
-    def _repeated(self, x: Tensor, history: History) -> Tensor:
-        """The block's input spread over the larger grid without weights."""
-        copies = self.outputs * self.time_factor * 4 // x.shape[1]
-        x = rearrange(
-            x.repeat_interleave(copies, dim=1),
-            "b (c s p q) t h w -> b c (t s) (h p) (w q)",
-            s=self.time_factor,
-            p=2,
-            q=2,
-        )
-        return x[:, :, self.time_factor - 1 :] if history.first_chunk else x
+        return self.upsampler(x, source, history) if hasattr(self, "upsampler") else x
 
 
 class Decoder(nn.Module):
@@ -170,7 +182,7 @@ class Decoder(nn.Module):
         x = self.mid_block(self.conv_in.step(x, history), history)
         for block in self.up_blocks:
             x = block(x, history)
-        return self.conv_out.step(F.silu(self.norm_out(x)), history)
+        return self.conv_out.step(x, history, self.norm_out)
 
 
 class VideoDecoder(nn.Module):
@@ -188,21 +200,52 @@ class VideoDecoder(nn.Module):
 
         Args:
             latents: (1, c, t, h, w) as the denoiser leaves them, any float dtype, on any device.
-            latents_per_chunk: latent frames at a time, by default as many as ``CELLS_PER_CHUNK`` allows.
+            latents_per_chunk: latent frames at a time, by default ``chunk_size``.
 
         Yields:
             fp32 (1, 3, frames, 16 h, 16 w) in [0, 1]: one frame, then 4 to a latent frame.
         """
         history = History()
         latents = self._denormalized(latents)
-        latents_per_chunk = latents_per_chunk or max(1, CELLS_PER_CHUNK // latents[0, 0, 0].numel())
+        latents_per_chunk = latents_per_chunk or self.chunk_size(*latents.shape[3:])
         first, rest = latents[:, :, :1], latents[:, :, 1:]
         for chunk in (first, *rest.split(latents_per_chunk, dim=2)) if rest.shape[2] else (first,):
-            pixels = self.decoder(chunk, history)
+            pixels = self.decoder(channels_last(chunk), history)
             history.first_chunk = False
             size = self.config.patch_size
             pixels = rearrange(pixels, "b (c q p) t h w -> b c t (h p) (w q)", p=size, q=size)
             yield ((pixels.float().clamp(-1, 1) + 1) / 2).clamp(0, 1)
+
+    def chunk_size(self, height: int, width: int) -> int:
+        """Latent frames that are decoded together, at this latent height and width, in the memory that is free now."""
+        device = self.post_quant_conv.weight.device
+        if device.type != "cuda":
+            return max(1, CELLS_PER_CHUNK // (height * width))
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        room = FREE_SHARE * (torch.cuda.mem_get_info(device)[0] + unused)
+        kept, more = self.peak_bytes(0, height, width), self.peak_bytes(1, height, width)
+        fitting = int((room - kept) // (more - kept))
+        countable = (ELEMENTS // self._elements(height, width) - TIME_KERNEL + 1) // FRAMES_PER_LATENT
+        return max(1, min(LATENTS_PER_CHUNK, fitting, countable))
+
+    def peak_bytes(self, latents_per_chunk: int, height: int, width: int) -> int:
+        """Memory that decoding takes at most, besides the weights and cuDNN's scratch.
+
+        A chunk is widest where the last block starts: its input, the same normed, and half as many channels twice.
+        """
+        itemsize = self.post_quant_conv.weight.dtype.itemsize
+        frames = latents_per_chunk * FRAMES_PER_LATENT + TIME_KERNEL - 1
+        chunk = 3 * frames * self._elements(height, width)
+        history = 0
+        for level, block in enumerate(self.decoder.up_blocks):
+            inputs = sum(m.in_channels for m in block.modules() if isinstance(m, CausalConv3d) and m.kernel_size[0] > 1)
+            history += (TIME_KERNEL - 1) * inputs * height * width * 4**level
+        return itemsize * (chunk + history)
+
+    def _elements(self, height: int, width: int) -> int:
+        """Numbers in a frame of the last block's input, the largest tensor."""
+        inputs = self.config.decoder_base_dim * self.config.dim_mult[1]
+        return inputs * height * width * 4 ** len(self.config.temporal_downsample)
 
     def _denormalized(self, latents: Tensor) -> Tensor:
         weight = self.post_quant_conv.weight

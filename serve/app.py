@@ -1,5 +1,6 @@
 """The graph on one screen: typed arguments in, a Ray Serve application out."""
 
+from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import ray
@@ -9,6 +10,9 @@ from ray.serve import Application
 
 from cosmos3_models.checkpoint import DEMO
 from serve.ingress import Ingress
+from serve.job_schema import is_sqlite
+from serve.jobs import JobSettings
+from serve.runner import JobRunner
 from serve.stages import Denoiser, SoundDecoder, Tokenizer, VideoDecoder
 
 
@@ -20,7 +24,15 @@ class AppArgs(BaseModel):
         device: ``auto`` takes GPUs where the cluster has some.
         longest_request_s: a replica that is told to stop lets a running request go on for so long.
         max_pixel_frames: the largest height x width x frames that is accepted.
-        max_attempts: runs of a stage before its replicas' deaths fail a request.
+        max_attempts: times that a job is begun, and runs of a stage before its replicas' deaths fail a request.
+        data_dir: folder of the job table and the videos, where they have no other home.
+        database_url: PostgreSQL, as SQLAlchemy writes it; None is a SQLite file in ``data_dir``.
+        media_url: path or fsspec URL of the videos; None is a folder in ``data_dir``.
+        max_queued_jobs: jobs that may wait; more are refused.
+        job_deadline_s: a job that has not ended so long after its creation fails.
+        lease_s: a job whose runner is not heard of for so long is given to another one.
+        retention_s: an ended job's record and files are kept for so long.
+        api_keys, api_keys_file: who may come in, in place or one to a line of a file; none: everybody.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -30,6 +42,36 @@ class AppArgs(BaseModel):
     longest_request_s: Annotated[float, Field(gt=0)] = 3600
     max_pixel_frames: Annotated[int, Field(gt=0)] = 1280 * 720 * 297
     max_attempts: Annotated[int, Field(ge=1)] = 3
+    data_dir: Annotated[str, Field(min_length=1)] = "~/.cosmos3-serve"
+    database_url: str | None = None
+    media_url: str | None = None
+    max_queued_jobs: Annotated[int, Field(ge=1)] = 256
+    job_deadline_s: Annotated[float, Field(gt=0)] = 86_400
+    lease_s: Annotated[float, Field(ge=1)] = 15
+    retention_s: Annotated[float, Field(gt=0)] = 604_800
+    api_keys: tuple[Annotated[str, Field(min_length=16)], ...] = ()
+    api_keys_file: str | None = None
+
+    def job_settings(self) -> JobSettings:
+        return JobSettings(
+            database_url=self.database_url or f"sqlite:///{self._folder() / 'jobs.sqlite'}",
+            lease_s=self.lease_s,
+            max_attempts=self.max_attempts,
+            max_queued_jobs=self.max_queued_jobs,
+            job_deadline_s=self.job_deadline_s,
+            retention_s=self.retention_s,
+        )
+
+    def media(self) -> str:
+        return self.media_url or str(self._folder() / "media")
+
+    def all_api_keys(self) -> tuple[str, ...]:
+        """The keys of both places; blank lines of the file do not count."""
+        lines = Path(self.api_keys_file).expanduser().read_text().splitlines() if self.api_keys_file else []
+        return (*self.api_keys, *filter(None, map(str.strip, lines)))
+
+    def _folder(self) -> Path:
+        return Path(self.data_dir).expanduser().resolve()
 
 
 class Placement(NamedTuple):
@@ -49,22 +91,20 @@ SEVERAL_GPUS = Placement("cuda", 1, 0.75, 0.25)  # the denoiser alone, both deco
 def build_app(args: AppArgs) -> Application:
     """Construct and bind; Serve starts the replicas."""
     place = choose_placement(args.device)
+    settings, media = args.job_settings(), args.media()
+    on_head = is_sqlite(settings.database_url) or args.media_url is None  # files of one machine
     stage = (args.checkpoint, place.device)
-    tokenizer = _deployment(Tokenizer, args, slots=8).bind(args.checkpoint)
-    denoiser = _deployment(Denoiser, args, slots=1, gpus=place.denoiser).bind(*stage)
-    video_decoder = _deployment(VideoDecoder, args, slots=1, gpus=place.video_decoder).bind(*stage)
-    sound_decoder = _deployment(SoundDecoder, args, slots=1, gpus=place.sound_decoder).bind(*stage)
-    # The ingress only waits, so its slots are as many requests as may be under way or queued before the denoisers.
-    ingress = _deployment(serve.ingress()(Ingress), args, slots=256)
-    return ingress.bind(
-        tokenizer,
-        denoiser,
-        video_decoder,
-        sound_decoder,
-        checkpoint=args.checkpoint,
-        max_pixel_frames=args.max_pixel_frames,
-        max_attempts=args.max_attempts,
+    stages = (
+        _deployment(Tokenizer, args, slots=8).bind(args.checkpoint),
+        _deployment(Denoiser, args, slots=1, gpus=place.denoiser).bind(*stage),
+        _deployment(VideoDecoder, args, slots=1, gpus=place.video_decoder).bind(*stage),
+        _deployment(SoundDecoder, args, slots=1, gpus=place.sound_decoder).bind(*stage),
     )
+    # Both only wait: for them a slot is a job that is made, or a client that waits.
+    runner = _deployment(JobRunner, args, slots=64, on_head=on_head).bind(*stages, settings, media)
+    ingress = _deployment(serve.ingress()(Ingress), args, slots=256, on_head=on_head)
+    limits = (args.checkpoint, args.max_pixel_frames)
+    return ingress.bind(*stages, runner, *limits, settings, media, args.all_api_keys())
 
 
 def choose_placement(device: Literal["auto", "cpu", "cuda"]) -> Placement:
@@ -81,13 +121,16 @@ def choose_placement(device: Literal["auto", "cpu", "cuda"]) -> Placement:
     return CPU if gpus == 0 else ONE_GPU if gpus < 2 else SEVERAL_GPUS
 
 
-def _deployment(stage: type, args: AppArgs, *, slots: int, gpus: float = 0) -> Any:
+def _deployment(stage: type, args: AppArgs, *, slots: int, gpus: float = 0, on_head: bool = False) -> Any:
+    # A sliver of a CPU, so that the whole graph fits two cores; the stages take turns at the work.
+    actor: dict[str, Any] = {"num_cpus": 0.1, "num_gpus": gpus}
+    if on_head:
+        actor["resources"] = {"node:__internal_head__": 0.001}
     return serve.deployment(
         stage,
         name=stage.__name__,
         max_ongoing_requests=slots,
         # Long requests survive an update or a downscale: the old replica leaves when it is done.
         graceful_shutdown_timeout_s=args.longest_request_s,
-        # A sliver of a CPU, so that the whole graph fits two cores; the stages take turns at the work.
-        ray_actor_options={"num_cpus": 0.1, "num_gpus": gpus},
+        ray_actor_options=actor,
     )

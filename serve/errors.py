@@ -20,6 +20,10 @@ class ServingError(Exception):
         return self.message
 
     @property
+    def headers(self) -> dict[str, str]:
+        return {} if self.retry_after_s is None else {"Retry-After": f"{self.retry_after_s:.0f}"}
+
+    @property
     def body(self) -> dict[str, Any]:
         """The one JSON form of every error."""
         return {
@@ -37,6 +41,16 @@ class InvalidRequest(ServingError):
         return cls(str(error), error.param)
 
 
+class Unauthorized(ServingError):
+    status = 401
+    type = "invalid_request_error"
+    code = "invalid_api_key"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"WWW-Authenticate": "Bearer"}
+
+
 class NotFound(ServingError):
     status = 404
     type = "invalid_request_error"
@@ -47,6 +61,12 @@ class MethodNotAllowed(ServingError):
     status = 405
     type = "invalid_request_error"
     code = "method_not_allowed"
+
+
+class Conflict(ServingError):
+    status = 409
+    type = "invalid_request_error"
+    code = "idempotency_key_reused"
 
 
 class TooLarge(ServingError):
@@ -71,3 +91,13 @@ class NotReady(ServingError):
     status = 503
     type = "server_error"
     code = "not_ready"
+
+
+class DatabaseUnavailable(ServingError):
+    status = 503
+    code = "database_unavailable"
+
+
+class MediaUnavailable(ServingError):
+    status = 503
+    code = "media_unavailable"

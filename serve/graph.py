@@ -49,7 +49,6 @@ class Graph:
 
     Args:
         tokenizer, denoiser, video_decoder, sound_decoder: handles of the stages.
-        model: the served model's name, for the record.
         max_attempts: runs of a stage before its replicas' deaths fail the request.
     """
 
@@ -59,20 +58,19 @@ class Graph:
         denoiser: DeploymentHandle[Any],
         video_decoder: DeploymentHandle[Any],
         sound_decoder: DeploymentHandle[Any],
-        model: str,
         max_attempts: int,
     ) -> None:
         self._tokenizer = tokenizer
         self._denoiser = denoiser.options(stream=True)
         self._video_decoder = video_decoder
         self._sound_decoder = sound_decoder
-        self._model = model
         self._max_attempts = max_attempts
 
-    async def run(self, params: GenerationParams, arrays: bool = False) -> AsyncGenerator[Event, None]:
+    async def run(self, params: GenerationParams, model: str, arrays: bool = False) -> AsyncGenerator[Event, None]:
         """Make one video: progress events, the finished video last. Closing the generator stops the stages.
 
         Args:
+            model: the served model's name, for the record.
             arrays: hand back frames and waveform besides the mp4.
 
         Raises:
@@ -80,14 +78,14 @@ class Graph:
         """
         for attempt in range(1, self._max_attempts + 1):
             try:
-                async with aclosing(self._once(params, arrays)) as events:
+                async with aclosing(self._once(params, model, arrays)) as events:
                     async for event in events:
                         yield event
                 return
             except ObjectLostError as error:  # the node that held the latents is gone
                 self._note_loss("latents", attempt, error)
 
-    async def _once(self, params: GenerationParams, arrays: bool) -> AsyncGenerator[Event, None]:
+    async def _once(self, params: GenerationParams, model: str, arrays: bool) -> AsyncGenerator[Event, None]:
         clock = _Clock()
         ids: PromptIds = await self._call("tokenizer", self._tokenizer.encode.remote, params)
         clock.lap("tokenizer")
@@ -105,7 +103,7 @@ class Graph:
         clock.lap("decoders")
         mp4 = await asyncio.to_thread(mux, video.track.mp4, sound.track if sound else None)
         clock.lap("mux")
-        yield _finished(mp4, video, sound, video_record(params, self._model, clock.laps), arrays)
+        yield _finished(mp4, video, sound, video_record(params, model, clock.laps), arrays)
 
     async def _denoise(self, ids: PromptIds, params: GenerationParams) -> AsyncGenerator[int | Latents, None]:
         """Steps done, then where the latents lie. Starts over, from step 0, when the replica dies."""
@@ -183,7 +181,13 @@ class _Clock:
 def _finished(
     mp4: bytes, video: DecodedVideo, sound: DecodedSound | None, record: dict[str, Any], arrays: bool
 ) -> FinishedVideo:
-    finished: FinishedVideo = {"type": "video", "mp4": mp4, "thumbnail": video.track.thumbnail, "record": record}
+    finished: FinishedVideo = {
+        "type": "video",
+        "mp4": mp4,
+        "thumbnail": video.track.thumbnail,
+        "spritesheet": video.track.spritesheet,
+        "record": record,
+    }
     if arrays and video.frames is not None:
         finished["frames"] = video.frames
         finished["waveform"] = sound.waveform if sound else None

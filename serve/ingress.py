@@ -1,9 +1,10 @@
 """The door of the graph: HTTP routes and handle calls for other Ray jobs."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+import contextvars
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import FastAPI
 from ray import serve
@@ -15,21 +16,27 @@ from cosmos3_models.checkpoint import Checkpoint
 from cosmos3_models.denoise import require_sound
 from cosmos3_models.params import check_pixel_frames
 from serve.api import create_api
-from serve.errors import InvalidRequest
+from serve.errors import DatabaseUnavailable, InvalidRequest
 from serve.graph import Graph
-from serve.schema import Event, FinishedVideo, ModelCard, VideoRequest, read_request
+from serve.job_schema import prepare
+from serve.jobs import JobSettings
+from serve.schema import Event, FinishedVideo, ModelCard, Video, VideoDeleted, VideoList, VideoRequest, read_request
+from serve.storage import MediaStore
+from serve.videos import Videos
 
-APP_NAME = "cosmos3"
+DATABASE = "database"
 
 
 class Ingress:
-    """Stateless; checks requests and drives the graph.
+    """Stateless; checks requests, stores jobs, and drives the graph for those who wait.
 
     Args:
-        tokenizer, denoiser, video_decoder, sound_decoder: handles of the stages.
+        tokenizer, denoiser, video_decoder, sound_decoder, runner: handles of the other deployments.
         checkpoint: the folder that the stages serve; only its configs are read here.
         max_pixel_frames: the largest height x width x frames that is accepted.
-        max_attempts: runs of a stage whose replicas die.
+        settings: of the job table.
+        media_url: where the videos are kept.
+        api_keys: who may come in; none: everybody.
     """
 
     def __init__(
@@ -38,16 +45,23 @@ class Ingress:
         denoiser: DeploymentHandle[Any],
         video_decoder: DeploymentHandle[Any],
         sound_decoder: DeploymentHandle[Any],
+        runner: DeploymentHandle[Any],
         checkpoint: str,
         max_pixel_frames: int,
-        max_attempts: int,
+        settings: JobSettings,
+        media_url: str,
+        api_keys: tuple[str, ...] = (),
     ) -> None:
         self._checkpoint = Checkpoint.open(checkpoint)
         self._max_pixel_frames = max_pixel_frames
-        self._graph = Graph(tokenizer, denoiser, video_decoder, sound_decoder, self._checkpoint.name, max_attempts)
+        self._graph = Graph(tokenizer, denoiser, video_decoder, sound_decoder, settings.max_attempts)
+        self._runner = runner
+        self._api_keys = api_keys
+        prepare(settings.database_url)
+        self.videos = Videos(settings, MediaStore(media_url))
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return create_api(self)
+        return create_api(self, self._api_keys)
 
     async def generate(self, request: VideoRequest | dict[str, Any], arrays: bool = False) -> FinishedVideo:
         """One finished video: mp4 bytes, JPEG thumbnail and record, and with ``arrays`` frames and waveform.
@@ -64,9 +78,44 @@ class Ingress:
     async def stream(self, request: VideoRequest | dict[str, Any], arrays: bool = False) -> AsyncGenerator[Event, None]:
         """The same, with a progress event for every step on the way; the video is the last event."""
         params = self._params(request)
-        async with aclosing(self._graph.run(params, arrays)) as events:
+        async with aclosing(self._graph.run(params, self._checkpoint.name, arrays)) as events:
             async for event in events:
                 yield event
+
+    async def submit(
+        self,
+        request: VideoRequest | dict[str, Any],
+        idempotency_key: str | None = None,
+        request_id: str | None = None,
+    ) -> Video:
+        """Store a job and answer at once; a runner makes the video.
+
+        Args:
+            idempotency_key: the same key and request again give the same job.
+
+        Raises:
+            ServingError: what the request got wrong, or that the queue is full.
+        """
+        video = await self.videos.submit(self._params(request), self._checkpoint.name, idempotency_key, request_id)
+        # In a context of its own: a client that leaves before the answer must not take the job along.
+        contextvars.Context().run(self._runner.work.remote)
+        return video
+
+    async def retrieve(self, video_id: str) -> Video:
+        return await self.videos.retrieve(video_id)
+
+    async def list(
+        self, after: str | None = None, limit: int = 20, order: Literal["asc", "desc"] = "desc"
+    ) -> VideoList:
+        return await self.videos.list(after, limit, order)
+
+    async def cancel(self, video_id: str) -> Video:
+        """Stop making a video and keep its record, as failed."""
+        return await self.videos.cancel(video_id)
+
+    async def delete(self, video_id: str) -> VideoDeleted:
+        """Stop making a video, if it is being made, and forget it."""
+        return await self.videos.delete(video_id)
 
     def model_card(self) -> ModelCard:
         """What is served: name, defaults, limits."""
@@ -81,13 +130,19 @@ class Ingress:
             "max_pixel_frames": self._max_pixel_frames,
         }
 
-    async def unready_stages(self) -> list[str]:
-        """The deployments of the graph without a running replica."""
-        application = (await asyncio.to_thread(serve.status)).applications.get(APP_NAME)
+    async def unready_stages(self) -> Sequence[str]:
+        """The deployments of the graph without a running replica, and the database if it does not answer."""
+        name = serve.get_replica_context().app_name
+        application = (await asyncio.to_thread(serve.status)).applications.get(name)
         if application is None:
-            return [APP_NAME]
+            return [name]
         stages = application.deployments.items()
-        return [name for name, stage in stages if stage.replica_states.get(ReplicaState.RUNNING, 0) == 0]
+        unready = [name for name, stage in stages if stage.replica_states.get(ReplicaState.RUNNING, 0) == 0]
+        try:
+            await self.videos.table.queued()
+        except DatabaseUnavailable:
+            unready.append(DATABASE)
+        return unready
 
     def _params(self, request: VideoRequest | dict[str, Any]) -> GenerationParams:
         try:

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BeforeValidator, Field
+from pydantic import BaseModel, BeforeValidator, Field
 
 from cosmos3_models import GenerationParams, InvalidInput
 from cosmos3_models.params import (
@@ -90,6 +90,78 @@ def read_request(fields: "VideoRequest | dict[str, Any]") -> VideoRequest:
     return fields if isinstance(fields, VideoRequest) else VideoRequest(**fields)
 
 
+class VideoError(BaseModel):
+    """Why a job failed; ``code`` is for programs."""
+
+    code: str
+    message: str
+
+
+class Video(BaseModel):
+    """A job or the video that it made, in the fields of OpenAI's video object and this server's own.
+
+    Attributes:
+        progress: percent.
+        created_at, completed_at, expires_at: seconds since the epoch; record and files go together.
+        seconds: length of the video.
+        stage: where a running job is.
+        step: steps of ``num_inference_steps`` done.
+        queue_position: 1 starts next, 0 no longer waits.
+        eta_s: seconds until the video is there, as far as one can tell.
+        attempts: times that the work was begun.
+        stage_durations: seconds by stage, of a finished video.
+    """
+
+    id: str
+    object: Literal["video"] = "video"
+    model: str
+    status: Literal["queued", "in_progress", "completed", "failed"]
+    progress: int
+    created_at: int
+    completed_at: int | None
+    expires_at: int | None
+    prompt: str
+    seconds: str
+    size: str
+    error: VideoError | None
+    remixed_from_video_id: None = None
+    stage: str | None
+    step: int
+    queue_position: int
+    eta_s: float | None
+    attempts: int
+    stage_durations: dict[str, float] | None
+    request_id: str | None
+    width: int
+    height: int
+    num_frames: int
+    fps: float
+    num_inference_steps: int
+    guidance_scale: float
+    flow_shift: float
+    sigma_schedule: SigmaSchedule
+    seed: int
+    negative_prompt: str | None
+    generate_sound: bool
+    append_metadata: bool
+
+
+class VideoList(BaseModel):
+    """A page of videos; ``last_id`` is the ``after`` of the next one."""
+
+    object: Literal["list"] = "list"
+    data: list[Video]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class VideoDeleted(BaseModel):
+    id: str
+    object: Literal["video.deleted"] = "video.deleted"
+    deleted: Literal[True] = True
+
+
 class Progress(TypedDict):
     """One event while a video is being made."""
 
@@ -106,6 +178,7 @@ class FinishedVideo(TypedDict):
     type: Literal["video"]
     mp4: bytes
     thumbnail: bytes  # JPEG
+    spritesheet: bytes  # JPEG
     record: dict[str, Any]
     frames: NotRequired[NDArray[np.uint8]]  # (frames, height, width, 3), when asked for
     waveform: NotRequired[NDArray[np.float32] | None]  # (channels, samples), when asked for
@@ -126,16 +199,23 @@ class ModelCard(TypedDict):
     max_pixel_frames: int  # height x width x frames
 
 
+def described(params: GenerationParams) -> dict[str, Any]:
+    """The request's fields of every record: its own, and size and length as OpenAI writes them."""
+    return {
+        "size": f"{params.width}x{params.height}",
+        "seconds": f"{params.num_frames / params.fps:g}",
+        **params.model_dump(),
+    }
+
+
 def video_record(params: GenerationParams, model: str, timings: dict[str, float]) -> dict[str, Any]:
-    """A finished video in the fields of OpenAI's video object and this server's own."""
+    """The record of a video that was made without a job."""
     return {
         "object": "video",
         "model": model,
         "status": "completed",
         "progress": 100,
-        "size": f"{params.width}x{params.height}",
-        "seconds": f"{params.num_frames / params.fps:g}",
-        **params.model_dump(),
+        **described(params),
         "stage_durations": {stage: round(seconds, 3) for stage, seconds in timings.items()},
     }
 

@@ -64,6 +64,7 @@ class Denoiser:
         opened = Checkpoint.open(checkpoint)
         transformer = opened.load_transformer(target, dtype)
         self._denoiser = VideoDenoiser(transformer, opened.scheduler, opened.sound)
+        self._denoiser.warm_up()
         self._worker = Worker()
         seconds, backend = time.perf_counter() - start, attention.backend(target)
         logger.info(f"Transformer of {opened.name} on {target} as {dtype} in {seconds:.1f} s, attention: {backend}.")

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 ROOT = Path(__file__).parent.parent
+LEASE_S = 3  # of the tests' servers: a job whose runner died is taken up so much later
 
 
 @pytest.fixture(scope="session")
@@ -40,14 +42,19 @@ class Server:
 
     def process(self, deployment: str) -> psutil.Process:
         """The process of a deployment's only replica."""
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
-            name = f"ray::ServeReplica:cosmos3:{deployment}"
-            for process in psutil.process_iter(["cmdline"]):
-                if name in " ".join(process.info["cmdline"] or ()):
+        return ray_process(f"ray::ServeReplica:cosmos3:{deployment}")
+
+
+def ray_process(name: str) -> psutil.Process:
+    """A process of this test run's cluster, once there is one; a neighbour's cluster has the same names."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        for process in psutil.Process().children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                if name in " ".join(process.cmdline()):
                     return process
-            time.sleep(0.1)
-        raise TimeoutError(f"no replica of {deployment}")
+        time.sleep(0.1)
+    raise TimeoutError(f"no process {name}")
 
 
 @pytest.fixture(scope="session")
@@ -61,12 +68,8 @@ def cluster() -> Iterator[str]:
 @pytest.fixture(scope="session")
 def server(cluster: str, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """deploy.yaml as it stands but for the checkpoint and a free port, started by ``serve run``."""
-    config = yaml.safe_load((ROOT / "deploy.yaml").read_text())
-    port = free_port()
-    config["http_options"]["port"] = port
-    config["applications"][0]["args"]["checkpoint"] = str(tiny_checkpoint)
-    folder = tmp_path_factory.mktemp("serve")
-    (folder / "deploy.yaml").write_text(yaml.safe_dump(config))
+    port, folder = free_port(), tmp_path_factory.mktemp("serve")
+    (folder / "deploy.yaml").write_text(serve_config(port, tiny_checkpoint, folder / "data"))
     command = [sys.executable, "-m", "ray.serve.scripts", "run", "--address", cluster, str(folder / "deploy.yaml")]
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
@@ -77,6 +80,20 @@ def server(cluster: str, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPat
         finally:
             process.send_signal(signal.SIGINT)
             process.wait(timeout=60)
+
+
+def serve_config(port: int, checkpoint: Path, data_dir: Path) -> str:
+    """deploy.yaml as it stands but for what tests must set."""
+    config = yaml.safe_load((ROOT / "deploy.yaml").read_text())
+    config["http_options"]["port"] = port
+    args = {"checkpoint": str(checkpoint), "data_dir": str(data_dir), "lease_s": LEASE_S}
+    config["applications"][0]["args"] |= args
+    return yaml.safe_dump(config)
+
+
+def program(name: str) -> str:
+    """A command that is installed beside this Python."""
+    return str(Path(sys.executable).parent / name)
 
 
 def free_port() -> int:
@@ -100,10 +117,12 @@ def wait_until_healthy(server: Server, process: "subprocess.Popen[bytes]", log: 
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print the relative errors against the references."""
+    """Print the relative errors against the references, and what was counted under faults and load."""
     for report in terminalreporter.getreports("passed"):
-        for name, errors in getattr(report, "user_properties", []):
-            if name == "relative errors" and report.when == "call":
-                case = report.nodeid.split("[")[-1].rstrip("]")
-                columns = "  ".join(f"{what} {error:.1e}" for what, error in errors.items())
-                terminalreporter.write_line(f"{case:<28} {columns}")
+        case = report.nodeid.split("::")[-1].split("[")[-1].rstrip("]")
+        for name, figures in report.user_properties if report.when == "call" else ():
+            shown = (
+                f"{what} {figure:.1e}" if name == "relative errors" else f"{what}: {figure}"
+                for what, figure in figures.items()
+            )
+            terminalreporter.write_line(f"{name}  {case:<28} {'  '.join(shown)}")

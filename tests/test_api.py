@@ -3,6 +3,7 @@
 import json
 import threading
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -11,7 +12,9 @@ from conftest import Server
 from fastapi.testclient import TestClient
 
 from cosmos3_models.params import GenerationDefaults
-from serve.api import MAX_BODY_BYTES, create_api
+from serve.api import create_api
+from serve.app import AppArgs
+from serve.body import MAX_BODY_BYTES
 from serve.errors import StageFailed
 from serve.schema import VideoRequest, read_request
 
@@ -125,7 +128,7 @@ def test_a_body_over_the_limit_is_refused(server: Server) -> None:
 
 def test_an_unknown_route_and_a_wrong_method_have_the_same_form(server: Server) -> None:
     check_error(httpx.get(f"{server.url}/v1/nothing", timeout=60), 404, "not_found")
-    check_error(httpx.get(server.url + SYNC, timeout=60), 405, "method_not_allowed")
+    check_error(httpx.delete(f"{server.url}/v1/videos", timeout=60), 405, "method_not_allowed")
 
 
 def test_the_model_card_tells_name_defaults_and_limits(server: Server) -> None:
@@ -169,10 +172,15 @@ def test_more_requests_than_the_queue_takes_are_told_to_come_back(server: Server
 class FaultyService:
     """A service whose stages fail."""
 
+    videos: Any = None
+
     def __init__(self, error: Exception) -> None:
         self._error = error
 
     async def generate(self, *_: VideoRequest) -> Any:
+        raise self._error
+
+    async def submit(self, *_: Any) -> Any:
         raise self._error
 
     def model_card(self) -> Any:
@@ -196,6 +204,42 @@ def test_an_unforeseen_error_tells_the_client_nothing_of_the_inside() -> None:
     error = check_error(response, 500, "internal_error")
     assert "secret" not in response.text
     assert error["type"] == "server_error"
+
+
+KEY = "0123456789abcdef"
+GUARDED = [
+    ("POST", SYNC),
+    ("POST", "/v1/videos"),
+    ("GET", "/v1/videos"),
+    ("GET", "/v1/models"),
+    *(
+        (method, f"/v1/videos/x{path}")
+        for method, path in (("GET", ""), ("DELETE", ""), ("GET", "/content"), ("GET", "/events"))
+    ),
+]
+
+
+@pytest.mark.parametrize(("method", "path"), GUARDED)
+@pytest.mark.parametrize("given", [None, "Bearer wrong", f"Basic {KEY}", f"Bearer {KEY}x", "Bearer"])
+def test_without_a_key_nothing_under_v1_answers(method: str, path: str, given: str | None) -> None:
+    guarded = TestClient(create_api(FaultyService(RuntimeError()), (KEY, KEY[::-1])), raise_server_exceptions=False)
+    headers = {} if given is None else {"Authorization": given}
+    response = guarded.request(method, path, headers=headers, json=OK if method == "POST" else None)
+    error = check_error(response, 401, "invalid_api_key")
+    assert KEY not in error["message"]
+    assert response.headers["www-authenticate"] == "Bearer"
+
+
+@pytest.mark.parametrize("key", [KEY, KEY[::-1]])
+def test_each_of_the_keys_opens(key: str) -> None:
+    guarded = TestClient(create_api(FaultyService(StageFailed("in")), (KEY, KEY[::-1])))
+    check_error(guarded.post(SYNC, json=OK, headers={"Authorization": f"Bearer {key}"}), 500, "stage_failed")
+
+
+def test_keys_come_from_the_arguments_and_from_a_file(tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text(f"{KEY}\n\n  {KEY[::-1]}  \n")
+    args = AppArgs(api_keys=("f" * 16,), api_keys_file=str(tmp_path / "keys"))
+    assert args.all_api_keys() == ("f" * 16, KEY, KEY[::-1])
 
 
 def test_health_names_the_stages_that_are_not_ready() -> None:

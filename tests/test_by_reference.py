@@ -16,6 +16,7 @@ from ray.serve.handle import DeploymentHandle
 from cosmos3_models import GenerationParams
 from cosmos3_models.media import VideoWriter, encode_sound
 from cosmos3_models.prompt import PromptIds
+from serve.app import AppArgs
 from serve.ingress import Ingress
 from serve.stages import LATENTS_COMPLETE, LATENTS_FOLLOW, DecodedSound, DecodedVideo, DenoiserItem, Tokenizer
 
@@ -57,7 +58,7 @@ def check(latents: NDArray[np.float32], value: int) -> None:
 
 
 @pytest.fixture
-def handle(server: object, tiny_checkpoint: Path) -> Iterator[DeploymentHandle[Any]]:
+def handle(server: object, tiny_checkpoint: Path, tmp_path: Path) -> Iterator[DeploymentHandle[Any]]:
     """The real ingress and graph over stages with large latents, beside the real application."""
     assert server is not None
     cloudpickle.register_pickle_by_value(sys.modules[__name__])  # replicas cannot import the tests
@@ -69,7 +70,10 @@ def handle(server: object, tiny_checkpoint: Path) -> Iterator[DeploymentHandle[A
         serve.deployment(CheckingSoundDecoder, **options).bind(),
     )
     ingress = serve.deployment(serve.ingress()(Ingress), name="Ingress", **options)
-    application = ingress.bind(*stages, str(tiny_checkpoint), PARAMS.pixel_frames, 1)
+    args = AppArgs(data_dir=str(tmp_path), max_attempts=1)
+    no_runner = stages[0]  # these requests are no jobs
+    limits = (str(tiny_checkpoint), PARAMS.pixel_frames)
+    application = ingress.bind(*stages, no_runner, *limits, args.job_settings(), args.media())
     yield serve.run(application, name="inflated", route_prefix="/inflated")
     serve.delete("inflated")
     cloudpickle.unregister_pickle_by_value(sys.modules[__name__])

@@ -10,6 +10,7 @@ from diffusers.models.autoencoders.autoencoder_cosmos3_audio import Cosmos3AVAEA
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from cosmos3_models import pixel_ops
 from cosmos3_models.checkpoint import Checkpoint
 from cosmos3_models.tensor_files import FoldedWeightNorm, TensorFiles
 from cosmos3_models.video_vae import VideoDecoder, to_frames
@@ -56,6 +57,24 @@ def test_chunks_come_one_by_one_and_bounded(decoder: VideoDecoder) -> None:
     assert sizes == [1, 8, 8, 4]
     large = decoder(random(1, tiny.LATENT_CHANNELS, 3, 32, 33))
     assert [next(large).shape[2], next(large).shape[2]] == [1, 4], "one latent frame at a time when it is large"
+
+
+@pytest.mark.parametrize("size", [(3, 5), (1, 1)])
+def test_phases_equal_doubling_and_convolving(size: tuple[int, int]) -> None:
+    x, weight, bias = random(2, 6, *size).double(), random(4, 6, 3, 3).double(), random(4).double()
+    doubled = torch.nn.functional.interpolate(x, scale_factor=2, mode="nearest-exact")
+    expected = torch.nn.functional.conv2d(doubled, weight, bias, padding=1)
+    phases = torch.nn.functional.conv2d(x, pixel_ops.phase_weights(weight).flatten(0, 2), padding=1)
+    nothing = torch.zeros(1, 4, 2, *size, dtype=torch.float64)
+    got = pixel_ops.merge_phases(phases, bias, nothing, time_factor=1, first=False)
+    assert tiny.relative_error(got[0].transpose(0, 1), expected) <= 1e-6
+
+
+def test_the_memory_of_a_chunk_is_known_beforehand(decoder: VideoDecoder) -> None:
+    none, one, two = (decoder.peak_bytes(chunk, 4, 6) for chunk in (0, 1, 2))
+    assert 0 < none < one
+    assert two - one == one - none
+    assert decoder.peak_bytes(1, 8, 6) == 2 * one
 
 
 def test_a_frame_depends_on_nothing_that_comes_later(decoder: VideoDecoder) -> None:

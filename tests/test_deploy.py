@@ -7,16 +7,18 @@ import pytest
 import ray
 import yaml
 from conftest import ROOT
+from ray.serve import Application
 
 from serve import stages
 from serve.app import CPU, ONE_GPU, SEVERAL_GPUS, AppArgs, build_app, choose_placement
 from serve.check import problems
 from serve.ingress import Ingress
+from serve.runner import JobRunner
 
 TEXT = (ROOT / "deploy.yaml").read_text()
 CONFIG = yaml.safe_load(TEXT)
 APPLICATION = CONFIG["applications"][0]
-STAGES = (Ingress, stages.Tokenizer, stages.Denoiser, stages.VideoDecoder, stages.SoundDecoder)
+STAGES = (Ingress, JobRunner, stages.Tokenizer, stages.Denoiser, stages.VideoDecoder, stages.SoundDecoder)
 
 
 def test_deploy_yaml_has_no_problem() -> None:
@@ -31,6 +33,7 @@ def test_deploy_yaml_has_no_problem() -> None:
         ("max_queued_requests: 16", "max_queued_request: 16", "deployments.max_queued_request: unknown key"),
         ("retry_after_s", "retry_after", "deployments.backpressure_config.retry_after: unknown key"),
         ("max_attempts", "max_attempt", "max_attempt: got 3, Extra inputs are not permitted"),
+        ("api_keys: []", "api_keys: [short]", "api_keys.0: got 'short', String should have at least 16 characters"),
         ("device: auto", "device: tpu", "device: got 'tpu', Input should be 'auto', 'cpu' or 'cuda'"),
         ("num_replicas: 1 ", "num_replicas: -1 ", "num_replicas"),
         ("applications:", "applications: [", "not YAML"),
@@ -68,7 +71,9 @@ def bound_deployments(application: Any) -> dict[str, Any]:
     """The deployments of a bound graph: the ingress and what it is given."""
     ingress = application._bound_deployment
     return {ingress.name: ingress} | {
-        child._bound_deployment.name: child._bound_deployment for child in ingress.init_args
+        child._bound_deployment.name: child._bound_deployment
+        for child in ingress.init_args
+        if isinstance(child, Application)
     }
 
 

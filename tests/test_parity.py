@@ -77,12 +77,16 @@ def test_the_sigmas_equal_those_of_phyai(pipeline: Cosmos3Pipeline, schedule: Si
 
 @pytest.mark.parametrize("sound", [False, True], ids=["t2v", "t2av"])
 @pytest.mark.parametrize("schedule", ["karras", "phyai"])
-def test_the_latents_equal_those_of_phyai(pipeline: Cosmos3Pipeline, schedule: SigmaSchedule, sound: bool) -> None:
+def test_the_latents_equal_those_of_phyai(
+    pipeline: Cosmos3Pipeline, schedule: SigmaSchedule, sound: bool, record_property: Callable[[str, object], None]
+) -> None:
     params = GenerationParams(**(REQUEST | {"height": 80, "width": 112}), sigma_schedule=schedule, generate_sound=sound)
     ids = PromptIds(PHYAI["cond_ids"].ravel(), PHYAI["uncond_ids"].ravel())
     latents = pipeline.denoiser(ids, params)
     run = f"{schedule}_{'t2av' if sound else 't2v'}"
-    assert tiny.relative_error(latents.video, PHYAI[f"{run}_latent"]) <= TOLERANCE
+    error = tiny.relative_error(latents.video, PHYAI[f"{run}_latent"])
+    record_property("relative errors", {"latents against PhyAI": error})
+    assert error <= TOLERANCE
 
 
 def test_the_same_noise_is_drawn_as_by_phyai(pipeline: Cosmos3Pipeline) -> None:

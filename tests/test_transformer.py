@@ -10,6 +10,7 @@ from cosmos3_models.attention import attention
 from cosmos3_models.checkpoint import Checkpoint
 from cosmos3_models.denoise import guide
 from cosmos3_models.shapes import LatentGrid
+from cosmos3_models.token_ops import joined
 from cosmos3_models.transformer import RMSNorm, Streams, Transformer, patchify, unpatchify
 
 CPU = torch.device("cpu")
@@ -62,6 +63,21 @@ def test_rms_norm_is_computed_in_fp32_and_rounded_once() -> None:
     norm.weight = torch.nn.Parameter(weight)
     exact = x.double() / (x.double().square().mean(-1, keepdim=True) + 1e-6).sqrt() * weight.double()
     assert torch.equal(norm(x), exact.bfloat16())
+
+
+def test_weights_of_one_input_lie_side_by_side_after_loading(transformer: Transformer) -> None:
+    for tower in (transformer.text.layers, transformer.generation.layers):
+        for group in tower[0].groups:
+            weights = [linear.weight for linear in group]
+            matrix = joined(group)
+            assert matrix.data_ptr() == weights[0].data_ptr()
+            assert torch.equal(matrix, torch.cat(weights))
+
+
+def test_weights_in_training_are_joined_by_a_copy_that_passes_gradients_on() -> None:
+    linears = [torch.nn.Linear(3, n, bias=False) for n in (2, 4)]
+    joined(linears).sum().backward()
+    assert all(linear.weight.grad is not None for linear in linears)
 
 
 def test_text_sees_only_what_comes_before_it(transformer: Transformer) -> None:

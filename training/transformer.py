@@ -57,14 +57,13 @@ class Trainable(nn.Module):
     def forward(self, streams: Streams, timesteps: Tensor, ids: Tensor) -> Streams:
         """The velocity of noisy ``streams`` at ``timesteps`` (b,)."""
         frames = None if streams.sound is None else streams.sound.shape[2]
-        weight = self.model.generation.proj_in.weight
         grid = LatentGrid(*streams.video.shape[2:])
-        text, media = self._positions(ids.shape[1], grid, frames, weight.device, weight.dtype)
+        text, media = self._positions(ids.shape[1], grid, frames, self.model.device)
         condition = Condition(self.model.text(ids, text), media)
         return self.model.generation(streams, timesteps[:, None, None], condition)
 
     def _rotary(
-        self, length: int, grid: LatentGrid, frames: int | None, device: torch.device, dtype: torch.dtype
+        self, length: int, grid: LatentGrid, frames: int | None, device: torch.device
     ) -> tuple[Rotary, Rotary]:
         """Tables of the text and of the media tokens behind it."""
         config = self.model.config
@@ -73,8 +72,8 @@ class Trainable(nn.Module):
         if frames is not None:
             media.append(sound_positions(frames, offset, config))
         return (
-            rotary(text_positions(length), config, device, dtype),
-            rotary(torch.cat(media, dim=1), config, device, dtype),
+            rotary(text_positions(length), config, device, torch.float32),
+            rotary(torch.cat(media, dim=1), config, device, torch.float32),
         )
 
 

@@ -1,0 +1,64 @@
+"""Seconds of a whole denoise at Nano's size, exact and approximated, and how far the approximated latents are off.
+
+With random weights the distance says how an error grows, not how a video looks.
+
+python -m benchmarks.denoise_run --size 480x832x49 --step-cache 0 0.1 --fp8
+"""
+
+import argparse
+import itertools
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks import nano
+from benchmarks.denoise_step import SCALE, SHIFT, Case
+from benchmarks.measure import relative_error, report, synchronize
+from cosmos3_models.config import SchedulerConfig
+from cosmos3_models.denoise import denoise, velocity_function
+from cosmos3_models.params import Approximation
+from cosmos3_models.sampler import make_schedule
+from cosmos3_models.transformer import Streams, Transformer
+
+
+def main() -> None:
+    args = _parser().parse_args()
+    case = Case.of(args.size, args.device)
+    model = nano.transformer(args.device, torch.bfloat16, args.layers)
+    exact = None if args.seconds_only else _run(model, case, args.steps, Approximation())[0]
+    rows: list[dict[str, Any]] = []
+    for fp8, threshold in itertools.product([False, True] if args.fp8 else [False], args.step_cache):
+        mode = Approximation(fp8_linears=fp8, fp8_attention=fp8, step_cache=threshold)
+        _run(model, case, 1, mode)
+        latents, seconds = _run(model, case, args.steps, mode)
+        row = {"mode": mode.label, "size": args.size, "steps": args.steps, "seconds": seconds}
+        rows.append(row if exact is None else row | {"off": relative_error(latents, exact)})
+    report(rows, args.device)
+
+
+def _run(model: Transformer, case: Case, steps: int, mode: Approximation) -> tuple[Tensor, float]:
+    """The latents, and the seconds from token ids to them."""
+    schedule = make_schedule("flow", steps, SHIFT, SchedulerConfig.model_validate(nano.SCHEDULER))
+    synchronize()
+    start = time.perf_counter()
+    velocity = velocity_function(model, case.conditions(model), mode)
+    latents = denoise(velocity, Streams(case.latents), schedule, SCALE, lambda *_: None, bool).video
+    return latents, time.perf_counter() - start
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", default="720x1280x189", help="height x width x frames (%(default)s)")
+    parser.add_argument("--steps", type=int, default=35)
+    parser.add_argument("--step-cache", nargs="*", type=float, default=[0.0], help="thresholds; 0 is without")
+    parser.add_argument("--fp8", action="store_true", help="with fp8 linears and fp8 attention, and without")
+    parser.add_argument("--seconds-only", action="store_true", help="no exact run to compare with")
+    parser.add_argument("--layers", type=int, default=nano.TRANSFORMER["num_hidden_layers"], help="fewer for a trial")
+    parser.add_argument("--device", default="cuda")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

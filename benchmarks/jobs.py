@@ -1,0 +1,171 @@
+"""Latency of the job routes over a full table, and the time from DELETE to a free denoiser, on a server of its own.
+
+python -m benchmarks.jobs
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any
+
+import httpx
+import yaml
+from sqlalchemy import create_engine
+
+from cosmos3_models import GenerationParams
+from serve.job_schema import JOBS, prepare
+
+REQUEST = {"prompt": "A red ball bounces."}
+LONG = REQUEST | {"num_inference_steps": 200, "size": "512x512", "num_frames": 65}
+
+
+def main() -> None:
+    """Print one line of JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", default="demo", help="folder with Cosmos3 weights, or demo (%(default)s)")
+    parser.add_argument("--stored", type=int, default=10_000, help="finished jobs in the table (%(default)s)")
+    parser.add_argument("--requests", type=int, default=300, help="requests of each kind (%(default)s)")
+    parser.add_argument("--cancels", type=int, default=5, help="running jobs to delete (%(default)s)")
+    parser.add_argument("--port", type=int, default=8123, help="where the server listens (%(default)s)")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        ids = fill(Path(folder), args.stored)
+        with server(args.checkpoint, Path(folder), args.port) as url, httpx.Client(base_url=url, timeout=60) as client:
+            figures = latencies(client, ids, args.requests) | {"cancel": cancel(client, args.cancels)}
+    print(json.dumps({"stored_jobs": args.stored, **figures}))
+
+
+def fill(folder: Path, stored: int) -> list[str]:
+    """Write finished jobs into the table that the server will open; their ids."""
+    url = f"sqlite:///{folder}/jobs.sqlite"
+    prepare(url)
+    params, now = GenerationParams(prompt="A red ball bounces."), time.time()
+    finished = {
+        "status": "completed",
+        "model": "cosmos3-demo",
+        "params": params.model_dump(),
+        "work": 1.0,
+        "pixel_frames": 1.0,
+        "created_at": now,
+        "started_at": now,
+        "completed_at": now,
+        "deadline_at": now + 1e6,
+        "expires_at": now + 1e6,
+        "attempts": 1,
+        "step": 35,
+        "steps": 35,
+        "stage_durations": {"denoiser": 1.0, "decoders": 1.0},
+    }
+    rows = [finished | {"id": f"video_{number:032x}"} for number in range(stored)]
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        connection.execute(JOBS.insert(), rows)
+    engine.dispose()
+    return [row["id"] for row in rows]
+
+
+@contextmanager
+def server(checkpoint: str, data_dir: Path, port: int) -> Iterator[str]:
+    """deploy.yaml with another checkpoint, folder and port, until the context ends."""
+    config = yaml.safe_load(Path("deploy.yaml").read_text())
+    config["http_options"]["port"] = port
+    config["applications"][0]["args"] |= {"checkpoint": checkpoint, "data_dir": str(data_dir)}
+    (data_dir / "deploy.yaml").write_text(yaml.safe_dump(config))
+    command = [sys.executable, "-m", "ray.serve.scripts", "run", str(data_dir / "deploy.yaml")]
+    with (data_dir / "log").open("w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        wait_until(lambda: _healthy(url), 180)
+        yield url
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def latencies(client: httpx.Client, ids: list[str], requests: int) -> dict[str, Any]:
+    """Milliseconds of each kind of request, one after the other on one connection."""
+    made: list[str] = []
+
+    def post(_: int) -> None:
+        made.append(client.post("/v1/videos", json=LONG).raise_for_status().json()["id"])
+
+    def get(number: int) -> None:
+        client.get(f"/v1/videos/{ids[number * 7919 % len(ids)]}").raise_for_status()
+
+    def page(number: int) -> None:
+        client.get("/v1/videos", params={"after": ids[number * 7919 % len(ids)]}).raise_for_status()
+
+    def active(number: int) -> None:
+        client.get(f"/v1/videos/{made[number % len(made)]}").raise_for_status()
+
+    def delete(_: int) -> None:
+        client.delete(f"/v1/videos/{made.pop()}").raise_for_status()
+
+    queued = min(requests, 200)  # what the queue takes
+    figures = {"POST": timed(post, queued), "GET one of the queue": timed(active, requests)}
+    figures |= {"GET a finished one": timed(get, requests), "GET a page of 20": timed(page, requests)}
+    return figures | {"DELETE": timed(delete, queued)}
+
+
+def timed(request: Callable[[int], None], requests: int) -> dict[str, float]:
+    """p50 and p99 in milliseconds."""
+    milliseconds = []
+    for number in range(requests):
+        start = time.perf_counter()
+        request(number)
+        milliseconds.append((time.perf_counter() - start) * 1000)
+    return {"p50_ms": round(median(milliseconds), 1), "p99_ms": round(quantiles(milliseconds, n=100)[98], 1)}
+
+
+def cancel(client: httpx.Client, times: int) -> dict[str, float]:
+    """From the DELETE of a running job to the start of the next one's denoise, in seconds and in steps."""
+    seconds, steps = zip(*(cancel_once(client) for _ in range(times)), strict=True)
+    return {"seconds": round(median(seconds), 2), "steps": round(median(steps), 2), "most_steps": round(max(steps), 2)}
+
+
+def cancel_once(client: httpx.Client) -> tuple[float, float]:
+    """Seconds, and how many of the deleted job's steps they would have been."""
+    running, waiting = (client.post("/v1/videos", json=LONG).json()["id"] for _ in range(2))
+    wait_until(lambda: _step(client, running) >= 1, 120)
+    begun, done = time.perf_counter(), _step(client, running)
+    wait_until(lambda: _step(client, running) >= done + 4, 120)
+    step_s = (time.perf_counter() - begun) / (_step(client, running) - done)
+    start = time.perf_counter()
+    client.delete(f"/v1/videos/{running}")
+    wait_until(lambda: bool(client.get(f"/v1/videos/{waiting}").json()["status"] == "in_progress"), 120)
+    took_s = time.perf_counter() - start
+    client.delete(f"/v1/videos/{waiting}")
+    return took_s, took_s / step_s
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float) -> None:
+    """Look every 20 ms."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError
+        time.sleep(0.02)
+
+
+def _step(client: httpx.Client, video: str) -> int:
+    step: int = client.get(f"/v1/videos/{video}").json()["step"]
+    return step
+
+
+def _healthy(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/health", timeout=5).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,42 @@
+"""Reusing one step's work in the next: the first layer tells whether the others would say something new."""
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+Run = Callable[[Tensor, slice], Tensor]
+"""Runs some of the layers on x (b, n, d); may use x's memory for the result."""
+
+
+class StepCache:
+    """What the layers added to the hidden state when they last all ran, for one prompt of one request.
+
+    The method is that of first-block caching (ParaAttention): while the first layer's contribution has moved by less
+    than ``threshold`` of its mean magnitude since then, the others' contribution is taken to be the same.
+    """
+
+    def __init__(self, threshold: float) -> None:
+        self.reused = 0
+        self._threshold = threshold
+        self._first: Tensor | None = None
+        self._others: Tensor | None = None
+
+    def run(self, x: Tensor, run: Run) -> Tensor:
+        """x after all layers, or after the first and what the others added last time."""
+        before = x.clone()
+        x = run(x, slice(0, 1))
+        first = x - before
+        if self._others is not None and self._near(first):
+            self.reused += 1
+            return x + self._others
+        self._first = first
+        before.copy_(x)
+        x = run(x, slice(1, None))
+        self._others = x - before
+        return x
+
+    def _near(self, first: Tensor) -> bool:
+        if self._first is None:
+            return False
+        moved, size = (first - self._first).abs().mean(), self._first.abs().mean()
+        return bool(moved < self._threshold * size)

@@ -1,0 +1,129 @@
+"""Make a video on a server: ``python -m serve.client "prompt" --sound -o out.mp4``. Ctrl-C cancels it."""
+
+import argparse
+import os
+import sys
+import uuid
+from pathlib import Path
+from typing import Any, Never
+
+from tqdm import tqdm
+
+from serve.remote import RemoteError, RemoteVideos
+
+KEY_VARIABLE = "COSMOS3_API_KEY"
+INTERRUPTED = 130
+BAR = "{desc} {percentage:3.0f}%|{bar}| {elapsed}{postfix}"
+
+FIELDS: dict[str, tuple[type, str]] = {
+    "size": (str, "WIDTHxHEIGHT in pixels"),
+    "width": (int, "or width and height"),
+    "height": (int, ""),
+    "num_frames": (int, "4k + 1"),
+    "seconds": (str, "or the length"),
+    "fps": (float, "frames a second"),
+    "num_inference_steps": (int, ""),
+    "guidance_scale": (float, "1 is off"),
+    "flow_shift": (float, ""),
+    "sigma_schedule": (str, "flow, karras, phyai or checkpoint"),
+    "seed": (int, "the same seed gives the same video"),
+    "negative_prompt": (str, "what to avoid"),
+    "model": (str, "the served name"),
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    args = _parser().parse_args(arguments)
+    fields = {name: value for name in FIELDS if (value := getattr(args, name)) is not None}
+    fields |= {"prompt": args.prompt} | ({"generate_sound": True} if args.sound else {})
+    try:
+        _make_room(args.out)
+        _make(RemoteVideos(args.url, args.api_key, _tell), fields, args.out)
+    except (RemoteError, OSError) as error:
+        _tell(f"error: {error}")
+        return 1
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return 0
+
+
+def _make_room(out: Path) -> None:
+    """Say before minutes of work, not after, that there is no place for the file."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if out.is_dir() or not os.access(out.parent, os.W_OK):
+        raise OSError(f"{out}: not a file that can be written")
+
+
+def _make(server: RemoteVideos, fields: dict[str, Any], out: Path) -> None:
+    """From the request to the file; on Ctrl-C the server forgets both."""
+    key, video_id = uuid.uuid4().hex, None
+    try:
+        video_id = server.submit(fields, key)
+        _tell(f"{video_id} is submitted")
+        with tqdm(total=100, desc="submitted", bar_format=BAR) as bar:
+            end = server.follow(video_id, lambda event: _show(bar, event))
+        if end["type"] != "completed":
+            raise RemoteError(_reason(end))
+        server.download(video_id, out)
+    except KeyboardInterrupt:
+        _cancel(server, video_id, fields, key)
+        raise
+    video = end["video"]
+    sys.stdout.write(f"{out}: {video['size']}, {video['num_frames']} frames, {video['fps']:g} fps\n")
+
+
+def _cancel(server: RemoteVideos, video_id: str | None, fields: dict[str, Any], key: str) -> None:
+    try:
+        if video_id is None:
+            server.withdraw(fields, key)
+        else:
+            server.delete(video_id)
+    except RemoteError as error:
+        _tell(f"error: {video_id or 'the job'} may still be made: {error}")
+    else:
+        _tell("cancelled")
+
+
+def _show(bar: "tqdm[Never]", event: dict[str, Any]) -> None:
+    bar.set_description_str(_place(event), refresh=False)
+    bar.set_postfix_str(_to_go(event.get("eta_s")), refresh=False)
+    bar.n = 100 if event["type"] == "completed" else event.get("progress", 0)
+    bar.refresh()
+
+
+def _place(event: dict[str, Any]) -> str:
+    if event["type"] == "queued":
+        return f"queued, number {event['queue_position']}"
+    if event.get("stage") == "denoiser":
+        return f"denoiser, step {event['step']} of {event['steps']}"
+    return str(event.get("stage", event["type"]))
+
+
+def _to_go(eta_s: float | None) -> str:
+    return "" if eta_s is None else f"about {tqdm.format_interval(eta_s)} to go"
+
+
+def _reason(end: dict[str, Any]) -> str:
+    return "the video was deleted" if end["type"] == "deleted" else str(end["video"]["error"]["message"])
+
+
+def _tell(line: str) -> None:
+    tqdm.write(line, file=sys.stderr)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m serve.client", description=__doc__)
+    parser.add_argument("prompt")
+    parser.add_argument("-o", "--out", type=Path, required=True, help="the mp4 to write")
+    parser.add_argument("--sound", action="store_true", help="make a sound track as well")
+    parser.add_argument("--url", default="http://127.0.0.1:8000", help="of the server (%(default)s)")
+    key = os.environ.get(KEY_VARIABLE)
+    parser.add_argument("--api-key", default=key, help=f"better given as {KEY_VARIABLE}, which no process list shows")
+    for name, (kind, told) in FIELDS.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, help=told)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,355 @@
+"""The job table: who works on what, and how far it is.
+
+A claim is one compare-and-swap that gives the oldest free job to a runner under a token and for the length of a
+lease. Every later write names the token, so a runner that lost its job can no longer change it. All times are the
+database's own.
+"""
+
+import secrets
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from sqlalchemy import ColumnElement, Row, Update, and_, bindparam, func, insert, or_, select, text, update
+from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from serve.errors import DatabaseUnavailable
+from serve.job_schema import ADMISSION_LOCK, JOBS, MAX_MESSAGE_CHARS, Job, Now, connect
+
+ACTIVE = ("queued", "in_progress")
+QUEUED = select(func.count()).select_from(JOBS).where(JOBS.c.status == "queued")
+RATED_JOBS = 16  # the last finished ones, by which time to come is estimated
+
+
+@dataclass(frozen=True)
+class JobSettings:
+    """How jobs are kept.
+
+    Attributes:
+        database_url: SQLite or PostgreSQL, as SQLAlchemy writes it.
+        lease_s: a runner that is not heard of for so long has lost its jobs.
+        max_attempts: times that a job's denoise may begin.
+        max_queued_jobs: more are refused.
+        job_deadline_s: a job that has not ended so long after its creation fails.
+        retention_s: record and files of an ended job are kept for so long.
+    """
+
+    database_url: str
+    lease_s: float
+    max_attempts: int
+    max_queued_jobs: int
+    job_deadline_s: float
+    retention_s: float
+
+
+class NewJob(NamedTuple):
+    """What a client asked for; see ``Job``."""
+
+    model: str
+    params: dict[str, Any]
+    work: float
+    pixel_frames: float
+    steps: int
+    idempotency_key: str | None = None
+    request_id: str | None = None
+
+
+class Started(NamedTuple):
+    """A denoise that has begun: the count of them, and the seconds since the job was stored."""
+
+    attempts: int
+    waited_s: float
+
+
+class Progress(NamedTuple):
+    """How far a claimed job is, as its runner knows."""
+
+    stage: str | None = None
+    step: int = 0
+
+
+class ActiveJob(NamedTuple):
+    """What an estimate needs of a job that has not ended."""
+
+    seq: int
+    status: str
+    stage: str | None
+    step: int
+    steps: int
+    work: float
+    pixel_frames: float
+    running_s: float  # since its denoise began
+
+
+class FinishedJob(NamedTuple):
+    work: float
+    pixel_frames: float
+    stage_durations: dict[str, float]
+
+
+class Load(NamedTuple):
+    """The jobs before the denoisers in order of arrival, and the last finished ones."""
+
+    active: list[ActiveJob]
+    finished: list[FinishedJob]
+
+
+class Outcome(NamedTuple):
+    """How a job ended badly."""
+
+    code: str
+    message: str
+
+
+CANCELLED = Outcome("cancelled", "the job was cancelled")
+DEADLINE = Outcome("deadline_exceeded", "the job did not end before its deadline")
+LOST = Outcome("attempts_exhausted", "the processes that worked on this job died too often")
+
+
+class JobTable:
+    """All of the SQL, over a database that ``prepare`` has seen.
+
+    Every method raises ``DatabaseUnavailable`` while the database cannot be reached or written.
+    """
+
+    def __init__(self, settings: JobSettings) -> None:
+        self._engine = connect(settings.database_url)
+        self._settings = settings
+
+    async def close(self) -> None:
+        await self._engine.dispose()
+
+    async def submit(self, new: NewJob) -> Job | None:
+        """Store a job; None if the queue is full. A known idempotency key gives the job that it made."""
+        async with self._alone() as connection:
+            known = select(JOBS).where(JOBS.c.idempotency_key == new.idempotency_key)
+            if new.idempotency_key and (row := (await connection.execute(known)).one_or_none()):
+                return _job(row)
+            if (await connection.execute(QUEUED)).scalar_one() >= self._settings.max_queued_jobs:
+                return None
+            values = {
+                **new._asdict(),
+                "id": f"video_{secrets.token_hex(16)}",
+                "status": "queued",
+                "created_at": Now(),
+                "deadline_at": Now() + self._settings.job_deadline_s,
+            }
+            return _job((await connection.execute(insert(JOBS).values(values).returning(JOBS))).one())
+
+    async def get(self, job_id: str) -> Job | None:
+        async with self._transaction() as connection:
+            row = (await connection.execute(select(JOBS).where(JOBS.c.id == job_id))).one_or_none()
+            return None if row is None else _job(row)
+
+    async def page(self, after: Job | None, limit: int, newest_first: bool) -> list[Job]:
+        """Up to ``limit`` jobs behind ``after`` in order of arrival, or from the newest backwards."""
+        order = JOBS.c.seq.desc() if newest_first else JOBS.c.seq
+        query = select(JOBS).order_by(order).limit(limit)
+        if after is not None:
+            query = query.where(JOBS.c.seq < after.seq if newest_first else JOBS.c.seq > after.seq)
+        async with self._transaction() as connection:
+            return [_job(row) for row in await connection.execute(query)]
+
+    async def delete(self, job_id: str) -> Job | None:
+        """Take the row away; its runner notices and stops. None if there is none."""
+        async with self._transaction() as connection:
+            removed = await connection.execute(JOBS.delete().where(JOBS.c.id == job_id).returning(JOBS))
+            row = removed.one_or_none()
+            return None if row is None else _job(row)
+
+    async def cancel(self, job_id: str) -> None:
+        """Fail a job that nobody works on; ask the runner of one that somebody does."""
+        active = and_(JOBS.c.id == job_id, JOBS.c.status.in_(ACTIVE))
+        async with self._transaction() as connection:
+            ended = await connection.execute(self._failed(CANCELLED).where(active, _free()))
+            if ended.rowcount == 0:
+                await connection.execute(update(JOBS).where(active).values(cancel_requested=True))
+
+    async def claim(self) -> Job | None:
+        """The oldest free job, under a new token; None if there is none or enough wait before the denoisers.
+
+        As many jobs may wait there as are denoised: enough to keep every denoiser busy, and no more, so that jobs
+        start in order of arrival whoever drives them.
+        """
+        head = select(JOBS.c.seq).where(self._claimable()).order_by(JOBS.c.seq).limit(1)
+        head = head.with_for_update(skip_locked=True).correlate(None)
+        held = JOBS.alias("held")
+        live = held.c.lease_until > Now()
+        waiting = select(func.count()).where(live, held.c.owner.is_not(None), held.c.status == "queued")
+        denoising = select(func.count()).where(live, held.c.status == "in_progress", held.c.stage == "denoiser")
+        room = or_(waiting.scalar_subquery() < 1, waiting.scalar_subquery() < denoising.scalar_subquery())
+        claim = (
+            update(JOBS)
+            .where(JOBS.c.seq == head.scalar_subquery(), room)
+            .values(
+                status="queued",
+                stage=None,
+                step=0,
+                owner=secrets.token_hex(16),
+                lease_until=Now() + self._settings.lease_s,
+            )
+            .returning(JOBS)
+        )
+        async with self._transaction() as connection:
+            row = (await connection.execute(claim)).one_or_none()
+            return None if row is None else _job(row)
+
+    async def start(self, owner: str) -> Started | None:
+        """Count one more begun denoise; None if the job is no longer the owner's or may not begin again."""
+        started = (
+            update(JOBS)
+            .where(JOBS.c.owner == owner, ~JOBS.c.cancel_requested, JOBS.c.attempts < self._settings.max_attempts)
+            .values(
+                status="in_progress",
+                stage="denoiser",
+                step=0,
+                attempts=JOBS.c.attempts + 1,
+                started_at=Now(),
+                lease_until=Now() + self._settings.lease_s,
+            )
+            .returning(JOBS.c.attempts, JOBS.c.started_at - JOBS.c.created_at)
+        )
+        async with self._transaction() as connection:
+            row = (await connection.execute(started)).one_or_none()
+            return None if row is None else Started(*row)
+
+    async def kept(self, owners: Iterable[str]) -> set[str]:
+        """Those owners whose jobs are still theirs to work on."""
+        query = select(JOBS.c.owner).where(
+            JOBS.c.owner.in_(list(owners)), ~JOBS.c.cancel_requested, JOBS.c.deadline_at > Now()
+        )
+        async with self._transaction() as connection:
+            return set((await connection.execute(query)).scalars())
+
+    async def renew(self, held: dict[str, Progress]) -> None:
+        """Write progress by owner, and hold the leases for their length again."""
+        renewal = (
+            update(JOBS)
+            .where(JOBS.c.owner == bindparam("holder"))
+            .values(lease_until=Now() + self._settings.lease_s, stage=bindparam("at_stage"), step=bindparam("at_step"))
+        )
+        rows = [{"holder": owner, "at_stage": now.stage, "at_step": now.step} for owner, now in held.items()]
+        async with self._transaction() as connection:
+            await connection.execute(renewal, rows)
+
+    async def complete(self, owner: str, media: str, media_bytes: int, stage_durations: dict[str, float]) -> bool:
+        """End the owner's job well; False if it is no longer the owner's."""
+        done = {
+            **self._ended("completed"),
+            "step": JOBS.c.steps,
+            "media": media,
+            "media_bytes": media_bytes,
+            "stage_durations": stage_durations,
+        }
+        theirs = and_(JOBS.c.owner == owner, ~JOBS.c.cancel_requested)
+        return await self._changed(update(JOBS).where(theirs).values(done)) == 1
+
+    async def fail(self, owner: str, outcome: Outcome) -> None:
+        """End the owner's job badly."""
+        await self._changed(self._failed(outcome).where(JOBS.c.owner == owner))
+
+    async def release(self, owner: str, after_s: float = 0) -> None:
+        """Give the job back; anybody may claim it ``after_s`` from now."""
+        free = {"status": "queued", "owner": None, "stage": None, "step": 0, "lease_until": Now() + after_s}
+        await self._changed(update(JOBS).where(JOBS.c.owner == owner).values(free))
+
+    async def settle(self, owner: str | None = None) -> int:
+        """Fail those jobs, of one owner or of none, that may not run again; the number of them."""
+        whose = _free() if owner is None else JOBS.c.owner == owner
+        reasons = [
+            (CANCELLED, JOBS.c.cancel_requested),
+            (DEADLINE, JOBS.c.deadline_at <= Now()),
+            (LOST, JOBS.c.attempts >= self._settings.max_attempts),
+        ]
+        settled = 0
+        async with self._transaction() as connection:
+            for outcome, applies in reasons:
+                failed = self._failed(outcome).where(JOBS.c.status.in_(ACTIVE), whose, applies)
+                settled += (await connection.execute(failed)).rowcount
+        return settled
+
+    async def queued(self) -> int:
+        async with self._transaction() as connection:
+            return (await connection.execute(QUEUED)).scalar_one()
+
+    async def has_claimable(self) -> bool:
+        query = select(JOBS.c.seq).where(self._claimable()).limit(1)
+        async with self._transaction() as connection:
+            return (await connection.execute(query)).first() is not None
+
+    async def load(self) -> Load:
+        """What an estimate of waiting times needs."""
+        running_s = func.coalesce(Now() - JOBS.c.started_at, 0.0)
+        names = ActiveJob._fields[:-1]
+        active = select(*(JOBS.c[name] for name in names), running_s).where(JOBS.c.status.in_(ACTIVE))
+        finished = select(JOBS.c.work, JOBS.c.pixel_frames, JOBS.c.stage_durations).where(JOBS.c.status == "completed")
+        finished = finished.order_by(JOBS.c.completed_at.desc()).limit(RATED_JOBS)
+        async with self._transaction() as connection:
+            return Load(
+                [ActiveJob._make(row) for row in await connection.execute(active.order_by(JOBS.c.seq))],
+                [FinishedJob._make(row) for row in await connection.execute(finished)],
+            )
+
+    async def expire(self) -> list[Job]:
+        """Take the rows away whose time is over; their files are the caller's to remove."""
+        expired = JOBS.delete().where(JOBS.c.expires_at <= Now()).returning(JOBS)
+        async with self._transaction() as connection:
+            return [_job(row) for row in await connection.execute(expired)]
+
+    async def media(self) -> set[str]:
+        """What the names of all files in use begin with: those of finished jobs, and of claims that may yet finish."""
+        finished = select(JOBS.c.media).where(JOBS.c.media.is_not(None))
+        held = select(JOBS.c.owner).where(JOBS.c.owner.is_not(None))
+        async with self._transaction() as connection:
+            names = set((await connection.execute(finished)).scalars())
+            return names | set((await connection.execute(held)).scalars())
+
+    def _claimable(self) -> ColumnElement[bool]:
+        may_run = and_(~JOBS.c.cancel_requested, JOBS.c.deadline_at > Now())
+        return and_(JOBS.c.status.in_(ACTIVE), _free(), may_run, JOBS.c.attempts < self._settings.max_attempts)
+
+    def _ended(self, status: str) -> dict[str, Any]:
+        return {
+            "status": status,
+            "owner": None,
+            "stage": None,
+            "completed_at": Now(),
+            "expires_at": Now() + self._settings.retention_s,
+        }
+
+    def _failed(self, outcome: Outcome) -> Update:
+        reason = {"error_code": outcome.code, "error_message": outcome.message[:MAX_MESSAGE_CHARS]}
+        return update(JOBS).values(self._ended("failed") | reason)
+
+    async def _changed(self, statement: Update) -> int:
+        async with self._transaction() as connection:
+            return (await connection.execute(statement)).rowcount
+
+    @asynccontextmanager
+    async def _transaction(self) -> AsyncIterator[AsyncConnection]:
+        try:
+            async with self._engine.begin() as connection:
+                yield connection
+        except (OperationalError, InterfaceError, PoolTimeout) as error:
+            raise DatabaseUnavailable("the job table cannot be reached; try again", retry_after_s=5) from error
+
+    @asynccontextmanager
+    async def _alone(self) -> AsyncIterator[AsyncConnection]:
+        """A transaction beside which no other of this kind runs."""
+        async with self._transaction() as connection:
+            if self._engine.dialect.name == "sqlite":
+                await connection.exec_driver_sql("BEGIN IMMEDIATE")
+            else:
+                await connection.execute(text(f"SELECT pg_advisory_xact_lock({ADMISSION_LOCK})"))
+            yield connection
+
+
+def _free() -> ColumnElement[bool]:
+    return JOBS.c.lease_until <= Now()
+
+
+def _job(row: Row[Any]) -> Job:
+    return Job(**row._mapping)

@@ -1,0 +1,288 @@
+"""The deployment that makes stored jobs into videos, each inside a Serve request.
+
+So Serve sees the work: it drains before a replica stops, and it can be scaled by.
+"""
+
+import asyncio
+import contextvars
+import logging
+import re
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+from cosmos3_models import GenerationParams
+from serve.errors import DatabaseUnavailable, MediaUnavailable, NotReady, QueueFull, ServingError
+from serve.graph import Graph
+from serve.job_schema import Job, prepare
+from serve.jobs import JobSettings, JobTable, Outcome, Progress
+from serve.metrics import JobMetrics
+from serve.schema import FinishedVideo
+from serve.storage import MediaStore
+from serve.videos import SUFFIX, remove_files
+
+T = TypeVar("T")
+
+logger = logging.getLogger("ray.serve")
+
+PULSE_S = 0.25  # how soon a runner hears that its job was cancelled
+LEASE_PART = 3  # a lease is renewed each third of its length
+RECONCILE_PERIOD_S = 1.0
+EXPIRY_PERIOD_S = 60.0
+ORPHAN_PERIOD_S = 600.0
+ORPHAN_AGE_S = 3600.0  # a file without a record may be one whose record is about to be written
+RELEASE_DELAY_S = 2.0
+DATABASE_WAIT_S = 1.0
+OURS = re.compile(r"[0-9a-f]{32}\.")
+STORE_WAITS_S = (0.5, 1, 2, 4, 8, 15)  # between tries to store a finished video
+
+
+NOT_BEGUN = Progress()
+
+
+class Revoked(Exception):
+    """The job is no longer this runner's, or may not go on."""
+
+
+@dataclass
+class Held:
+    """A claimed job while it is worked on."""
+
+    job: Job
+    owner: str
+    attempts: int = 0
+    progress: Progress = NOT_BEGUN
+    written: Progress = NOT_BEGUN
+    written_at: float = field(default_factory=time.monotonic)
+    work: "asyncio.Task[None] | None" = None
+
+
+class JobRunner:
+    """Claims jobs, drives the graph for them, stores what comes out.
+
+    Args:
+        tokenizer, denoiser, video_decoder, sound_decoder: handles of the stages.
+        settings: of the job table.
+        media_url: where the videos go.
+    """
+
+    def __init__(
+        self,
+        tokenizer: DeploymentHandle[Any],
+        denoiser: DeploymentHandle[Any],
+        video_decoder: DeploymentHandle[Any],
+        sound_decoder: DeploymentHandle[Any],
+        settings: JobSettings,
+        media_url: str,
+    ) -> None:
+        prepare(settings.database_url)
+        self._table = JobTable(settings)
+        self._media = MediaStore(media_url)
+        self._graph = Graph(tokenizer, denoiser, video_decoder, sound_decoder, settings.max_attempts)
+        self._settings = settings
+        self._held: dict[str, Held] = {}
+        self._metrics = JobMetrics()
+        upkeep = {
+            self._pulse: PULSE_S,
+            self._reconcile: RECONCILE_PERIOD_S,
+            self.remove_expired: EXPIRY_PERIOD_S,
+            self.remove_orphans: ORPHAN_PERIOD_S,
+        }
+        loop = asyncio.get_running_loop()
+        self._upkeep = [loop.create_task(_forever(action, period_s)) for action, period_s in upkeep.items()]
+
+    async def work(self) -> None:
+        """Claim the oldest free job and see it to its end; return at once if none is to be had."""
+        job = await self._table.claim()
+        if job is None or job.owner is None:
+            return
+        self._kick()
+        held = self._held[job.owner] = Held(job, job.owner)
+        held.work = asyncio.create_task(self._make(held))
+        try:
+            await asyncio.wait([held.work])
+            if held.work.cancelled():
+                await self._settle(held)
+            else:
+                held.work.result()  # raises what should not have happened
+        except asyncio.CancelledError:  # this replica must go at once
+            held.work.cancel()
+            await asyncio.wait([held.work])
+            await self._table.release(held.owner)
+            raise
+        finally:
+            del self._held[job.owner]
+        self._kick()
+
+    async def close(self) -> None:
+        """End the upkeep."""
+        for task in self._upkeep:
+            task.cancel()
+        await asyncio.wait(self._upkeep)
+        await self._table.close()
+
+    async def _make(self, held: Held) -> None:
+        """One claim of a job, from its prompt to its record's last word."""
+        try:
+            await self._store(held, await self._drive(held))
+        except Revoked:
+            await self._settle(held)
+        except (QueueFull, NotReady, MediaUnavailable) as error:
+            await self._give_back(held, error)
+        except ServingError as error:
+            await self._fail(held, Outcome(error.code, error.message))
+        except Exception:
+            logger.exception(f"Job {held.job.id} failed.")
+            await self._fail(held, Outcome(ServingError.code, "internal error; the server's log has the details"))
+
+    async def _drive(self, held: Held) -> FinishedVideo:
+        """Run the graph, and count each time that it begins to denoise."""
+        params = GenerationParams(**held.job.params)
+        async with aclosing(self._graph.run(params, held.job.model)) as events:
+            async for event in events:
+                if event["type"] == "video":
+                    return event
+                held.progress = Progress(
+                    event["stage"], event["step"] if event["stage"] == "denoiser" else held.job.steps
+                )
+                if held.progress == Progress("denoiser", 0):
+                    await self._start(held)
+        raise RuntimeError("the graph ended without a video")
+
+    async def _start(self, held: Held) -> None:
+        started = await _persist(lambda: self._table.start(held.owner))
+        if started is None:
+            raise Revoked
+        held.attempts = started.attempts
+        self._metrics.started(started)
+        _log("started", held, attempt=started.attempts, waited_s=round(started.waited_s, 3))
+        self._kick()
+
+    async def _store(self, held: Held, video: FinishedVideo) -> None:
+        """Files first, then the record that names them: whoever reads a record finds its files."""
+        held.progress = Progress("storing", held.job.steps)
+        start = time.perf_counter()
+        files = {
+            SUFFIX["video"]: video["mp4"],
+            SUFFIX["thumbnail"]: video["thumbnail"],
+            SUFFIX["spritesheet"]: video["spritesheet"],
+        }
+        for suffix, data in files.items():
+            await self._write(held.owner + suffix, data)
+        durations = video["record"]["stage_durations"] | {"storing": round(time.perf_counter() - start, 3)}
+        size = sum(map(len, files.values()))
+        if not await _persist(lambda: self._table.complete(held.owner, held.owner, size, durations)):
+            await remove_files(self._media, held.owner)
+            raise Revoked
+        self._metrics.completed(durations, held.job.steps, size)
+        for stage, seconds in durations.items():
+            _log("stage", held, stage=stage, seconds=seconds)
+        _log("completed", held, bytes=size)
+
+    async def _write(self, name: str, data: bytes) -> None:
+        """Store a file. A video that took minutes to make outwaits a store that refuses it for a while."""
+        for wait_s in STORE_WAITS_S:
+            try:
+                return await self._media.write(name, data)
+            except MediaUnavailable:
+                logger.warning(f"The media store refuses {name}; next try in {wait_s} s.", exc_info=True)
+                await asyncio.sleep(wait_s)
+        return await self._media.write(name, data)
+
+    async def _give_back(self, held: Held, error: ServingError) -> None:
+        """Let the job be claimed again, unless it has been begun as often as it may."""
+        if held.attempts >= self._settings.max_attempts:
+            return await self._fail(held, Outcome(error.code, error.message))
+        self._metrics.retried()
+        _log("given back", held, reason=error.code)
+        await _persist(lambda: self._table.release(held.owner, RELEASE_DELAY_S))
+
+    async def _fail(self, held: Held, outcome: Outcome) -> None:
+        await _persist(lambda: self._table.fail(held.owner, outcome))
+        self._metrics.failed(outcome.code)
+        _log("failed", held, reason=outcome.code)
+
+    async def _settle(self, held: Held) -> None:
+        """Write down why the job was taken from this runner, if it was not deleted or given to another one."""
+        await _persist(lambda: self._table.settle(held.owner))
+        self._metrics.revoked()
+        _log("stopped", held)
+
+    async def _pulse(self) -> None:
+        """Stop what was cancelled, deleted or lost; write progress; hold the leases."""
+        if not self._held:
+            return
+        kept = await self._table.kept(self._held)
+        for owner, held in self._held.items():
+            if owner not in kept and held.work is not None:
+                held.work.cancel()
+        oldest = time.monotonic() - self._settings.lease_s / LEASE_PART
+        due = [held for held in self._held.values() if held.progress != held.written or held.written_at < oldest]
+        if due:
+            progress = {held.owner: held.progress for held in due}
+            await self._table.renew(progress)
+            for held in due:
+                held.written, held.written_at = progress[held.owner], time.monotonic()
+
+    async def _reconcile(self) -> None:
+        """Take up what nobody works on: jobs whose runner died, or whose start was not heard."""
+        if lost := await self._table.settle():
+            logger.warning(f"{lost} jobs ended that may not run again.")
+        self._metrics.queued(await self._table.queued())
+        if await self._table.has_claimable():
+            self._kick()
+
+    async def remove_expired(self) -> None:
+        """Forget ended jobs whose time is over, and their files."""
+        for job in await self._table.expire():
+            if job.media:
+                await remove_files(self._media, job.media)
+
+    async def remove_orphans(self) -> None:
+        """Remove what runners left that died between a file and its record."""
+        old = await self._media.older_than(ORPHAN_AGE_S)
+        used = await self._table.media()
+        # The store may hold files of others; ours begin with a claim's token.
+        orphans = [name for name in old if OURS.match(name) and name.split(".")[0] not in used]
+        await self._media.remove(*orphans)
+        if orphans:
+            logger.info(f"Removed {len(orphans)} files without a record.")
+
+    def _kick(self) -> None:
+        """Ask any runner to claim a job, outside the present request, whose end would cancel it."""
+        contextvars.Context().run(self._send_kick)
+
+    def _send_kick(self) -> None:
+        app = serve.get_replica_context().app_name
+        serve.get_deployment_handle(type(self).__name__, app).work.remote()
+
+
+async def _persist(write: Callable[[], Awaitable[T]]) -> T:
+    """The result of a write that is repeated until the database is there."""
+    while True:
+        try:
+            return await write()
+        except DatabaseUnavailable:
+            logger.warning("The job table cannot be reached; next try in %s s.", DATABASE_WAIT_S, exc_info=True)
+            await asyncio.sleep(DATABASE_WAIT_S)
+
+
+async def _forever(action: Callable[[], Awaitable[None]], period_s: float) -> None:
+    while True:
+        await asyncio.sleep(period_s)
+        try:
+            await action()
+        except Exception:  # what fails now is tried again in a moment
+            logger.warning("Upkeep of the jobs failed.", exc_info=True)
+
+
+def _log(event: str, held: Held, **fields: Any) -> None:
+    """One line about a job: text for readers, fields for programs where Serve logs JSON."""
+    named = {"job_id": held.job.id, "request_id": held.job.request_id, **fields}
+    text = " ".join(f"{name}={value}" for name, value in named.items())
+    logger.info(f"job {event}: {text}", extra={"ray_serve_extra_fields": {"event": event} | named})

@@ -1,0 +1,217 @@
+"""Videos as clients see them: jobs in the table, files in the store."""
+
+import asyncio
+import re
+import time
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from cosmos3_models import GenerationParams
+from serve.errors import Conflict, InvalidRequest, MediaUnavailable, NotFound, QueueFull
+from serve.estimate import Estimate, estimate, retry_after_s
+from serve.job_schema import Job
+from serve.jobs import JobSettings, JobTable, Load, NewJob
+from serve.schema import Video, VideoDeleted, VideoError, VideoList, described
+from serve.storage import MediaStore
+
+Variant = Literal["video", "thumbnail", "spritesheet"]
+SUFFIX: dict[Variant, str] = {"video": ".mp4", "thumbnail": ".thumbnail.jpg", "spritesheet": ".spritesheet.jpg"}
+MEDIA_TYPE: dict[Variant, str] = {"video": "video/mp4", "thumbnail": "image/jpeg", "spritesheet": "image/jpeg"}
+
+VIDEO_ID = re.compile(r"video_[0-9a-f]{32}")
+MAX_KEY_CHARS = 255
+WATCH_PERIOD_S = 0.25
+SILENCE_S = 15.0  # proxies close connections on which nothing is said for a minute or so
+DENOISED_PERCENT = 95  # of the progress shown; what follows is short
+EVENTS_OF_AN_ATTEMPT = 1000  # event numbers: steps from 0, then the stages behind them
+STAGE_EVENTS = {"decoders": 500, "storing": 501}
+QUEUED_EVENT, LAST_EVENT = 998, 999
+
+
+NumberedEvent = tuple[int, dict[str, Any]]
+
+
+class Content(NamedTuple):
+    """A file to send. ``temporary``: remove it afterwards."""
+
+    path: Path
+    media_type: str
+    filename: str
+    temporary: bool
+
+
+class Videos:
+    """What can be done with stored videos. Holds no state, so that any number of replicas may have one."""
+
+    def __init__(self, settings: JobSettings, media: MediaStore) -> None:
+        self.table = JobTable(settings)
+        self._media = media
+
+    async def submit(
+        self, params: GenerationParams, model: str, idempotency_key: str | None, request_id: str | None
+    ) -> Video:
+        """Store a job.
+
+        Raises:
+            QueueFull: with the time after which a place is expected to be free.
+            InvalidRequest: the idempotency key is empty or too long.
+            Conflict: the idempotency key belongs to another request.
+        """
+        if idempotency_key is not None and not 0 < len(idempotency_key) <= MAX_KEY_CHARS:
+            told = f"Idempotency-Key: got {len(idempotency_key)} characters, expected 1 to {MAX_KEY_CHARS}"
+            raise InvalidRequest(told, "Idempotency-Key")
+        fields = params.model_dump()
+        new = NewJob(
+            model=model,
+            params=fields,
+            work=work(params),
+            pixel_frames=params.pixel_frames,
+            steps=params.num_inference_steps,
+            idempotency_key=idempotency_key,
+            request_id=request_id and request_id[:MAX_KEY_CHARS],
+        )
+        job = await self.table.submit(new)
+        if job is None:
+            wait_s = retry_after_s(await self.table.load())
+            raise QueueFull("as many videos wait as this server takes; try again later", retry_after_s=wait_s)
+        if job.params != fields:
+            raise Conflict("Idempotency-Key: got a key of another request, expected a new key for new fields")
+        return await self._shown(job)
+
+    async def retrieve(self, video_id: str) -> Video:
+        return await self._shown(await self._job(video_id))
+
+    async def list(self, after: str | None, limit: int, order: Literal["asc", "desc"]) -> VideoList:
+        start = None if after is None else await self._job(after)
+        jobs = await self.table.page(start, limit + 1, newest_first=order == "desc")
+        load = await self._load(jobs)
+        page = [_video(job, load) for job in jobs[:limit]]
+        ends = (page[0].id, page[-1].id) if page else (None, None)
+        return VideoList(data=page, first_id=ends[0], last_id=ends[1], has_more=len(jobs) > limit)
+
+    async def delete(self, video_id: str) -> VideoDeleted:
+        """Forget a video; if it is being made, that stops before the next step."""
+        await self._job(video_id)
+        job = await self.table.delete(video_id)
+        if job is None:  # somebody else was faster
+            raise _unknown(video_id)
+        if job.media:
+            with suppress(MediaUnavailable):  # the sweep of files without a record will find them
+                await remove_files(self._media, job.media)
+        return VideoDeleted(id=video_id)
+
+    async def cancel(self, video_id: str) -> Video:
+        """Stop making a video and keep its record, as failed. One that has ended stays as it is."""
+        await self._job(video_id)
+        await self.table.cancel(video_id)
+        return await self.retrieve(video_id)
+
+    async def content(self, video_id: str, variant: Variant) -> Content:
+        """A finished video's file."""
+        job = await self._job(video_id)
+        if job.media is None:
+            raise NotFound(f"the video has no content: it is {job.status}", "video_id")
+        found = await self._media.local(job.media + SUFFIX[variant])
+        if found is None:
+            raise NotFound(f"the {variant} of this video is gone", "video_id")
+        path, temporary = found
+        return Content(path, MEDIA_TYPE[variant], job.id + SUFFIX[variant], temporary)
+
+    async def events(self, video_id: str, last_event: int | None) -> AsyncGenerator[NumberedEvent | None, None]:
+        """Numbered events after ``last_event``: every step, then the end. None where nothing happened for long.
+
+        They follow from the job's row alone, so whoever comes back, to whichever replica, misses none.
+        """
+        seen, position = -1 if last_event is None else last_event, None
+        last_word = time.monotonic()
+        while (job := await self.table.get(video_id)) is not None:
+            video = await self._shown(job)
+            for number, event in _events(job, video):
+                if number > seen or (number == seen and event.get("queue_position") != position):
+                    seen, position = number, event.get("queue_position")
+                    last_word = time.monotonic()
+                    yield number, event
+            if job.ended:
+                return
+            if time.monotonic() - last_word > SILENCE_S:
+                last_word = time.monotonic()
+                yield None
+            await asyncio.sleep(WATCH_PERIOD_S)
+        yield seen + 1, {"type": "deleted"}
+
+    async def _job(self, video_id: str) -> Job:
+        job = await self.table.get(video_id) if VIDEO_ID.fullmatch(video_id) else None
+        if job is None:
+            raise _unknown(video_id)
+        return job
+
+    async def _shown(self, job: Job) -> Video:
+        return _video(job, await self._load([job]))
+
+    async def _load(self, jobs: Sequence[Job]) -> Load:
+        """What the estimates of these jobs need: nothing, once all have ended."""
+        return Load([], []) if all(job.ended for job in jobs) else await self.table.load()
+
+
+async def remove_files(media: MediaStore, prefix: str) -> None:
+    """Remove every file of one finished attempt."""
+    await media.remove(*(prefix + suffix for suffix in SUFFIX.values()))
+
+
+def work(params: GenerationParams) -> float:
+    """What denoise time is proportional to: pixel-frames x steps x forward passes of a step."""
+    return float(params.pixel_frames * params.num_inference_steps * (1 if params.guidance_scale == 1 else 2))
+
+
+def _video(job: Job, load: Load) -> Video:
+    waiting = any(active.seq == job.seq for active in load.active)
+    position, eta_s = estimate(load, job.seq) if waiting else Estimate(0, None)
+    error = None if job.error_code is None else VideoError(code=job.error_code, message=job.error_message or "")
+    return Video(
+        **described(GenerationParams(**job.params)),
+        id=job.id,
+        model=job.model,
+        status=job.status,  # type: ignore[arg-type]  # pydantic checks it
+        progress=_percent(job),
+        created_at=int(job.created_at),
+        completed_at=None if job.completed_at is None else int(job.completed_at),
+        expires_at=None if job.expires_at is None else int(job.expires_at),
+        error=error,
+        stage=job.stage,
+        step=job.step,
+        queue_position=position,
+        eta_s=None if eta_s is None else round(eta_s, 1),
+        attempts=job.attempts,
+        stage_durations=job.stage_durations,
+        request_id=job.request_id,
+    )
+
+
+def _percent(job: Job) -> int:
+    if job.status == "completed":
+        return 100
+    return DENOISED_PERCENT * job.step // job.steps
+
+
+def _events(job: Job, video: Video) -> Iterator[NumberedEvent]:
+    """All events of a job up to now, but those of attempts before this one."""
+    start = job.attempts * EVENTS_OF_AN_ATTEMPT
+    if job.status == "queued":
+        queued = {"type": "queued", "queue_position": video.queue_position, "eta_s": video.eta_s}
+        yield start + QUEUED_EVENT, queued
+        return
+    for step in range(job.step + 1 if job.attempts else 0):
+        progress = DENOISED_PERCENT * step // job.steps
+        event = {"type": "progress", "stage": "denoiser", "step": step, "steps": job.steps, "progress": progress}
+        yield start + step, event | {"eta_s": video.eta_s}
+    if job.stage in STAGE_EVENTS:
+        event = {"type": "progress", "stage": job.stage, "step": job.steps, "steps": job.steps}
+        yield start + STAGE_EVENTS[job.stage], event | {"progress": video.progress, "eta_s": video.eta_s}
+    if job.ended:
+        yield start + LAST_EVENT, {"type": job.status, "video": video.model_dump()}
+
+
+def _unknown(video_id: str) -> NotFound:
+    return NotFound(f"video_id: got {video_id[:80]!r}, expected the id of a video that is kept here", "video_id")

@@ -1,0 +1,59 @@
+"""A real PostgreSQL server of the test run's own."""
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import psycopg
+
+
+def binaries() -> Path | None:
+    """The folder of initdb and postgres, from the newest version installed."""
+    found = shutil.which("initdb")
+    folders = [Path(found).parent] if found else sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+    return next((folder for folder in reversed(folders) if (folder / "initdb").exists()), None)
+
+
+class Postgres:
+    """A server over a fresh folder, on a port of this machine; it can be stopped, killed and started again."""
+
+    def __init__(self, folder: Path, port: int) -> None:
+        found = binaries()
+        assert found is not None
+        self._binaries, self._folder, self._port = found, folder, port
+        # PostgreSQL refuses to run as root.
+        self._user = "postgres" if os.geteuid() == 0 else None
+        folder.mkdir()
+        if self._user:
+            shutil.chown(folder, self._user)
+            for parent in folder.parents[:3]:
+                parent.chmod(parent.stat().st_mode | 0o011)
+        command = [found / "initdb", "-D", folder / "data", "-U", "cosmos3", "-A", "trust", "--no-sync"]
+        subprocess.run(command, user=self._user, cwd=folder, check=True, capture_output=True)
+
+    @property
+    def url(self) -> str:
+        return f"postgresql://cosmos3@127.0.0.1:{self._port}/postgres"
+
+    def start(self) -> None:
+        where = ["-D", self._folder / "data", "-p", str(self._port), "-k", self._folder, "-h", "127.0.0.1"]
+        with (self._folder / "log").open("a") as log:
+            self._server = subprocess.Popen(
+                [self._binaries / "postgres", *where], user=self._user, cwd=self._folder, stdout=log, stderr=log
+            )
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                psycopg.connect(self.url, connect_timeout=2).close()
+                return
+            except psycopg.OperationalError:
+                assert time.monotonic() < deadline, (self._folder / "log").read_text()[-2000:]
+                time.sleep(0.1)
+
+    def stop(self, how: signal.Signals = signal.SIGQUIT) -> None:
+        """End at once, without a word to those who are connected."""
+        self._server.send_signal(how)
+        self._server.wait(timeout=30)

@@ -1,0 +1,188 @@
+"""Any process may die at any moment: no job is lost, no video changes, nothing runs more often than it may."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+from conftest import Server, free_port, ray_process, serve_config, wait_until_healthy
+from fakes import DeadlyDenoiser, fake_application, picklable
+from ray import serve
+
+from serve.app import AppArgs
+
+REQUEST = {"prompt": "a ball", "size": "192x128", "num_frames": 9, "num_inference_steps": 10, "generate_sound": True}
+JOBS = 3
+RECOVERY_S = 90  # Serve looks at its proxy each 10 s and waits for three failures
+
+
+class Killed:
+    """A batch of jobs through which something is killed."""
+
+    def __init__(self, url: str) -> None:
+        self._url = f"{url}/v1/videos"
+        self._jobs: list[str] = []
+
+    def submit(self, jobs: int = JOBS) -> None:
+        for seed in range(jobs):
+            response = httpx.post(self._url, json=REQUEST | {"seed": seed}, timeout=60)
+            assert response.status_code == 200, response.text
+            self._jobs.append(response.json()["id"])
+
+    def wait_for_step(self, job: int, step: int) -> None:
+        deadline = time.monotonic() + 60
+        while True:
+            record = self._get(self._jobs[job])
+            if record and (record["step"] >= step or record["status"] == "completed"):
+                return
+            assert time.monotonic() < deadline, record
+            time.sleep(0.02)
+
+    def finish(self) -> list[dict[str, Any]]:
+        """The records of all jobs, once all have ended."""
+        deadline = time.monotonic() + RECOVERY_S
+        records: dict[str, dict[str, Any]] = {}
+        while len(records) < len(self._jobs):
+            assert time.monotonic() < deadline, [self._get(job) for job in self._jobs]
+            for job in self._jobs:
+                record = self._get(job)
+                if record and record["status"] in ("completed", "failed"):
+                    records[job] = record
+            time.sleep(0.1)
+        return [records[job] for job in self._jobs]
+
+    def videos(self) -> list[bytes]:
+        return [httpx.get(f"{self._url}/{job}/content", timeout=60).content for job in self._jobs]
+
+    def forget(self) -> None:
+        for job in self._jobs:
+            httpx.delete(f"{self._url}/{job}", timeout=60)
+
+    def _get(self, job: str) -> dict[str, Any] | None:
+        """None while the server does not answer."""
+        try:
+            response = httpx.get(f"{self._url}/{job}", timeout=10)
+        except httpx.TransportError:
+            return None
+        assert response.status_code != 404, "a job is lost"
+        record: dict[str, Any] = response.json()
+        return record if response.status_code == 200 else None
+
+
+@pytest.fixture(scope="module")
+def undisturbed(server: Server) -> list[bytes]:
+    """The videos of the batch when nothing dies."""
+    batch = Killed(server.url)
+    batch.submit()
+    assert all(record["attempts"] == 1 for record in batch.finish())
+    videos = batch.videos()
+    batch.forget()
+    assert len(set(videos)) == JOBS
+    return videos
+
+
+@pytest.mark.parametrize(
+    "victim",
+    ["Tokenizer", "Denoiser", "VideoDecoder", "SoundDecoder", "JobRunner", "Ingress", "ServeController", "ProxyActor"],
+)
+def test_no_job_is_lost_when_a_process_dies(
+    server: Server, undisturbed: list[bytes], victim: str, record_property: Callable[[str, object], None]
+) -> None:
+    batch = Killed(server.url)
+    batch.submit()
+    batch.wait_for_step(1, 2)  # one is done or decodes, one denoises, one waits
+    process = ray_process(f"ray::{victim}") if victim in ("ServeController", "ProxyActor") else server.process(victim)
+    process.kill()
+    killed = time.monotonic()
+    records = batch.finish()
+    took_s = time.monotonic() - killed
+    assert [record["status"] for record in records] == ["completed"] * JOBS
+    assert all(record["attempts"] <= 2 for record in records)
+    assert batch.videos() == undisturbed
+    batch.forget()
+    again = sum(record["attempts"] > 1 for record in records)
+    record_property(
+        "fault",
+        {"in flight": JOBS, "lost": 0, "changed": 0, "begun again": again, "all done after s": round(took_s, 1)},
+    )
+
+
+def test_a_job_that_kills_whoever_works_on_it_fails_with_a_reason(
+    server: Server, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    args = AppArgs(checkpoint=str(tiny_checkpoint), data_dir=str(tmp_path), max_attempts=2)
+    with picklable():
+        serve.run(fake_application(args, 0.1, denoiser=DeadlyDenoiser), name="deadly", route_prefix="/deadly")
+        batch = Killed(f"{server.url}/deadly")
+        batch.submit(1)
+        (record,) = batch.finish()
+        serve.delete("deadly")
+    assert (record["status"], record["attempts"]) == ("failed", 2)
+    assert record["error"]["code"] == "stage_failed"
+    assert record["error"]["message"] == "the denoiser was lost 2 times while it worked on this request"
+
+
+class WholeServer:
+    """``serve run`` with a Ray of its own, all of whose processes can be killed at once."""
+
+    def __init__(self, folder: Path, checkpoint: Path) -> None:
+        self._folder = folder
+        self._port = free_port()
+        self.url = f"http://127.0.0.1:{self._port}"
+        (folder / "deploy.yaml").write_text(serve_config(self._port, checkpoint, folder / "data"))
+
+    def start(self) -> None:
+        start = (
+            "import sys, ray\nfrom ray.serve.scripts import cli\n"
+            "ray.init(address='local', num_cpus=4, include_dashboard=False)\n"
+            "cli(['run', sys.argv[1]])"
+        )
+        with (self._folder / "log").open("a") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", start, str(self._folder / "deploy.yaml")], stdout=log, stderr=log
+            )
+        wait_until_healthy(Server(self.url), self._process, self._folder / "log")
+
+    def kill(self) -> None:
+        """SIGKILL to the driver and to everything that it started, as when the machine loses its power."""
+        everything = [*psutil.Process(self._process.pid).children(recursive=True), psutil.Process(self._process.pid)]
+        for process in everything:
+            process.suspend()
+        for process in everything:
+            os.kill(process.pid, signal.SIGKILL)
+        self._process.wait()
+
+
+@pytest.fixture
+def whole_server(tmp_path: Path, tiny_checkpoint: Path) -> Iterator[WholeServer]:
+    started = WholeServer(tmp_path, tiny_checkpoint)
+    started.start()
+    yield started
+    started.kill()
+
+
+def test_no_job_is_lost_when_the_whole_server_is_killed_and_started_again(
+    whole_server: WholeServer, undisturbed: list[bytes], record_property: Callable[[str, object], None]
+) -> None:
+    batch = Killed(whole_server.url)
+    batch.submit()
+    batch.wait_for_step(1, 2)
+    whole_server.kill()
+    killed = time.monotonic()
+    whole_server.start()
+    records = batch.finish()
+    took_s = time.monotonic() - killed
+    assert [record["status"] for record in records] == ["completed"] * JOBS
+    assert batch.videos() == undisturbed
+    again = sum(record["attempts"] > 1 for record in records)
+    record_property(
+        "fault",
+        {"in flight": JOBS, "lost": 0, "changed": 0, "begun again": again, "all done after s": round(took_s, 1)},
+    )

@@ -1,0 +1,372 @@
+"""The job table on both databases: claims, fencing, leases, order, admission, versions, outages."""
+
+import asyncio
+import sqlite3
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+import psycopg
+import pytest
+from conftest import free_port
+from postgres import Postgres, binaries
+from sqlalchemy import create_engine, text
+
+from serve import job_schema
+from serve.errors import DatabaseUnavailable
+from serve.job_schema import Job, prepare
+from serve.jobs import JobSettings, JobTable, NewJob, Outcome, Progress
+
+T = TypeVar("T")
+NEW = NewJob(model="m", params={"prompt": "x"}, work=100.0, pixel_frames=10.0, steps=4)
+DURATIONS = {"tokenizer": 0.1, "denoiser": 2.0, "decoders": 1.0}
+SETTINGS = JobSettings("", lease_s=30, max_attempts=3, max_queued_jobs=8, job_deadline_s=100, retention_s=100)
+
+
+@pytest.fixture(scope="module")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+    if binaries() is None:
+        pytest.skip("PostgreSQL is not installed")
+    server = Postgres(tmp_path_factory.mktemp("postgres") / "server", free_port())
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty database of either kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/jobs.sqlite"
+    server: Postgres = request.getfixturevalue("postgres")
+    with psycopg.connect(server.url) as connection:
+        connection.execute("DROP TABLE IF EXISTS jobs, schema_version")
+    return server.url
+
+
+@pytest.fixture
+def settings(url: str) -> JobSettings:
+    prepare(url)
+    return replace(SETTINGS, database_url=url)
+
+
+def run(settings: JobSettings, scenario: Callable[[JobTable], Awaitable[T]]) -> T:
+    """A scenario on a table whose connections are closed afterwards."""
+
+    async def scene() -> T:
+        table = JobTable(settings)
+        try:
+            return await scenario(table)
+        finally:
+            await table.close()
+
+    return asyncio.run(scene())
+
+
+async def submitted(table: JobTable, new: NewJob = NEW) -> Job:
+    job = await table.submit(new)
+    assert job is not None
+    return job
+
+
+async def claimed(table: JobTable) -> tuple[Job, str]:
+    job = await table.claim()
+    assert job is not None
+    assert job.owner is not None
+    return job, job.owner
+
+
+async def read(table: JobTable, job: Job) -> Job:
+    found = await table.get(job.id)
+    assert found is not None
+    return found
+
+
+def test_a_job_goes_from_queued_over_in_progress_to_completed(settings: JobSettings) -> None:
+    async def scenario(table: JobTable) -> None:
+        job = await submitted(table)
+        assert (job.status, job.attempts, job.step, job.params) == ("queued", 0, 0, {"prompt": "x"})
+        assert abs(job.created_at - time.time()) < 2
+        assert job.deadline_at == pytest.approx(job.created_at + 100, abs=0.1)
+        _, owner = await claimed(table)
+        assert (await read(table, job)).status == "queued", "until its denoise begins"
+        started = await table.start(owner)
+        assert started is not None
+        assert started.attempts == 1
+        assert 0 <= started.waited_s < 5
+        await table.renew({owner: Progress("denoiser", 3)})
+        job = await read(table, job)
+        assert (job.status, job.stage, job.step) == ("in_progress", "denoiser", 3)
+        assert await table.complete(owner, "media", 7, DURATIONS)
+        job = await read(table, job)
+        assert (job.status, job.step, job.media, job.media_bytes) == ("completed", 4, "media", 7)
+        assert list(job.stage_durations or {}) == list(DURATIONS)
+        assert job.completed_at is not None
+        assert job.expires_at == pytest.approx(job.completed_at + 100, abs=0.1)
+        assert await table.claim() is None
+
+    run(settings, scenario)
+
+
+def test_jobs_are_claimed_in_order_of_arrival_and_only_one_waits_before_an_idle_denoiser(settings: JobSettings) -> None:
+    async def scenario(table: JobTable) -> None:
+        jobs = [await submitted(table) for _ in range(6)]
+        order = []
+        owners = []
+        for running in range(3):
+            job, owner = await claimed(table)
+            order.append(job.seq)
+            owners.append(owner)
+            assert (await table.claim() is None) == (running < 2), "as many may wait as are denoised"
+            await table.start(owner)
+        assert order[:2] == [job.seq for job in jobs[:2]]
+
+    run(settings, scenario)
+
+
+def test_a_job_is_claimed_by_one_of_many_at_the_same_moment(settings: JobSettings) -> None:
+    async def scenario(table: JobTable) -> None:
+        job = await submitted(table)
+        claims = await asyncio.gather(*(table.claim() for _ in range(12)))
+        assert [claim.id for claim in claims if claim] == [job.id]
+
+    run(settings, scenario)
+
+
+def test_a_runner_that_lost_its_lease_can_change_nothing(settings: JobSettings) -> None:
+    async def scenario(table: JobTable) -> None:
+        job = await submitted(table)
+        _, old = await claimed(table)
+        await table.start(old)
+        assert await table.claim() is None, "the lease holds"
+        await asyncio.sleep(1.1)
+        taken, new = await claimed(table)
+        assert (taken.id, taken.status, taken.attempts) == (job.id, "queued", 1)
+        assert new != old
+        assert await table.kept([old, new]) == {new}
+        assert await table.start(old) is None
+        assert not await table.complete(old, "old", 1, DURATIONS)
+        await table.fail(old, Outcome("x", "x"))
+        await table.release(old)
+        await table.settle(old)
+        await table.renew({old: Progress("denoiser", 4)})
+        assert await read(table, job) == taken
+        started = await table.start(new)
+        assert started is not None
+        assert started.attempts == 2
+        assert await table.complete(new, "new", 1, DURATIONS)
+        assert (await read(table, job)).media == "new"
+
+    run(replace(settings, lease_s=1), scenario)
+
+
+def test_a_renewed_lease_holds(settings: JobSettings) -> None:
+    async def scenario(table: JobTable) -> None:
+        await submitted(table)
+        _, owner = await claimed(table)
+        for _ in range(4):
+            await asyncio.sleep(0.4)
+            await table.renew({owner: Progress()})
+            assert await table.claim() is None
+
+    run(replace(settings, lease_s=1), scenario)
+
+
+def test_a_job_that_was_begun_too_often_fails_with_a_reason(settings: JobSettings) -> None:
+    async def scenario(table: JobTable) -> None:
+        job = await submitted(table)
+        for attempt in (1, 2, 3):
+            _, owner = await claimed(table)
+            started = await table.start(owner)
+            assert started is not None
+            assert started.attempts == attempt
+            await table.release(owner)
+        assert await table.claim() is None
+        assert await table.settle() == 1
+        job = await read(table, job)
+        assert (job.status, job.error_code) == ("failed", "attempts_exhausted")
+
+    run(settings, scenario)
+
+
+def test_a_job_past_its_deadline_fails_whether_it_waits_or_runs(settings: JobSettings) -> None:
+    async def scenario(table: JobTable) -> None:
+        running, waiting = await submitted(table), await submitted(table)
+        _, owner = await claimed(table)
+        await table.start(owner)
+        await asyncio.sleep(0.6)
+        assert await table.kept([owner]) == set()
+        await table.settle(owner)
+        await table.settle()
+        for job in (running, waiting):
+            assert (await read(table, job)).error_code == "deadline_exceeded"
+
+    run(replace(settings, job_deadline_s=0.5), scenario)
+
+
+def test_a_cancelled_job_never_starts_and_a_running_one_is_taken_away(settings: JobSettings) -> None:
+    async def scenario(table: JobTable) -> None:
+        running, waiting = await submitted(table), await submitted(table)
+        _, owner = await claimed(table)
+        await table.start(owner)
+        for job in (running, waiting):
+            await table.cancel(job.id)
+        assert (await read(table, waiting)).error_code == "cancelled"
+        assert await table.claim() is None
+        assert (await read(table, running)).status == "in_progress", "its runner has the last word"
+        assert await table.kept([owner]) == set()
+        assert not await table.complete(owner, "media", 1, DURATIONS)
+        await table.settle(owner)
+        assert (await read(table, running)).error_code == "cancelled"
+
+    run(settings, scenario)
+
+
+def test_a_cancelled_job_whose_runner_died_fails_as_cancelled(settings: JobSettings) -> None:
+    async def scenario(table: JobTable) -> None:
+        job = await submitted(table)
+        _, owner = await claimed(table)
+        await table.start(owner)
+        await table.cancel(job.id)
+        await asyncio.sleep(1.1)
+        assert await table.claim() is None
+        assert await table.settle() == 1
+        assert (await read(table, job)).error_code == "cancelled"
+
+    run(replace(settings, lease_s=1), scenario)
+
+
+def test_a_deleted_job_is_gone_for_its_runner_too(settings: JobSettings) -> None:
+    async def scenario(table: JobTable) -> None:
+        job = await submitted(table)
+        _, owner = await claimed(table)
+        assert (await table.delete(job.id)) is not None
+        assert await table.get(job.id) is None
+        assert await table.delete(job.id) is None
+        assert await table.start(owner) is None
+        assert await table.kept([owner]) == set()
+        after = await submitted(table)
+        assert after.seq > job.seq, "order of arrival outlives deletion"
+
+    run(settings, scenario)
+
+
+def test_an_idempotency_key_makes_one_job_however_often_it_comes(settings: JobSettings) -> None:
+    async def scenario(table: JobTable) -> None:
+        keyed = NEW._replace(idempotency_key="k")
+        jobs = await asyncio.gather(*(table.submit(keyed) for _ in range(10)))
+        assert len({job.id for job in jobs if job}) == 1
+        assert await table.queued() == 1
+
+    run(settings, scenario)
+
+
+def test_the_queue_is_bounded_exactly_however_many_come_at_once(settings: JobSettings) -> None:
+    async def scenario(table: JobTable) -> None:
+        jobs = await asyncio.gather(*(table.submit(NEW) for _ in range(30)))
+        assert sum(job is not None for job in jobs) == 8
+        assert await table.queued() == 8
+        keyed = NEW._replace(idempotency_key="k")
+        assert await table.submit(keyed) is None
+        _, owner = await claimed(table)
+        await table.start(owner)
+        known = await table.submit(keyed)
+        assert known is not None
+        assert await table.submit(NEW) is None
+        again = await table.submit(keyed)
+        assert again is not None
+        assert again.id == known.id, "a stored job is answered, queue or no queue"
+
+    run(settings, scenario)
+
+
+def test_pages_go_both_ways(settings: JobSettings) -> None:
+    async def scenario(table: JobTable) -> None:
+        jobs = [await submitted(table) for _ in range(5)]
+        ids = [job.id for job in jobs]
+        assert [job.id for job in await table.page(None, 3, newest_first=True)] == ids[:1:-1]
+        assert [job.id for job in await table.page(jobs[2], 3, newest_first=True)] == [ids[1], ids[0]]
+        assert [job.id for job in await table.page(jobs[2], 3, newest_first=False)] == ids[3:]
+
+    run(settings, scenario)
+
+
+def test_ended_jobs_expire_with_the_names_of_their_files(settings: JobSettings) -> None:
+    async def scenario(table: JobTable) -> None:
+        await submitted(table)
+        _, owner = await claimed(table)
+        await table.start(owner)
+        assert await table.media() == {owner}, "files of a claim that may yet finish are in use"
+        await table.complete(owner, "media", 1, DURATIONS)
+        waiting = await submitted(table)
+        assert await table.media() == {"media"}
+        assert await table.expire() == []
+        await asyncio.sleep(1.1)
+        assert [job.media for job in await table.expire()] == ["media"]
+        assert [job.id for job in await table.page(None, 9, newest_first=True)] == [waiting.id]
+
+    run(replace(settings, retention_s=1), scenario)
+
+
+def test_what_a_row_says_outlives_the_process(settings: JobSettings) -> None:
+    job = run(settings, submitted)
+    prepare(settings.database_url)
+    assert run(settings, lambda table: table.get(job.id)) == job
+
+
+def test_an_older_table_is_brought_up_and_a_newer_one_refused(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare(url)
+    job = run(replace(SETTINGS, database_url=url), submitted)
+    newer = (*job_schema.MIGRATIONS, ("ALTER TABLE jobs ADD COLUMN note TEXT", "UPDATE jobs SET note = 'kept'"))
+    with monkeypatch.context() as patch:
+        patch.setattr(job_schema, "MIGRATIONS", newer)
+        prepare(url)
+        prepare(url)
+        engine = create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
+        with engine.connect() as connection:
+            assert connection.execute(text("SELECT id, note FROM jobs")).one() == (job.id, "kept")
+        engine.dispose()
+    with pytest.raises(ValueError, match="version 2, expected at most 1"):
+        prepare(url)
+
+
+def test_another_kind_of_database_is_refused() -> None:
+    with pytest.raises(ValueError, match="database_url: got 'mysql', expected sqlite or postgresql"):
+        prepare("mysql://localhost/jobs")
+
+
+def test_a_locked_sqlite_file_is_unavailable_and_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job_schema, "BUSY_TIMEOUT_S", 0.2)
+    url = f"sqlite:///{tmp_path}/jobs.sqlite"
+    prepare(url)
+
+    async def scenario(table: JobTable) -> None:
+        job = await submitted(table)
+        other = sqlite3.connect(tmp_path / "jobs.sqlite", isolation_level=None)
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(DatabaseUnavailable):
+            await table.submit(NEW)
+        assert (await read(table, job)).id == job.id, "readers go on"
+        other.execute("ROLLBACK")
+        other.close()
+        await submitted(table)
+
+    run(replace(SETTINGS, database_url=url), scenario)
+
+
+@pytest.mark.parametrize("url", ["postgresql"], indirect=True)
+def test_a_postgresql_that_goes_away_is_unavailable_and_comes_back_with_every_row(
+    postgres: Postgres, settings: JobSettings
+) -> None:
+    async def scenario(table: JobTable) -> None:
+        job = await submitted(table)
+        postgres.stop()
+        for attempt in (table.get(job.id), table.submit(NEW), table.claim()):
+            with pytest.raises(DatabaseUnavailable):
+                await attempt
+        postgres.start()
+        assert await read(table, job) == job
+
+    run(settings, scenario)

@@ -1,0 +1,87 @@
+"""Admission and estimates under load: the real ingress and runner, with a denoiser that keeps time."""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from conftest import Server
+from fakes import fake_application, picklable
+from ray import serve
+
+from serve.app import AppArgs
+
+QUEUE = 16
+STEP_S = 0.1
+REQUEST = {"prompt": "x", "size": "32x32", "num_frames": 5, "num_inference_steps": 8}
+
+
+@pytest.fixture(scope="module")
+def url(server: Server, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """An application with a queue of 16 and two ingress replicas, beside the real one."""
+    args = AppArgs(
+        checkpoint=str(tiny_checkpoint), data_dir=str(tmp_path_factory.mktemp("load")), max_queued_jobs=QUEUE
+    )
+    with picklable():
+        serve.run(fake_application(args, STEP_S, runners=2, ingresses=2), name="load", route_prefix="/load")
+        yield f"{server.url}/load/v1/videos"
+        serve.delete("load")
+
+
+def ended(url: str, video_id: str) -> dict[str, Any]:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        record: dict[str, Any] = httpx.get(f"{url}/{video_id}", timeout=30).json()
+        if record["status"] in ("completed", "failed"):
+            return record
+        time.sleep(0.1)
+    raise TimeoutError(record)
+
+
+def test_a_hundred_clients_and_a_queue_of_sixteen(url: str, record_property: Callable[[str, object], None]) -> None:
+    warm = httpx.post(url, json=REQUEST, timeout=30).json()
+    assert ended(url, warm["id"])["status"] == "completed"
+
+    async def storm() -> list[httpx.Response]:
+        async with httpx.AsyncClient(timeout=60, limits=httpx.Limits(max_connections=100)) as client:
+            return await asyncio.gather(*(client.post(url, json=REQUEST | {"seed": seed}) for seed in range(100)))
+
+    start = time.monotonic()
+    answers = asyncio.run(storm())
+    took_s = time.monotonic() - start
+    counts = Counter(answer.status_code for answer in answers)
+    assert set(counts) == {200, 429}
+    started_meanwhile = int(took_s / (STEP_S * REQUEST["num_inference_steps"])) + 2  # one runs, and time went by
+    assert QUEUE <= counts[200] <= QUEUE + started_meanwhile
+    for answer in answers:
+        if answer.status_code == 429:
+            assert 1 <= int(answer.headers["retry-after"]) <= 5, "the next place is free within a job's time"
+            assert answer.json()["error"]["code"] == "queue_full"
+    kept = [answer.json()["id"] for answer in answers if answer.status_code == 200]
+    assert {ended(url, video)["status"] for video in kept} == {"completed"}, "none is lost"
+    figures = {"kept": counts[200], "told 429": counts[429], "seconds to answer all": round(took_s, 2)}
+    record_property("load", figures)
+
+
+def test_estimates_are_within_a_quarter_on_a_steady_load(url: str) -> None:
+    warm = httpx.post(url, json=REQUEST, timeout=30).json()
+    ended(url, warm["id"])
+    jobs = [httpx.post(url, json=REQUEST, timeout=30).json()["id"] for _ in range(8)]
+    time.sleep(1)
+    records = httpx.get(url, params={"limit": 8, "order": "desc"}, timeout=30).json()["data"][::-1]
+    at = time.monotonic()
+    assert [record["id"] for record in records] == jobs
+    took = {}
+    while len(took) < len(jobs):
+        for job in jobs:
+            if job not in took and httpx.get(f"{url}/{job}", timeout=30).json()["status"] == "completed":
+                took[job] = time.monotonic() - at
+    waiting = [record for record in records if record["queue_position"] >= 2]
+    assert [record["queue_position"] for record in waiting] == list(range(2, len(waiting) + 2))
+    assert len(waiting) >= 4
+    for record in waiting:
+        assert record["eta_s"] == pytest.approx(took[record["id"]], rel=0.25)

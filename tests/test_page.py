@@ -1,0 +1,228 @@
+"""The web page, in a real browser, against the real server and against one that wants a key."""
+
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import uvicorn
+from conftest import Server, free_port
+from playwright.sync_api import Browser, Dialog, Page, expect, sync_playwright
+
+from cosmos3_models import GenerationParams
+from cosmos3_models.media import encode_video
+from serve.api import create_api
+from serve.schema import Video, VideoList, described
+from serve.videos import Content
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+KEY = "0123456789abcdef"
+MARKUP = "<script>document.title = 'owned'</script><img src=x onerror=\"document.title='owned'\">"
+SMALL = {"Width": "96", "Height": "64", "Frames": "9", "Steps": "4"}
+ENDLESS = {"Width": "512", "Height": "384", "Frames": "65", "Steps": "200"}
+PATIENCE_MS = 60_000
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    """A new page with storage of its own, which may reach nothing but this machine and must not report an error."""
+    page = browser.new_page()
+    page.set_default_timeout(PATIENCE_MS)
+    problems: list[str] = []
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("console", lambda message: problems.append(message.text) if "Security Policy" in message.text else None)
+    page.on("request", lambda request: problems.append(request.url) if "127.0.0.1" not in request.url else None)
+    yield page
+    page.close()
+    assert not [problem for problem in problems if not problem.startswith(("data:", "blob:"))]
+
+
+def ask_for(page: Page, prompt: str, settings: dict[str, str]) -> None:
+    page.get_by_label("Prompt", exact=True).fill(prompt)
+    for label, value in settings.items():
+        page.get_by_role("spinbutton", name=label).fill(value)
+    page.get_by_role("button", name="Make the video").click()
+    expect(page.locator("#shown-prompt")).to_have_text(prompt, timeout=PATIENCE_MS)
+
+
+def open_page(page: Page, url: str) -> None:
+    page.goto(url)
+    expect(page.get_by_label("Steps")).to_have_value("35", timeout=PATIENCE_MS)  # the model card is there
+
+
+def the_video(page: Page) -> Any:
+    """Length and width of the video on the screen, once the browser can play it."""
+    player = page.locator("video")
+    expect(player).to_be_visible(timeout=PATIENCE_MS)
+    return player.evaluate(
+        "async video => { while (!(video.duration > 0)) await new Promise(setTimeout); "
+        "return [video.duration, video.videoWidth] }"
+    )
+
+
+def test_a_video_is_made_played_listed_and_deleted(server: Server, page: Page) -> None:
+    open_page(page, server.url)
+    page.get_by_label("With sound").check()
+    ask_for(page, "a red ball in the page", SMALL)
+    assert the_video(page) == [pytest.approx(9 / 24, abs=0.1), 96]
+    expect(page.locator("#news")).to_have_text("The video is finished.")
+    tile = page.get_by_role("listitem").filter(has_text="a red ball in the page")
+    expect(tile.locator("img")).to_be_visible(timeout=PATIENCE_MS)
+    with page.expect_download() as download:
+        page.get_by_role("link", name="Download").click()
+    (video,) = httpx.get(f"{server.url}/v1/videos?limit=1", timeout=60).json()["data"]
+    content = httpx.get(f"{server.url}/v1/videos/{video['id']}/content", timeout=60).content
+    assert download.value.path().read_bytes() == content
+    page.once("dialog", Dialog.accept)
+    tile.get_by_role("button", name="Delete: a red ball in the page").click()
+    expect(tile).to_have_count(0)
+    assert httpx.get(f"{server.url}/v1/videos/{video['id']}", timeout=60).status_code == 404
+
+
+def test_progress_is_shown_until_it_is_cancelled(server: Server, page: Page) -> None:
+    open_page(page, server.url)
+    ask_for(page, "an endless ball", ENDLESS)
+    stage = page.locator("#stage")
+    expect(stage).to_contain_text("Denoising, step", timeout=PATIENCE_MS)
+    first = stage.text_content()
+    expect(stage).not_to_have_text(first or "", timeout=PATIENCE_MS)
+    expect(page.get_by_role("progressbar")).to_be_visible()
+    expect(page.locator("#to-go")).to_contain_text("to go")
+    page.get_by_role("button", name="Cancel", exact=True).click()
+    expect(page.locator("#screen")).to_have_text("Cancelled.")
+    expect(page.get_by_label("Prompt", exact=True)).to_be_focused()
+    assert "an endless ball" not in httpx.get(f"{server.url}/v1/videos", timeout=60).text
+
+
+def test_markup_in_a_prompt_is_text(server: Server, page: Page) -> None:
+    open_page(page, server.url)
+    ask_for(page, MARKUP, SMALL)
+    the_video(page)
+    expect(page.locator("#shown-prompt")).to_have_text(MARKUP)
+    expect(page.locator("#list .name").first).to_have_text(MARKUP)
+    assert page.title() == "Cosmos3 video"
+
+
+def test_what_the_server_refuses_is_shown_at_its_field(server: Server, page: Page) -> None:
+    open_page(page, server.url)
+    page.get_by_label("Prompt", exact=True).fill("x")
+    page.get_by_label("Steps").fill("201")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("alert").first).to_contain_text("num_inference_steps: got 201")
+    expect(page.get_by_label("Steps")).to_be_focused()
+    expect(page.get_by_label("Steps")).to_have_attribute("aria-invalid", "true")
+
+
+def test_the_page_works_by_keyboard_and_fits_a_phone(server: Server, page: Page) -> None:
+    page.set_viewport_size({"width": 360, "height": 740})
+    open_page(page, server.url)
+    page.get_by_label("Prompt", exact=True).focus()
+    page.keyboard.type("typed")
+    for value in SMALL.values():
+        page.keyboard.press("Tab")
+        page.keyboard.type(value)  # a field that Tab reaches has its text selected
+    page.keyboard.press("Enter")
+    expect(page.locator("#shown-prompt")).to_have_text("typed")
+    the_video(page)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+
+
+def test_every_field_and_button_has_a_name(server: Server, page: Page) -> None:
+    open_page(page, server.url)
+    page.get_by_text("More settings").click()
+    for control in page.locator("input, textarea, button, a, progress").all():
+        name = control.evaluate("it => it.labels?.[0]?.textContent || it.ariaLabel || it.textContent")
+        assert name.strip(), control.evaluate("it => it.outerHTML")
+
+
+def test_the_policy_lets_no_other_script_run(server: Server, page: Page) -> None:
+    policy = httpx.get(server.url, timeout=60).headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    page.goto(server.url)
+    with pytest.raises(Exception, match=r"Security Policy|unsafe-eval|TrustedScript"):
+        page.evaluate("() => { setTimeout('0'); eval('0') }")
+
+
+class FakeVideos:
+    """One finished video, without a model behind it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file = folder / "video.mp4"
+        frames = np.zeros((9, 32, 48, 3), np.uint8)
+        self._file.write_bytes(encode_video(frames, None, 24, 48_000))
+
+    async def list(self, *_: Any) -> VideoList:
+        params = GenerationParams(prompt="kept", num_frames=9, height=32, width=48)
+        state = {"status": "completed", "progress": 100, "step": 35, "queue_position": 0, "attempts": 1}
+        times = dict.fromkeys(("created_at", "completed_at", "expires_at"), 0)
+        nothing = dict.fromkeys(("error", "stage", "eta_s", "stage_durations", "request_id"))
+        video = Video(id="video_1", model="fake", **described(params), **state, **times, **nothing)
+        return VideoList(data=[video], first_id=video.id, last_id=video.id, has_more=False)
+
+    async def content(self, *_: Any) -> Content:
+        return Content(self._file, "video/mp4", "video.mp4", False)
+
+
+class FakeService:
+    def __init__(self, folder: Path) -> None:
+        self.videos: Any = FakeVideos(folder)
+
+    def model_card(self) -> Any:
+        defaults = GenerationParams(prompt="-").model_dump(exclude={"prompt"})
+        return {"id": "fake", "object": "model", "sound": False, "defaults": defaults}
+
+
+@pytest.fixture
+def locked_url(tmp_path: Path) -> Iterator[str]:
+    """The address of a server that wants a key."""
+    service: Any = FakeService(tmp_path)
+    port = free_port()
+    server = uvicorn.Server(uvicorn.Config(create_api(service, (KEY,)), port=port, log_level="error"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.05)
+    yield f"http://127.0.0.1:{port}"
+    server.should_exit = True
+    thread.join()
+
+
+def test_a_key_is_asked_for_once_and_goes_with_every_request(locked_url: str, page: Page) -> None:
+    page.goto(locked_url)
+    field = page.get_by_role("textbox", name="API key of this server")
+    field.fill("wrong")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("alert").filter(has_text="does not know this key")).to_be_visible()
+    field.fill(KEY)
+    page.keyboard.press("Enter")
+    assert the_video(page) == [pytest.approx(9 / 24, abs=0.1), 48]
+    expect(page.get_by_label("With sound")).to_be_disabled()
+    page.reload()
+    the_video(page)
+    expect(field).to_be_hidden()
+    assert KEY not in page.content()
