@@ -39,6 +39,7 @@ PARAMS = {
     "flow_shift": float,
     "sigma_schedule": str,
     "seed": int,
+    "step_cache": float,
 }
 
 

@@ -111,12 +111,13 @@ def check_fp8(approximation: Approximation, device: torch.device, head_dim: int)
     """Raise ``InvalidInput`` where this device or model cannot compute as asked."""
     if not (approximation.fp8_linears or approximation.fp8_attention):
         return
+    field = "fp8_linears" if approximation.fp8_linears else "fp8_attention"
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < HOPPER:
-        expected = f"a GPU of compute capability {HOPPER[0]}.{HOPPER[1]} or newer"
-        raise InvalidInput("approximation", approximation.label, expected, "older ones have no fp8 tensor cores")
+        expected = f"false, or a GPU of compute capability {HOPPER[0]}.{HOPPER[1]} or newer"
+        raise InvalidInput(field, True, expected, "only those have fp8 tensor cores")
     if approximation.fp8_attention and head_dim != _kernels().HEAD_DIM:
-        expected = f"heads of {_kernels().HEAD_DIM} channels"
-        raise InvalidInput("approximation", approximation.label, expected, f"this model's have {head_dim}")
+        expected = f"false, or a model with heads of {_kernels().HEAD_DIM} channels"
+        raise InvalidInput("fp8_attention", True, expected, f"this model's have {head_dim}")
 
 
 def _kernels() -> Any:

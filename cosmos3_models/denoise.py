@@ -37,11 +37,8 @@ class VideoDenoiser:
         transformer: Transformer,
         scheduler: SchedulerConfig,
         sound: SoundDecoderConfig | None,
-        approximation: Approximation = EXACTLY,
     ) -> None:
-        transformer.arithmetic(approximation)  # refused, or its weights made, before the first request
         self.transformer = transformer
-        self.approximation = approximation
         self._scheduler = scheduler
         self._sound = sound
 
@@ -51,7 +48,6 @@ class VideoDenoiser:
         params: GenerationParams,
         *,
         noise: Streams | None = None,
-        approximation: Approximation | None = None,
         on_step: OnStep = lambda _done, _steps: None,
         should_stop: ShouldStop = lambda: False,
     ) -> Streams:
@@ -59,7 +55,6 @@ class VideoDenoiser:
 
         Args:
             noise: initial latents to use in place of those that ``params.seed`` gives.
-            approximation: what to give up for speed in place of the denoiser's own choice.
 
         Raises:
             InvalidInput: sound from a checkpoint without sound, noise of the wrong shape, or an approximation that
@@ -77,17 +72,19 @@ class VideoDenoiser:
         ]
         schedule = make_schedule(params.sigma_schedule, params.num_inference_steps, params.flow_shift, self._scheduler)
         noise = Streams(*(stream.to(self.transformer.device, torch.float32) for stream in noise.present))
-        velocity = velocity_function(self.transformer, conditions, approximation or self.approximation)
+        velocity = velocity_function(self.transformer, conditions, params)
         return denoise(velocity, noise, schedule, params.guidance_scale, on_step, should_stop)
 
-    def warm_up(self) -> None:
-        """Compile and load what a request needs, on the smallest one."""
+    def warm_up(self, approximation: Approximation = EXACTLY) -> None:
+        """Compile and load what a request of this kind needs, on the smallest one.
+
+        Raises:
+            InvalidInput: this device or model cannot.
+        """
         ids = np.zeros(WARM_UP_TOKENS, dtype=np.int64)
         side = 2 * PIXELS_PER_LATENT
-        self(
-            PromptIds(ids, ids),
-            GenerationParams(prompt="x", num_frames=5, height=side, width=side, num_inference_steps=2),
-        )
+        small = GenerationParams(prompt="x", num_frames=5, height=side, width=side, num_inference_steps=2)
+        self(PromptIds(ids, ids), small.model_copy(update=approximation.model_dump()))
 
     def latent_shapes(self, params: GenerationParams) -> list[tuple[int, ...]]:
         """(1, c, t, h, w) of the video and, with sound, (1, d, t) of the sound."""

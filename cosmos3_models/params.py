@@ -31,6 +31,9 @@ WHY = {
     "generate_sound": "sound is either generated or not",
     "append_metadata": "the sentences about length and size are either appended or not",
     "sigma_schedule": "these are the noise schedules there are",
+    "fp8_linears": "matrix products are either in fp8 or not",
+    "fp8_attention": "attention is either in fp8 or not",
+    "step_cache": "the threshold is a share of a change, and 0 switches the cache off",
 }
 
 
@@ -80,6 +83,7 @@ FrameRate = Annotated[float, Number, Field(ge=1, le=60)]
 Steps = Annotated[int, Number, Field(ge=1, le=MAX_STEPS)]
 Guidance = Annotated[float, Number, Field(ge=1, le=20)]
 Shift = Annotated[float, Number, Field(ge=0.01, le=100)]
+CacheThreshold = Annotated[float, Number, Field(ge=0, le=1)]
 Seed = Annotated[int, Number, Field(ge=0, le=MAX_SEED)]
 
 
@@ -107,11 +111,11 @@ class Approximation(CheckedModel):
 
     fp8_linears: bool = False
     fp8_attention: bool = False
-    step_cache: Annotated[float, Number, Field(ge=0, le=1)] = 0.0
+    step_cache: CacheThreshold = 0.0
 
     @property
     def label(self) -> str:
-        """For logs and records: ``exact``, or what is given up."""
+        """For logs: ``exact``, or what is given up."""
         parts = [("fp8 linears", self.fp8_linears), ("fp8 attention", self.fp8_attention)]
         given_up = [name for name, chosen in parts if chosen]
         if self.step_cache:
@@ -119,8 +123,8 @@ class Approximation(CheckedModel):
         return ", ".join(given_up) or "exact"
 
 
-class GenerationParams(CheckedModel):
-    """One video to make. Defaults are NVIDIA's for Cosmos3-Nano.
+class GenerationParams(Approximation):
+    """One video to make, and what may be given up for speed. Defaults are NVIDIA's for Cosmos3-Nano, and exact.
 
     Attributes:
         prompt: what the video shows; plain text or a JSON object of the model's structured captions.
@@ -176,6 +180,9 @@ class GenerationDefaults(BaseModel):
     guidance_scale: Guidance | None = None
     flow_shift: Shift | None = None
     sigma_schedule: SigmaSchedule | None = None
+    fp8_linears: bool | None = None
+    fp8_attention: bool | None = None
+    step_cache: CacheThreshold | None = None
 
     @model_validator(mode="after")
     def _both_sides(self) -> Self:
@@ -197,6 +204,13 @@ def check_pixel_frames(params: GenerationParams, limit: int) -> None:
             f"at most {limit} pixels over all frames",
             "this server does not start what it has no memory or time to finish",
         )
+
+
+def check_device(approximation: Approximation, device: str) -> None:
+    """Raise ``InvalidInput`` for what no ``cpu`` can compute. A GPU's own limits are known to its process alone."""
+    for field in ("fp8_linears", "fp8_attention"):
+        if device == "cpu" and getattr(approximation, field):
+            raise InvalidInput(field, True, "false", "the model runs on CPUs here, which have no fp8 tensor cores")
 
 
 def _invalid_input(error: ErrorDetails, model: type[BaseModel]) -> InvalidInput:

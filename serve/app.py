@@ -9,7 +9,8 @@ from ray import serve
 from ray.serve import Application
 
 from cosmos3_models.checkpoint import DEMO
-from serve.ingress import Ingress
+from cosmos3_models.params import Approximation
+from serve.ingress import Ingress, ServedModel
 from serve.job_schema import is_sqlite
 from serve.jobs import JobSettings
 from serve.runner import JobRunner
@@ -32,6 +33,7 @@ class AppArgs(BaseModel):
         job_deadline_s: a job that has not ended so long after its creation fails.
         lease_s: a job whose runner is not heard of for so long is given to another one.
         retention_s: an ended job's record and files are kept for so long.
+        approximation: what requests give up for speed unless they say otherwise; nothing by default.
         api_keys, api_keys_file: who may come in, in place or one to a line of a file; none: everybody.
     """
 
@@ -49,6 +51,7 @@ class AppArgs(BaseModel):
     job_deadline_s: Annotated[float, Field(gt=0)] = 86_400
     lease_s: Annotated[float, Field(ge=1)] = 15
     retention_s: Annotated[float, Field(gt=0)] = 604_800
+    approximation: Approximation = Approximation()
     api_keys: tuple[Annotated[str, Field(min_length=16)], ...] = ()
     api_keys_file: str | None = None
 
@@ -96,15 +99,15 @@ def build_app(args: AppArgs) -> Application:
     stage = (args.checkpoint, place.device)
     stages = (
         _deployment(Tokenizer, args, slots=8).bind(args.checkpoint),
-        _deployment(Denoiser, args, slots=1, gpus=place.denoiser).bind(*stage),
+        _deployment(Denoiser, args, slots=1, gpus=place.denoiser).bind(*stage, args.approximation),
         _deployment(VideoDecoder, args, slots=1, gpus=place.video_decoder).bind(*stage),
         _deployment(SoundDecoder, args, slots=1, gpus=place.sound_decoder).bind(*stage),
     )
     # Both only wait: for them a slot is a job that is made, or a client that waits.
     runner = _deployment(JobRunner, args, slots=64, on_head=on_head).bind(*stages, settings, media)
     ingress = _deployment(serve.ingress()(Ingress), args, slots=256, on_head=on_head)
-    limits = (args.checkpoint, args.max_pixel_frames)
-    return ingress.bind(*stages, runner, *limits, settings, media, args.all_api_keys())
+    model = ServedModel(args.checkpoint, place.device, args.approximation, args.max_pixel_frames)
+    return ingress.bind(*stages, runner, model, settings, media, args.all_api_keys())
 
 
 def choose_placement(device: Literal["auto", "cpu", "cuda"]) -> Placement:

@@ -27,6 +27,7 @@ FIELDS: dict[str, tuple[type, str]] = {
     "flow_shift": (float, ""),
     "sigma_schedule": (str, "flow, karras, phyai or checkpoint"),
     "seed": (int, "the same seed gives the same video"),
+    "step_cache": (float, "reuse steps that change less than this share; not exact"),
     "negative_prompt": (str, "what to avoid"),
     "model": (str, "the served name"),
 }

@@ -4,7 +4,7 @@ import asyncio
 import contextvars
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from fastapi import FastAPI
 from ray import serve
@@ -14,7 +14,7 @@ from ray.serve.schema import ReplicaState
 from cosmos3_models import GenerationParams, InvalidInput
 from cosmos3_models.checkpoint import Checkpoint
 from cosmos3_models.denoise import require_sound
-from cosmos3_models.params import check_pixel_frames
+from cosmos3_models.params import Approximation, check_device, check_pixel_frames
 from serve.api import create_api
 from serve.errors import DatabaseUnavailable, InvalidRequest
 from serve.graph import Graph
@@ -27,13 +27,28 @@ from serve.videos import Videos
 DATABASE = "database"
 
 
+class ServedModel(NamedTuple):
+    """What requests are checked against.
+
+    Attributes:
+        checkpoint: the folder that the stages serve.
+        device: cpu or cuda, where the denoiser computes.
+        approximation: what requests give up for speed unless they say otherwise.
+        max_pixel_frames: the largest height x width x frames that is accepted.
+    """
+
+    checkpoint: str
+    device: str
+    approximation: Approximation
+    max_pixel_frames: int
+
+
 class Ingress:
     """Stateless; checks requests, stores jobs, and drives the graph for those who wait.
 
     Args:
         tokenizer, denoiser, video_decoder, sound_decoder, runner: handles of the other deployments.
-        checkpoint: the folder that the stages serve; only its configs are read here.
-        max_pixel_frames: the largest height x width x frames that is accepted.
+        model: what the stages serve; only its configs are read here.
         settings: of the job table.
         media_url: where the videos are kept.
         api_keys: who may come in; none: everybody.
@@ -46,14 +61,14 @@ class Ingress:
         video_decoder: DeploymentHandle[Any],
         sound_decoder: DeploymentHandle[Any],
         runner: DeploymentHandle[Any],
-        checkpoint: str,
-        max_pixel_frames: int,
+        model: ServedModel,
         settings: JobSettings,
         media_url: str,
         api_keys: tuple[str, ...] = (),
     ) -> None:
-        self._checkpoint = Checkpoint.open(checkpoint)
-        self._max_pixel_frames = max_pixel_frames
+        self._checkpoint = Checkpoint.open(model.checkpoint)
+        self._defaults = self._checkpoint.defaults.model_copy(update=model.approximation.model_dump())
+        self._model = model
         self._graph = Graph(tokenizer, denoiser, video_decoder, sound_decoder, settings.max_attempts)
         self._runner = runner
         self._api_keys = api_keys
@@ -119,7 +134,7 @@ class Ingress:
 
     def model_card(self) -> ModelCard:
         """What is served: name, defaults, limits."""
-        params = self._checkpoint.defaults.params(prompt="-")
+        params = self._defaults.params(prompt="-")
         return {
             "id": self._checkpoint.name,
             "object": "model",
@@ -127,7 +142,7 @@ class Ingress:
             "owned_by": "cosmos3",
             "sound": self._checkpoint.sound is not None,
             "defaults": params.model_dump(exclude={"prompt"}),
-            "max_pixel_frames": self._max_pixel_frames,
+            "max_pixel_frames": self._model.max_pixel_frames,
         }
 
     async def unready_stages(self) -> Sequence[str]:
@@ -150,8 +165,9 @@ class Ingress:
             if checked.model not in (None, self._checkpoint.name):
                 served = f"{self._checkpoint.name!r} or no model"
                 raise InvalidInput("model", checked.model, served, "this is the model that is served here")
-            params = checked.params(self._checkpoint.defaults)
-            check_pixel_frames(params, self._max_pixel_frames)
+            params = checked.params(self._defaults)
+            check_pixel_frames(params, self._model.max_pixel_frames)
+            check_device(params, self._model.device)
             if params.generate_sound:
                 require_sound(self._checkpoint.sound)
         except InvalidInput as error:

@@ -8,6 +8,7 @@ from pydantic import BaseModel, BeforeValidator, Field
 
 from cosmos3_models import GenerationParams, InvalidInput
 from cosmos3_models.params import (
+    CacheThreshold,
     CheckedModel,
     FrameRate,
     Frames,
@@ -57,6 +58,9 @@ class VideoRequest(CheckedModel):
     seed: Seed | None = None
     generate_sound: bool | None = None
     append_metadata: bool | None = None
+    fp8_linears: bool | None = None
+    fp8_attention: bool | None = None
+    step_cache: CacheThreshold | None = None
 
     def params(self, defaults: GenerationDefaults) -> GenerationParams:
         """The complete request over a checkpoint's defaults.
@@ -144,6 +148,9 @@ class Video(BaseModel):
     negative_prompt: str | None
     generate_sound: bool
     append_metadata: bool
+    fp8_linears: bool
+    fp8_attention: bool
+    step_cache: float
 
 
 class VideoList(BaseModel):

@@ -7,8 +7,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import AsyncGenerator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +18,8 @@ from cosmos3_models import GenerationParams, attention
 from cosmos3_models.checkpoint import Checkpoint
 from cosmos3_models.denoise import VideoDenoiser, to_numpy
 from cosmos3_models.errors import Stopped
-from cosmos3_models.media import VideoTrack, VideoWriter, encode_sound
+from cosmos3_models.media import VideoTrack, VideoWriter, encode_chunks, encode_sound
+from cosmos3_models.params import Approximation
 from cosmos3_models.pipeline import resolve_device
 from cosmos3_models.prompt import PromptEncoder, PromptIds
 from cosmos3_models.transformer import Streams
@@ -58,16 +58,17 @@ class Tokenizer:
 
 
 class Denoiser:
-    def __init__(self, checkpoint: str, device: str) -> None:
+    def __init__(self, checkpoint: str, device: str, approximation: Approximation) -> None:
         start = time.perf_counter()
         target, dtype = resolve_device(device)
         opened = Checkpoint.open(checkpoint)
         transformer = opened.load_transformer(target, dtype)
         self._denoiser = VideoDenoiser(transformer, opened.scheduler, opened.sound)
-        self._denoiser.warm_up()
+        self._denoiser.warm_up(approximation)
         self._worker = Worker()
         seconds, backend = time.perf_counter() - start, attention.backend(target)
-        logger.info(f"Transformer of {opened.name} on {target} as {dtype} in {seconds:.1f} s, attention: {backend}.")
+        kind = f"{dtype}, {approximation.label}, attention: {backend}"
+        logger.info(f"Transformer of {opened.name} on {target} ready in {seconds:.1f} s: {kind}.")
 
     async def denoise(self, ids: PromptIds, params: GenerationParams) -> AsyncGenerator[DenoiserItem, None]:
         """Yield the steps done (0 when the turn has come), then each stream's clean latents between two words.
@@ -113,19 +114,18 @@ class VideoDecoder:
         self, latents: NDArray[np.float32], params: GenerationParams, arrays: bool, stop: threading.Event
     ) -> DecodedVideo:
         kept = []
-        size = (params.num_frames, params.height, params.width, params.fps)
-        with VideoWriter(*size) as writer, ThreadPoolExecutor(max_workers=1) as encoder:
-            encoding = encoder.submit(lambda: None)
+
+        def chunks() -> Iterator[NDArray[np.uint8]]:
             for pixels in self._decoder(torch.tensor(latents)):
                 if stop.is_set():
                     raise Stopped
                 frames = to_frames(pixels).cpu().numpy()
-                encoding.result()  # one chunk is encoded while the next is decoded, and no more wait
-                encoding = encoder.submit(writer.write, frames)
                 if arrays:
                     kept.append(frames)
-            encoding.result()
-            track = writer.finish()
+                yield frames
+
+        with VideoWriter(params.num_frames, params.height, params.width, params.fps) as writer:
+            track = encode_chunks(writer, chunks())
         return DecodedVideo(track, np.concatenate(kept) if arrays else None)
 
 

@@ -20,6 +20,9 @@ import yaml
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
+# A shell gives a command in the background an ignored Ctrl-C, which all that the tests start would inherit.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 ROOT = Path(__file__).parent.parent
 LEASE_S = 3  # of the tests' servers: a job whose runner died is taken up so much later
 

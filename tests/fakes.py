@@ -15,7 +15,7 @@ from cosmos3_models import GenerationParams
 from cosmos3_models.media import VideoWriter
 from cosmos3_models.prompt import PromptIds
 from serve.app import AppArgs
-from serve.ingress import Ingress
+from serve.ingress import Ingress, ServedModel
 from serve.runner import JobRunner
 from serve.stages import LATENTS_COMPLETE, LATENTS_FOLLOW, DecodedVideo, DenoiserItem
 
@@ -84,8 +84,8 @@ def fake_application(
         serve.ingress()(Ingress), name="Ingress", max_ongoing_requests=256, num_replicas=ingresses, **waiting
     )
     settings, media = args.job_settings(), args.media()
-    limits = (args.checkpoint, args.max_pixel_frames)
-    return ingress.bind(*stages, runner.bind(*stages, settings, media), *limits, settings, media)
+    model = ServedModel(args.checkpoint, "cpu", args.approximation, args.max_pixel_frames)
+    return ingress.bind(*stages, runner.bind(*stages, settings, media), model, settings, media)
 
 
 @contextmanager

@@ -49,6 +49,9 @@ BAD_FIELDS = [
     ({"seed": -1}, "seed", "greater than or equal to 0"),
     ({"seed": True}, "seed", "a number"),
     ({"generate_sound": "loud"}, "generate_sound", "a valid boolean"),
+    ({"fp8_linears": True}, "fp8_linears", "false"),
+    ({"fp8_attention": True}, "fp8_attention", "false"),
+    ({"step_cache": 2}, "step_cache", "less than or equal to 1"),
     ({"model": "sora-2"}, "model", "'tiny-cosmos3' or no model"),
     ({"steps": 3}, "steps", "one of the fields prompt, model, size"),
 ]

@@ -23,9 +23,9 @@ def denoiser(tiny_checkpoint: Path) -> VideoDenoiser:
     return VideoDenoiser(checkpoint.load_transformer(CPU, torch.float32), checkpoint.scheduler, checkpoint.sound)
 
 
-def latents(denoiser: VideoDenoiser, approximation: Approximation | None = None) -> Tensor:
+def latents(denoiser: VideoDenoiser, **approximation: float) -> Tensor:
     ids = torch.arange(5, 15).numpy()
-    return denoiser(PromptIds(ids, ids[:4]), PARAMS, approximation=approximation).video
+    return denoiser(PromptIds(ids, ids[:4]), PARAMS.model_copy(update=approximation)).video
 
 
 def test_the_label_names_what_is_given_up() -> None:
@@ -42,24 +42,16 @@ def test_what_there_is_not_is_refused(given: dict[str, object]) -> None:
 
 @pytest.mark.parametrize("field", ["fp8_linears", "fp8_attention"])
 def test_fp8_is_refused_where_there_are_no_fp8_tensor_cores(denoiser: VideoDenoiser, field: str) -> None:
-    approximation = Approximation(**{field: True})
-    with pytest.raises(InvalidInput, match=r"approximation: got 'fp8 .*expected a GPU of compute capability 9\.0"):
-        latents(denoiser, approximation)
-    with pytest.raises(InvalidInput):
-        VideoDenoiser(denoiser.transformer, denoiser._scheduler, denoiser._sound, approximation)
+    with pytest.raises(InvalidInput, match=rf"{field}: got True, expected false, or a GPU of compute capability 9\.0"):
+        latents(denoiser, **{field: True})
+    with pytest.raises(InvalidInput, match=field):
+        denoiser.warm_up(Approximation(**{field: True}))
 
 
 def test_a_cache_that_never_holds_changes_nothing(denoiser: VideoDenoiser) -> None:
     exact = latents(denoiser)
-    assert torch.allclose(latents(denoiser, Approximation(step_cache=1e-9)), exact, rtol=1e-5, atol=1e-6)
-    assert not torch.allclose(latents(denoiser, Approximation(step_cache=1.0)), exact, rtol=1e-3)
-
-
-def test_the_denoisers_own_choice_holds_for_requests_without_one(denoiser: VideoDenoiser) -> None:
-    cached = Approximation(step_cache=1.0)
-    own = VideoDenoiser(denoiser.transformer, denoiser._scheduler, denoiser._sound, cached)
-    assert torch.equal(latents(own), latents(denoiser, cached))
-    assert torch.equal(latents(own, Approximation()), latents(denoiser))
+    assert torch.allclose(latents(denoiser, step_cache=1e-9), exact, rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(latents(denoiser, step_cache=1.0), exact, rtol=1e-3)
 
 
 def test_the_cache_reuses_the_other_layers_while_the_first_changes_little() -> None:

@@ -17,7 +17,7 @@ from cosmos3_models import GenerationParams
 from cosmos3_models.media import VideoWriter, encode_sound
 from cosmos3_models.prompt import PromptIds
 from serve.app import AppArgs
-from serve.ingress import Ingress
+from serve.ingress import Ingress, ServedModel
 from serve.stages import LATENTS_COMPLETE, LATENTS_FOLLOW, DecodedSound, DecodedVideo, DenoiserItem, Tokenizer
 
 MEGABYTE = 1 << 20
@@ -72,8 +72,8 @@ def handle(server: object, tiny_checkpoint: Path, tmp_path: Path) -> Iterator[De
     ingress = serve.deployment(serve.ingress()(Ingress), name="Ingress", **options)
     args = AppArgs(data_dir=str(tmp_path), max_attempts=1)
     no_runner = stages[0]  # these requests are no jobs
-    limits = (str(tiny_checkpoint), PARAMS.pixel_frames)
-    application = ingress.bind(*stages, no_runner, *limits, args.job_settings(), args.media())
+    model = ServedModel(str(tiny_checkpoint), "cpu", args.approximation, PARAMS.pixel_frames)
+    application = ingress.bind(*stages, no_runner, model, args.job_settings(), args.media())
     yield serve.run(application, name="inflated", route_prefix="/inflated")
     serve.delete("inflated")
     cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
