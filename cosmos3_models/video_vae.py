@@ -6,6 +6,7 @@ so any chunking gives the same video. Shapes are (b, channels, frames, height, w
 
 from collections.abc import Iterator
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -70,7 +71,8 @@ class CausalConv3d(nn.Conv3d):
 
     @property
     def shift(self) -> Tensor:
-        return self.get_parameter("bias")
+        assert self.bias is not None
+        return self.bias
 
     def without_bias(self, x: Tensor) -> Tensor:
         return F.conv3d(x, self.weight, padding=self.padding)
@@ -142,10 +144,10 @@ class Upsampler(nn.Module):
             x = rearrange(self.time_conv.step(x, history), "b (two c) t h w -> (b t two) h w c", two=2)
         else:
             x = rearrange(x, "b c t h w -> (b t) h w c")
-        weight, bias = (self.get_parameter(f"resample.1.{name}") for name in ("weight", "bias"))
-        weights = rearrange(pixel_ops.phase_weights(weight), "p q o c i j -> (p q o) c i j")
+        convolution: Any = self.resample["1"]
+        weights = rearrange(pixel_ops.phase_weights(convolution.weight), "p q o c i j -> (p q o) c i j")
         phases = F.conv2d(x.permute(0, 3, 1, 2), weights, padding=1)
-        return pixel_ops.merge_phases(phases, bias, source, self.time_factor, history.first_chunk)
+        return pixel_ops.merge_phases(phases, convolution.bias, source, self.time_factor, history.first_chunk)
 
 
 class UpBlock(nn.Module):
