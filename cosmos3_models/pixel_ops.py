@@ -1,7 +1,7 @@
 """What the video decoder does between its convolutions.
 
 Each operation is written in PyTorch, which defines it, and on a GPU without gradients runs as one kernel of
-``pixel_kernels``, for one video at a time. There the tensors are channels-last, so that a pixel's channels lie together.
+``pixel_kernels``, for one video at a time. There the tensors are channels-last: a pixel's channels lie together.
 """
 
 import math

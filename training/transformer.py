@@ -62,9 +62,7 @@ class Trainable(nn.Module):
         condition = Condition(self.model.text(ids, text), media)
         return self.model.generation(streams, timesteps[:, None, None], condition)
 
-    def _rotary(
-        self, length: int, grid: LatentGrid, frames: int | None, device: torch.device
-    ) -> tuple[Rotary, Rotary]:
+    def _rotary(self, length: int, grid: LatentGrid, frames: int | None, device: torch.device) -> tuple[Rotary, Rotary]:
         """Tables of the text and of the media tokens behind it."""
         config = self.model.config
         offset = length + config.media_position_offset
