@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
@@ -20,19 +21,17 @@ def binaries() -> Path | None:
 class Postgres:
     """A server over a fresh folder, on a port of this machine; it can be stopped, killed and started again."""
 
-    def __init__(self, folder: Path, port: int) -> None:
+    def __init__(self, port: int) -> None:
         found = binaries()
         assert found is not None
-        self._binaries, self._folder, self._port = found, folder, port
-        # PostgreSQL refuses to run as root.
+        # PostgreSQL refuses to run as root, and pytest's folders are closed to everybody else.
         self._user = "postgres" if os.geteuid() == 0 else None
-        folder.mkdir()
+        self._binaries, self._port = found, port
+        self._folder = Path(tempfile.mkdtemp(prefix="postgres-"))
         if self._user:
-            shutil.chown(folder, self._user)
-            for parent in folder.parents[:3]:
-                parent.chmod(parent.stat().st_mode | 0o011)
-        command = [found / "initdb", "-D", folder / "data", "-U", "cosmos3", "-A", "trust", "--no-sync"]
-        subprocess.run(command, user=self._user, cwd=folder, check=True, capture_output=True)
+            shutil.chown(self._folder, self._user)
+        command = [found / "initdb", "-D", self._folder / "data", "-U", "cosmos3", "-A", "trust", "--no-sync"]
+        subprocess.run(command, user=self._user, cwd=self._folder, check=True, capture_output=True)
 
     @property
     def url(self) -> str:
@@ -57,3 +56,8 @@ class Postgres:
         """End at once, without a word to those who are connected."""
         self._server.send_signal(how)
         self._server.wait(timeout=30)
+
+    def remove(self) -> None:
+        """End it for good."""
+        self.stop()
+        shutil.rmtree(self._folder)

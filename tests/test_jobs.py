@@ -26,13 +26,13 @@ SETTINGS = JobSettings("", lease_s=30, max_attempts=3, max_queued_jobs=8, job_de
 
 
 @pytest.fixture(scope="module")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+def postgres() -> Iterator[Postgres]:
     if binaries() is None:
         pytest.skip("PostgreSQL is not installed")
-    server = Postgres(tmp_path_factory.mktemp("postgres") / "server", free_port())
+    server = Postgres(free_port())
     server.start()
     yield server
-    server.stop()
+    server.remove()
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -58,7 +58,7 @@ def application(
     if binaries() is None:
         pytest.skip("PostgreSQL is not installed")
     folder = tmp_path_factory.mktemp("outages")
-    postgres = Postgres(folder / "server", free_port())
+    postgres = Postgres(free_port())
     postgres.start()
     media = folder / "media"
     args = AppArgs(checkpoint=str(tiny_checkpoint), database_url=postgres.url, media_url=str(media), lease_s=LEASE_S)
@@ -66,7 +66,7 @@ def application(
     running.deploy()
     yield running
     serve.delete("outages")
-    postgres.stop()
+    postgres.remove()
 
 
 def test_a_job_outlives_a_database_that_goes_away_and_comes_back(application: Application) -> None:

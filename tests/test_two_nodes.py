@@ -25,7 +25,7 @@ def two_nodes(tiny_checkpoint: Path, tmp_path: Path) -> Iterator[tuple[str, Clus
     """The server's URL, the cluster and its second node."""
     if binaries() is None:
         pytest.skip("PostgreSQL is not installed")
-    postgres = Postgres(tmp_path / "server", free_port())
+    postgres = Postgres(free_port())
     postgres.start()
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
     second = cluster.add_node(num_cpus=2)
@@ -47,7 +47,7 @@ def two_nodes(tiny_checkpoint: Path, tmp_path: Path) -> Iterator[tuple[str, Clus
     server.kill()
     server.wait()
     cluster.shutdown()
-    postgres.stop()
+    postgres.remove()
 
 
 def test_the_jobs_of_a_node_that_dies_are_done_on_the_other(two_nodes: tuple[str, Cluster, Any]) -> None:
