@@ -31,12 +31,14 @@ FIELDS: dict[str, tuple[type, str]] = {
     "negative_prompt": (str, "what to avoid"),
     "model": (str, "the served name"),
 }
+FLAGS = {"fp8_linears": "matrix products in fp8; not exact", "fp8_attention": "attention in fp8; not exact"}
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     args = _parser().parse_args(arguments)
     fields = {name: value for name in FIELDS if (value := getattr(args, name)) is not None}
+    fields |= {name: True for name in FLAGS if getattr(args, name)}
     fields |= {"prompt": args.prompt} | ({"generate_sound": True} if args.sound else {})
     try:
         _make_room(args.out)
@@ -123,6 +125,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--api-key", default=key, help=f"better given as {KEY_VARIABLE}, which no process list shows")
     for name, (kind, told) in FIELDS.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, help=told)
+    for name, told in FLAGS.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", action="store_true", help=told)
     return parser
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from math import ceil
+from statistics import median
 from typing import NamedTuple
 
 from serve.jobs import ActiveJob, Load
@@ -22,7 +23,10 @@ class Estimate(NamedTuple):
 
 
 class Rates(NamedTuple):
-    """Seconds of denoise per unit of work, and of all that follows per pixel-frame."""
+    """Seconds of denoise per unit of work, and of all that follows per pixel-frame.
+
+    Medians of the last jobs, so that one slow job does not spoil them.
+    """
 
     denoise: float
     decode: float
@@ -76,10 +80,10 @@ def _is_denoising(job: ActiveJob) -> bool:
 
 def _rates(load: Load) -> Rates | None:
     if load.finished:
-        denoise = sum(job.stage_durations["denoiser"] for job in load.finished)
-        rest = sum(_after_denoise(job.stage_durations) for job in load.finished)
-        work, pixel_frames = sum(job.work for job in load.finished), sum(job.pixel_frames for job in load.finished)
-        return Rates(denoise / work, rest / pixel_frames)
+        return Rates(
+            median(job.stage_durations["denoiser"] / job.work for job in load.finished),
+            median(_after_denoise(job.stage_durations) / job.pixel_frames for job in load.finished),
+        )
     begun = [job for job in load.active if _is_denoising(job) and job.step > 0]
     if not begun:
         return None

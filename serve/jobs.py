@@ -21,7 +21,7 @@ from serve.job_schema import ADMISSION_LOCK, JOBS, MAX_MESSAGE_CHARS, Job, Now, 
 
 ACTIVE = ("queued", "in_progress")
 QUEUED = select(func.count()).select_from(JOBS).where(JOBS.c.status == "queued")
-RATED_JOBS = 16  # the last finished ones, by which time to come is estimated
+RATED_JOBS = 9  # the last finished ones, by which time to come is estimated
 
 
 @dataclass(frozen=True)

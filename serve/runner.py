@@ -32,6 +32,7 @@ logger = logging.getLogger("ray.serve")
 
 PULSE_S = 0.25  # how soon a runner hears that its job was cancelled
 LEASE_PART = 3  # a lease is renewed each third of its length
+KICK_DELAY_S = 0.1
 RECONCILE_PERIOD_S = 1.0
 EXPIRY_PERIOD_S = 60.0
 ORPHAN_PERIOD_S = 600.0
@@ -59,6 +60,7 @@ class Held:
     progress: Progress = NOT_BEGUN
     written: Progress = NOT_BEGUN
     written_at: float = field(default_factory=time.monotonic)
+    ending: bool = False  # its last word is being written, which tells whether the job is still ours
     work: "asyncio.Task[None] | None" = None
 
 
@@ -87,6 +89,7 @@ class JobRunner:
         self._settings = settings
         self._held: dict[str, Held] = {}
         self._metrics = JobMetrics()
+        self._errands: set[asyncio.Future[None]] = set()
         upkeep = {
             self._pulse: PULSE_S,
             self._reconcile: RECONCILE_PERIOD_S,
@@ -152,6 +155,8 @@ class JobRunner:
                 )
                 if held.progress == Progress("denoiser", 0):
                     await self._start(held)
+                elif event["stage"] != "denoiser":
+                    self._soon(self._pulse)  # the denoiser is free: who counts the busy ones should know
         raise RuntimeError("the graph ended without a video")
 
     async def _start(self, held: Held) -> None:
@@ -161,7 +166,8 @@ class JobRunner:
         held.attempts = started.attempts
         self._metrics.started(started)
         _log("started", held, attempt=started.attempts, waited_s=round(started.waited_s, 3))
-        self._kick()
+        # The job before this one is about to be written down as denoised; until then it counts as one more denoiser.
+        asyncio.get_running_loop().call_later(KICK_DELAY_S, self._kick)
 
     async def _store(self, held: Held, video: FinishedVideo) -> None:
         """Files first, then the record that names them: whoever reads a record finds its files."""
@@ -176,6 +182,7 @@ class JobRunner:
             await self._write(held.owner + suffix, data)
         durations = video["record"]["stage_durations"] | {"storing": round(time.perf_counter() - start, 3)}
         size = sum(map(len, files.values()))
+        held.ending = True
         if not await _persist(lambda: self._table.complete(held.owner, held.owner, size, durations)):
             await remove_files(self._media, held.owner)
             raise Revoked
@@ -198,11 +205,13 @@ class JobRunner:
         """Let the job be claimed again, unless it has been begun as often as it may."""
         if held.attempts >= self._settings.max_attempts:
             return await self._fail(held, Outcome(error.code, error.message))
+        held.ending = True
         self._metrics.retried()
         _log("given back", held, reason=error.code)
         await _persist(lambda: self._table.release(held.owner, RELEASE_DELAY_S))
 
     async def _fail(self, held: Held, outcome: Outcome) -> None:
+        held.ending = True
         await _persist(lambda: self._table.fail(held.owner, outcome))
         self._metrics.failed(outcome.code)
         _log("failed", held, reason=outcome.code)
@@ -215,14 +224,14 @@ class JobRunner:
 
     async def _pulse(self) -> None:
         """Stop what was cancelled, deleted or lost; write progress; hold the leases."""
-        if not self._held:
+        if not (holding := list(self._held.values())):
             return
-        kept = await self._table.kept(self._held)
-        for owner, held in self._held.items():
-            if owner not in kept and held.work is not None:
+        kept = await self._table.kept([held.owner for held in holding])
+        for held in holding:
+            if held.owner not in kept and held.work is not None and not held.ending:
                 held.work.cancel()
         oldest = time.monotonic() - self._settings.lease_s / LEASE_PART
-        due = [held for held in self._held.values() if held.progress != held.written or held.written_at < oldest]
+        due = [held for held in holding if held.progress != held.written or held.written_at < oldest]
         if due:
             progress = {held.owner: held.progress for held in due}
             await self._table.renew(progress)
@@ -253,6 +262,12 @@ class JobRunner:
         if orphans:
             logger.info(f"Removed {len(orphans)} files without a record.")
 
+    def _soon(self, action: Callable[[], Awaitable[None]]) -> None:
+        """Run a part of the upkeep now, beside what is going on."""
+        task = asyncio.ensure_future(_logged(action))
+        self._errands.add(task)
+        task.add_done_callback(self._errands.discard)
+
     def _kick(self) -> None:
         """Ask any runner to claim a job, outside the present request, whose end would cancel it."""
         contextvars.Context().run(self._send_kick)
@@ -275,10 +290,14 @@ async def _persist(write: Callable[[], Awaitable[T]]) -> T:
 async def _forever(action: Callable[[], Awaitable[None]], period_s: float) -> None:
     while True:
         await asyncio.sleep(period_s)
-        try:
-            await action()
-        except Exception:  # what fails now is tried again in a moment
-            logger.warning("Upkeep of the jobs failed.", exc_info=True)
+        await _logged(action)
+
+
+async def _logged(action: Callable[[], Awaitable[None]]) -> None:
+    try:
+        await action()
+    except Exception:  # what fails now is tried again in a moment
+        logger.warning("Upkeep of the jobs failed.", exc_info=True)
 
 
 def _log(event: str, held: Held, **fields: Any) -> None:

@@ -1,5 +1,6 @@
 """Fixtures that several test files share."""
 
+import os
 import signal
 import socket
 import subprocess
@@ -62,7 +63,8 @@ def ray_process(name: str) -> psutil.Process:
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[str]:
-    """The address of a Ray cluster of this test run's own."""
+    """The address of a Ray cluster of this test run's own, in which Serve soon sees that its proxy died."""
+    os.environ["RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S"] = "2"
     context = ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
     yield context.address_info["gcs_address"]
     ray.shutdown()

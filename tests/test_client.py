@@ -17,7 +17,7 @@ import pytest
 from conftest import Server, free_port
 from test_graph import ENDLESS, REQUEST
 
-from serve.client import FIELDS
+from serve.client import FIELDS, FLAGS
 from serve.remote import Message, read_messages
 from serve.schema import VideoRequest
 
@@ -105,7 +105,7 @@ def test_a_place_that_cannot_be_written_is_told_before_the_work(tmp_path: Path) 
 
 def test_the_options_are_the_requests_fields() -> None:
     others = {"prompt", "generate_sound", "append_metadata"}
-    assert set(FIELDS) == set(VideoRequest.model_fields) - others
+    assert {*FIELDS, *FLAGS} == set(VideoRequest.model_fields) - others
 
 
 def test_events_are_read_whatever_else_the_stream_holds() -> None:

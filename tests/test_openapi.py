@@ -30,11 +30,11 @@ def test_no_request_gets_an_answer_that_the_document_does_not_promise(
     url: str, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     command = [program("schemathesis"), "run", f"{url}/openapi.json", "--checks", CHECKS, "--no-color"]
-    options = ["--max-examples", "20", "--seed", "1", "--request-timeout", "60", "--warnings", "off"]
+    options = ["--max-examples", "10", "--seed", "1", "--request-timeout", "60", "--warnings", "off"]
     done = subprocess.run([*command, *options], cwd=tmp_path, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     assert "Selected: 9/9" in done.stdout
     cases = re.search(r"(\d+) generated", done.stdout)
     assert cases is not None
-    assert int(cases[1]) > 500
+    assert int(cases[1]) > 300
     record_property("schemathesis", {"cases": int(cases[1]), "failures": 0})

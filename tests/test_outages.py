@@ -63,7 +63,7 @@ def application(
     media = folder / "media"
     args = AppArgs(checkpoint=str(tiny_checkpoint), database_url=postgres.url, media_url=str(media), lease_s=LEASE_S)
     running = Application(f"{server.url}/outages/v1/videos", args, postgres, media)
-    running.deploy()
+    running.deploy(runners=2)
     yield running
     serve.delete("outages")
     postgres.remove()
@@ -105,7 +105,6 @@ def test_a_finished_video_outwaits_a_media_store_that_refuses(application: Appli
 
 
 def test_an_update_and_a_downscale_let_running_jobs_finish(application: Application) -> None:
-    application.deploy(runners=2)
     videos = [application.submit() for _ in range(4)]
     application.wait_for(videos[0], "in_progress", step=1)
     application.args = application.args.model_copy(update={"lease_s": LEASE_S + 1})
