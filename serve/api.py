@@ -219,9 +219,9 @@ def _file(content: Content) -> FileResponse:
 
 
 def _poll_ms(video: Video) -> str:
-    """A twentieth of the time to come, within limits."""
+    """A twentieth of the time to come, within limits; OpenAI's own second where it is unknown."""
     least, most = POLL_MS
-    return str(most if video.eta_s is None else min(most, max(least, int(video.eta_s * 1000 / POLL_PART))))
+    return str(1000 if video.eta_s is None else min(most, max(least, int(video.eta_s * 1000 / POLL_PART))))
 
 
 def _errors(*statuses: int) -> Responses:
