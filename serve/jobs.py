@@ -236,7 +236,10 @@ class JobTable:
             await connection.execute(renewal, rows)
 
     async def complete(self, owner: str, media: str, media_bytes: int, stage_durations: dict[str, float]) -> bool:
-        """End the owner's job well; False if it is no longer the owner's."""
+        """End the owner's job well; False if it is no longer the owner's.
+
+        True as well if that was done already, by a write whose answer was lost.
+        """
         done = {
             **self._ended("completed"),
             "step": JOBS.c.steps,
@@ -245,7 +248,11 @@ class JobTable:
             "stage_durations": stage_durations,
         }
         theirs = and_(JOBS.c.owner == owner, ~JOBS.c.cancel_requested)
-        return await self._changed(update(JOBS).where(theirs).values(done)) == 1
+        before = select(JOBS.c.seq).where(JOBS.c.media == media)
+        async with self._transaction() as connection:
+            if (await connection.execute(update(JOBS).where(theirs).values(done))).rowcount == 1:
+                return True
+            return (await connection.execute(before)).first() is not None
 
     async def fail(self, owner: str, outcome: Outcome) -> None:
         """End the owner's job badly."""

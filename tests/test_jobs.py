@@ -100,6 +100,8 @@ def test_a_job_goes_from_queued_over_in_progress_to_completed(settings: JobSetti
         job = await read(table, job)
         assert (job.status, job.stage, job.step) == ("in_progress", "denoiser", 3)
         assert await table.complete(owner, "media", 7, DURATIONS)
+        assert await table.complete(owner, "media", 7, DURATIONS), "an answer that was lost is asked for again"
+        assert not await table.complete(owner, "other", 7, DURATIONS)
         job = await read(table, job)
         assert (job.status, job.step, job.media, job.media_bytes) == ("completed", 4, "media", 7)
         assert list(job.stage_durations or {}) == list(DURATIONS)
