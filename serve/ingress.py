@@ -111,7 +111,9 @@ class Ingress:
         Raises:
             ServingError: what the request got wrong, or that the queue is full.
         """
-        video = await self.videos.submit(self._params(request), self._checkpoint.name, idempotency_key, request_id)
+        params = self._params(request)
+        await self._graph.check(params)
+        video = await self.videos.submit(params, self._checkpoint.name, idempotency_key, request_id)
         # In a context of its own: a client that leaves before the answer must not take the job along.
         contextvars.Context().run(self._runner.work.remote)
         return video

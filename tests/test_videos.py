@@ -241,6 +241,13 @@ def test_the_same_key_again_is_the_same_job_and_another_request_with_it_a_confli
     assert too_long.json()["error"]["param"] == "idempotency-key"
 
 
+def test_a_prompt_of_too_many_tokens_is_refused_before_it_is_a_job(client: httpx.Client) -> None:
+    response = client.post("/videos", json=REQUEST | {"prompt": "é" * 5000})
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == "prompt"
+    assert client.get("/videos").json()["data"] == []
+
+
 def test_a_client_that_leaves_before_the_answer_leaves_its_job(client: httpx.Client, server: Server) -> None:
     def leave() -> None:
         with pytest.raises(httpx.ReadTimeout):
