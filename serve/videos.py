@@ -3,7 +3,7 @@
 import asyncio
 import re
 import time
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -93,10 +93,7 @@ class Videos:
 
     async def delete(self, video_id: str) -> VideoDeleted:
         """Forget a video; if it is being made, that stops before the next step."""
-        await self._job(video_id)
-        job = await self.table.delete(video_id)
-        if job is None:  # somebody else was faster
-            raise _unknown(video_id)
+        job = await self._job(video_id, self.table.delete)
         if job.media:
             with suppress(MediaUnavailable):  # the sweep of files without a record will find them
                 await remove_files(self._media, job.media)
@@ -141,8 +138,9 @@ class Videos:
             await asyncio.sleep(WATCH_PERIOD_S)
         yield seen + 1, {"type": "deleted"}
 
-    async def _job(self, video_id: str) -> Job:
-        job = await self.table.get(video_id) if VIDEO_ID.fullmatch(video_id) else None
+    async def _job(self, video_id: str, find: Callable[[str], Awaitable[Job | None]] | None = None) -> Job:
+        """The job that ``find``, by default a look, gives; nothing but an id ever reaches the table."""
+        job = await (find or self.table.get)(video_id) if VIDEO_ID.fullmatch(video_id) else None
         if job is None:
             raise _unknown(video_id)
         return job
