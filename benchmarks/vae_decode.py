@@ -15,7 +15,7 @@ from torch import Tensor
 from benchmarks import nano
 from benchmarks.measure import median_s, peak_gib, relative_error, report
 from cosmos3_models.shapes import LatentGrid
-from cosmos3_models.video_vae import VideoDecoder, to_frames
+from cosmos3_models.video_vae import VideoDecoder
 
 Frames = NDArray[np.uint8]
 ERROR_GRID = LatentGrid(3, 12, 20)  # small enough for fp32
@@ -56,20 +56,16 @@ def _pixels(decoder: VideoDecoder, latents: Tensor) -> Tensor:
     return torch.cat([pixels.cpu() for pixels in decoder(latents)], dim=2)
 
 
-def _frames(decoder: VideoDecoder, latents: Tensor) -> Iterator[Frames]:
-    return (to_frames(pixels).cpu().numpy() for pixels in decoder(latents))
-
-
 def _encodings(decoder: VideoDecoder, latents: Tensor) -> list[dict[str, Any]]:
     """H.264 of what a random decoder makes, which is close to noise and takes longest, and of smooth pictures.
 
     The smooth ones take the place of each decoded chunk on its way to the encoder.
     """
-    noisy = np.concatenate(list(_frames(decoder, latents)))
+    noisy = np.concatenate(list(decoder.frames(latents)))
     rows = []
     for name, frames in (("decoded", noisy), ("smooth", _smooth(*noisy.shape[:3]))):
         alone = median_s(lambda frames=frames: _write(iter([frames]), frames.shape), 1, 0)
-        both = median_s(lambda frames=frames: _write(_replaced(_frames(decoder, latents), frames), frames.shape), 1, 0)
+        both = median_s(lambda frames=frames: _write(_replaced(decoder.frames(latents), frames), frames.shape), 1, 0)
         rows.append({"model": f"ours, {name} frames", "h264_alone_s": alone, "decode_and_h264_s": both})
     return rows
 

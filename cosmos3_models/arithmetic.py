@@ -115,8 +115,8 @@ def check_fp8(approximation: Approximation, device: torch.device, head_dim: int)
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < HOPPER:
         expected = f"false, or a GPU of compute capability {HOPPER[0]}.{HOPPER[1]} or newer"
         raise InvalidInput(field, True, expected, "only those have fp8 tensor cores")
-    if approximation.fp8_attention and head_dim != _kernels().HEAD_DIM:
-        expected = f"false, or a model with heads of {_kernels().HEAD_DIM} channels"
+    if approximation.fp8_attention and head_dim not in (made_for := _kernels().HEAD_DIMS):
+        expected = f"false, or a model with heads of {' or '.join(map(str, made_for))} channels"
         raise InvalidInput("fp8_attention", True, expected, f"this model's have {head_dim}")
 
 

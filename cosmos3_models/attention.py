@@ -1,6 +1,7 @@
 """The one attention function of the transformer, with the fastest exact backend that the device has."""
 
 import importlib.util
+import os
 from collections.abc import Callable
 from functools import cache
 
@@ -8,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from cosmos3_models.cache import cache_folder
 
 HOPPER = (9, 0)
 HALF = (torch.bfloat16, torch.float16)
@@ -46,7 +49,9 @@ def backend(device: torch.device) -> str:
 
 
 def _flash_imports() -> bool:
-    """Other packages called flash_attn have no ``cute``."""
+    """Other packages called flash_attn have no ``cute``. It reads where to keep compiled kernels once, here."""
+    os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED", "1")
+    os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_DIR", str(cache_folder() / "flash-attention"))
     try:
         from flash_attn import cute
     except ImportError:

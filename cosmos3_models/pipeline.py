@@ -17,7 +17,7 @@ from cosmos3_models.params import GenerationParams
 from cosmos3_models.prompt import PromptEncoder
 from cosmos3_models.sound_decoder import SoundDecoder
 from cosmos3_models.transformer import Streams
-from cosmos3_models.video_vae import VideoDecoder, to_frames
+from cosmos3_models.video_vae import VideoDecoder
 
 
 @dataclass(frozen=True)
@@ -110,13 +110,12 @@ class Cosmos3Pipeline:
             noise = None if latents is None else Streams(latents, sound_latents)
             clean = self.denoiser(ids, params, noise=noise, on_step=on_step or (lambda _done, _steps: None))
         with self._timed("video_decode", timings):
-            chunks = [to_frames(pixels) for pixels in self.video_decoder(clean.video)]
+            frames = np.concatenate(list(self.video_decoder.frames(clean.video)))
         with self._timed("sound_decode", timings):
             sound_decoder = None if clean.sound is None else self.sound_decoder
             waveform = None if sound_decoder is None else sound_decoder(clean.sound)
         with self._timed("to_cpu", timings):
             clean = Streams(*(stream.cpu() for stream in clean.present))
-            frames = torch.cat([chunk.cpu() for chunk in chunks]).numpy()
             waveform = None if waveform is None else waveform.cpu().numpy()
         rate = None if sound_decoder is None else sound_decoder.config.sample_rate
         return GenerationResult(*clean, frames, waveform, rate, params.fps, timings)

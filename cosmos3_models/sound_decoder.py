@@ -85,3 +85,7 @@ class SoundDecoder(nn.Module):
         """Decode (1, latent_dim, t) of any float dtype to fp32 (channels, t * hop) in [-1, 1]."""
         weight = self.decoder.conv1.weight
         return self.decoder(latents.to(weight.device, weight.dtype))[0].float().clamp(-1, 1)
+
+    def warm_up(self) -> None:
+        """Load what a request needs."""
+        self(torch.zeros(1, self.config.latent_dim, 1))

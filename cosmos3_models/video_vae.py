@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cosmos3_models import pixel_ops
@@ -21,7 +23,7 @@ from cosmos3_models.shapes import FRAMES_PER_LATENT
 TIME_KERNEL = 3
 CELLS_PER_CHUNK = 1024  # on the CPU: latent positions that a chunk holds at most, unless one frame has more
 LATENTS_PER_CHUNK = 8  # on a GPU, at most: more save nothing that can be measured
-FREE_SHARE = 0.7  # of a GPU's free memory that a chunk may take; the rest is for cuDNN's scratch
+CARD_SHARE = 0.2  # of a GPU's memory that a chunk may take; not of what is free, so that bytes depend on the card alone
 ELEMENTS = 2**31 - 1  # of one tensor: cuDNN counts them in 32 bits
 
 
@@ -218,13 +220,29 @@ class VideoDecoder(nn.Module):
             pixels = rearrange(pixels, "b (c q p) t h w -> b c t (h p) (w q)", p=size, q=size)
             yield ((pixels.float().clamp(-1, 1) + 1) / 2).clamp(0, 1)
 
+    def frames(self, latents: Tensor) -> Iterator[NDArray[np.uint8]]:
+        """The video as uint8 (t, 16 h, 16 w, 3) in host memory, chunk by chunk as from the call.
+
+        A chunk is handed over once the next one is under way, so that a GPU need not wait for whoever takes it.
+        """
+        landings = (_Landing(to_frames(pixels)) for pixels in self(latents))
+        last = next(landings)
+        for landing in landings:
+            yield last.frames()
+            last = landing
+        yield last.frames()
+
+    def warm_up(self) -> None:
+        """Load and compile what a request needs, on the smallest video that has every kind of chunk."""
+        for _ in self.frames(torch.zeros(1, self.config.z_dim, 2, 1, 1)):
+            pass
+
     def chunk_size(self, height: int, width: int) -> int:
-        """Latent frames that are decoded together, at this latent height and width, in the memory that is free now."""
+        """Latent frames that are decoded together, at this latent height and width, on this device."""
         device = self.post_quant_conv.weight.device
         if device.type != "cuda":
             return max(1, CELLS_PER_CHUNK // (height * width))
-        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        room = FREE_SHARE * (torch.cuda.mem_get_info(device)[0] + unused)
+        room = CARD_SHARE * torch.cuda.get_device_properties(device).total_memory
         kept, more = self.peak_bytes(0, height, width), self.peak_bytes(1, height, width)
         fitting = int((room - kept) // (more - kept))
         countable = (ELEMENTS // self._elements(height, width) - TIME_KERNEL + 1) // FRAMES_PER_LATENT
@@ -257,6 +275,21 @@ class VideoDecoder(nn.Module):
         )
         latents = latents.to(weight.device, torch.float32) * std + mean
         return self.post_quant_conv(latents.to(weight.dtype))
+
+
+class _Landing:
+    """A chunk on its way to host memory. On a GPU the copy is only begun: what is launched next need not wait."""
+
+    def __init__(self, frames: Tensor) -> None:
+        self._host = torch.empty(frames.shape, dtype=frames.dtype, pin_memory=frames.is_cuda)
+        self._host.copy_(frames, non_blocking=True)
+        self._done = torch.cuda.current_stream(frames.device).record_event() if frames.is_cuda else None
+
+    def frames(self) -> NDArray[np.uint8]:
+        """Wait for the copy."""
+        if self._done is not None:
+            self._done.synchronize()
+        return self._host.numpy()
 
 
 def to_frames(pixels: Tensor) -> Tensor:

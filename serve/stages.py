@@ -23,7 +23,6 @@ from cosmos3_models.params import Approximation
 from cosmos3_models.pipeline import resolve_device
 from cosmos3_models.prompt import PromptEncoder, PromptIds
 from cosmos3_models.transformer import Streams
-from cosmos3_models.video_vae import to_frames
 from serve.worker import Worker
 
 logger = logging.getLogger("ray.serve")
@@ -102,6 +101,7 @@ class Denoiser:
 class VideoDecoder:
     def __init__(self, checkpoint: str, device: str) -> None:
         self._decoder = Checkpoint.open(checkpoint).load_video_decoder(*resolve_device(device))
+        self._decoder.warm_up()
         self._worker = Worker()
 
     async def decode(
@@ -116,10 +116,9 @@ class VideoDecoder:
         kept = []
 
         def chunks() -> Iterator[NDArray[np.uint8]]:
-            for pixels in self._decoder(torch.tensor(latents)):
+            for frames in self._decoder.frames(torch.tensor(latents)):
                 if stop.is_set():
                     raise Stopped
-                frames = to_frames(pixels).cpu().numpy()
                 if arrays:
                     kept.append(frames)
                 yield frames
@@ -133,6 +132,8 @@ class SoundDecoder:
     def __init__(self, checkpoint: str, device: str) -> None:
         opened = Checkpoint.open(checkpoint)
         self._decoder = opened.load_sound_decoder(*resolve_device(device)) if opened.sound else None
+        if self._decoder is not None:
+            self._decoder.warm_up()
         self._worker = Worker()
 
     async def decode(self, latents: NDArray[np.float32], arrays: bool = False) -> DecodedSound:

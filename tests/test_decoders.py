@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -57,6 +58,14 @@ def test_chunks_come_one_by_one_and_bounded(decoder: VideoDecoder) -> None:
     assert sizes == [1, 8, 8, 4]
     large = decoder(random(1, tiny.LATENT_CHANNELS, 3, 32, 33))
     assert [next(large).shape[2], next(large).shape[2]] == [1, 4], "one latent frame at a time when it is large"
+
+
+@pytest.mark.parametrize("frames", [1, 6])
+def test_frames_are_the_pixels_in_order(decoder: VideoDecoder, frames: int) -> None:
+    latents = random(1, tiny.LATENT_CHANNELS, frames, 2, 2)
+    got = list(decoder.frames(latents))
+    assert [len(chunk) for chunk in got] == [chunk.shape[2] for chunk in decoder(latents)]
+    assert np.array_equal(np.concatenate(got), to_frames(pixels(decoder, latents)).numpy())
 
 
 @pytest.mark.parametrize("size", [(3, 5), (1, 1)])

@@ -118,11 +118,12 @@ def test_rows_in_fp8_are_as_near_as_three_bits_allow() -> None:
 
 
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter does not run loops of a length that the kernel computes")
+@pytest.mark.parametrize("dim", fp8_kernels.HEAD_DIMS)
 @pytest.mark.parametrize(("length", "seen"), [(100, 70), (64, 128), (65, 400)])
-def test_fp8_attention(length: int, seen: int) -> None:
-    query, key, value = (random(1, n, heads, 128) for n, heads in ((length, 4), (seen, 2), (seen + 1, 2)))
+def test_fp8_attention(length: int, seen: int, dim: int) -> None:
+    query, key, value = (random(1, n, heads, dim) for n, heads in ((length, 4), (seen, 2), (seen + 1, 2)))
     value = value[:, :seen] + 1
-    key = key + 3 * random(128)  # a common part, to which softmax is blind
+    key = key + 3 * random(dim)  # a common part, to which softmax is blind
     expected = attention(query.double(), key.double(), value.double())
     got = fp8_kernels.attention(query.bfloat16(), key.bfloat16(), value.bfloat16())
     assert (got.double() - expected).norm() <= 0.05 * expected.norm()

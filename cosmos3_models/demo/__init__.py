@@ -5,7 +5,6 @@ It is written on first use, into the user's cache folder, and stays the same on 
 
 import json
 import math
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -16,6 +15,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import nn
 
+from cosmos3_models.cache import cache_folder
 from cosmos3_models.config import SoundDecoderConfig, TransformerConfig, VideoVAEConfig
 from cosmos3_models.names import transformer_name
 from cosmos3_models.sound_decoder import SoundDecoder
@@ -30,8 +30,7 @@ CONFIGS = Path(__file__).parent / "configs.json"
 
 def folder() -> Path:
     """The demo's checkpoint folder, written first if it is not there yet."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cosmos3-serve"
-    target = cache / f"revision-{REVISION}" / NAME
+    target = cache_folder() / f"revision-{REVISION}" / NAME
     if not target.is_dir():
         target.parent.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(dir=target.parent))
