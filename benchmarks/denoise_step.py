@@ -52,7 +52,7 @@ class Case(NamedTuple):
         return cls(grid, noise.video.to(device), prompts)
 
     def conditions(self, model: Transformer) -> list[Condition]:
-        return [model.condition(ids, self.grid, 24.0, None) for ids in self.prompts]
+        return model.conditions(self.prompts, self.grid, 24.0, None)
 
 
 def main() -> None:

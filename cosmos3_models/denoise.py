@@ -65,11 +65,8 @@ class VideoDenoiser:
         noise = draw_noise(shapes, params.seed) if noise is None else _checked(noise, shapes)
         grid = LatentGrid(*shapes[0][2:])
         sound_frames = shapes[1][2] if len(shapes) > 1 else None
-        conditions = [
-            self.transformer.condition(torch.tensor(text)[None], grid, params.fps, sound_frames)
-            for text in (ids.positive, ids.negative)
-            if text is not None
-        ]
+        prompts = [torch.tensor(text)[None] for text in (ids.positive, ids.negative) if text is not None]
+        conditions = self.transformer.conditions(prompts, grid, params.fps, sound_frames)
         schedule = make_schedule(params.sigma_schedule, params.num_inference_steps, params.flow_shift, self._scheduler)
         noise = Streams(*(stream.to(self.transformer.device, torch.float32) for stream in noise.present))
         velocity = velocity_function(self.transformer, conditions, params)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from cosmos3_models.checkpoint import Checkpoint
 from cosmos3_models.denoise import OnStep, VideoDenoiser
+from cosmos3_models.offload import Offload
 from cosmos3_models.params import GenerationParams
 from cosmos3_models.prompt import PromptEncoder
 from cosmos3_models.sound_decoder import SoundDecoder
@@ -62,20 +63,25 @@ class Cosmos3Pipeline:
 
     @classmethod
     def from_pretrained(
-        cls, path: str | Path, device: str | torch.device = "auto", dtype: torch.dtype | None = None
+        cls,
+        path: str | Path,
+        device: str | torch.device = "auto",
+        dtype: torch.dtype | None = None,
+        offload_text: Offload = "auto",
     ) -> "Cosmos3Pipeline":
         """Load every part of a checkpoint folder, or the demo for ``"demo"``.
 
         Args:
             device: a torch device, or ``"auto"`` for the GPU where there is one.
             dtype: of the weights; None is bf16 on a GPU and fp32 on the CPU.
+            offload_text: keep the text tower in host memory while it idles; ``"auto"`` where the GPU is small.
 
         Raises:
             CheckpointError: naming the file and the tensor at fault.
         """
         device, dtype = resolve_device(device, dtype)
         checkpoint = Checkpoint.open(path)
-        transformer = checkpoint.load_transformer(device, dtype)
+        transformer = checkpoint.load_transformer(device, dtype, offload_text)
         return cls(
             checkpoint,
             PromptEncoder.from_checkpoint(checkpoint.folder),

@@ -3,7 +3,7 @@
     b  batch (1)          n  tokens of the sequence at hand      c  latent channels
     d  hidden size        h  rows                                t  latent frames
 
-The text tower runs once per prompt and leaves keys and values per layer. The generation tower runs once per
+The text tower runs once per request and leaves keys and values per layer. The generation tower runs once per
 sampler step over video tokens (time-major), then sound tokens, and sees text and media without a mask.
 """
 
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from cosmos3_models import token_ops
 from cosmos3_models.arithmetic import EXACT, Arithmetic, Exact, Fp8Attention, Fp8Linears, check_fp8, quantized_weights
 from cosmos3_models.config import TransformerConfig
+from cosmos3_models.offload import HostLayers
 from cosmos3_models.params import Approximation
 from cosmos3_models.positions import (
     Rotary,
@@ -34,6 +35,8 @@ from cosmos3_models.step_cache import StepCache
 from cosmos3_models.token_ops import KeyValue, Norms, lay_side_by_side
 
 TIME_FREQUENCIES = 128
+OFFLOADED = ("text.embed_tokens.", "text.layers.")
+"""Begins the names of the parameters that ``offload_text`` moves to host memory."""
 
 
 class Streams(NamedTuple):
@@ -171,14 +174,29 @@ class TextTower(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers - 1))
         self.last = LastTextLayer(config)
+        self._host_layers: HostLayers | None = None
 
-    def forward(self, ids: Tensor, positions: Rotary) -> list[KeyValue]:
-        x = self.embed_tokens(ids)
-        text = []
-        for layer in self.layers:
-            x, own = layer(x, positions, None)
-            text.append(own)
-        return [*text, self.last(x, positions)]
+    @property
+    def offloaded(self) -> bool:
+        return self._host_layers is not None
+
+    def offload(self, device: torch.device) -> None:
+        """Move the embedding and all layers but the last, which is small, to host memory; ``device`` computes."""
+        self.embed_tokens.weight.data = self.embed_tokens.weight.to("cpu", copy=True)  # a copy lets go of the file
+        self._host_layers = HostLayers(list(self.layers), _weights, device)
+
+    def forward(self, prompts: Sequence[Tensor], positions: Sequence[Rotary]) -> list[list[KeyValue]]:
+        """Keys and values by prompt, then layer. Each layer serves all prompts before the next one begins."""
+        xs = [self._embedded(ids, of_prompt) for ids, of_prompt in zip(prompts, positions, strict=True)]
+        text: list[list[KeyValue]] = [[] for _ in prompts]
+        for layer in self._host_layers or self.layers:
+            for i, of_prompt in enumerate(positions):
+                xs[i], own = layer(xs[i], of_prompt, None)
+                text[i].append(own)
+        return [[*own, self.last(x, of_prompt)] for own, x, of_prompt in zip(text, xs, positions, strict=True)]
+
+    def _embedded(self, ids: Tensor, positions: Rotary) -> Tensor:
+        return self.embed_tokens(ids.to(self.embed_tokens.weight.device)).to(positions.cos.device)
 
 
 class TimestepEmbedder(nn.Module):
@@ -244,7 +262,7 @@ class GenerationTower(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Both towers. ``condition`` once per prompt, then the call once per step."""
+    """Both towers. ``conditions`` once per request, then the call once per step."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -259,8 +277,16 @@ class Transformer(nn.Module):
 
     def join_weights(self) -> None:
         """Lay the frozen weights that read the same input side by side in memory, so that one product serves them."""
-        for group in _groups(self):
-            lay_side_by_side(group)
+        for tower in (self.generation,) if self.text.offloaded else (self.generation, self.text):
+            for group in _groups(tower):
+                lay_side_by_side(group)
+
+    def offload_text(self) -> None:
+        """Keep the frozen weights of the text tower in host memory from now on, side by side like joined ones.
+
+        Each call of ``conditions`` brings them to the device, two layers at a time. The results are the same.
+        """
+        self.text.offload(self.device)
 
     def arithmetic(self, approximation: Approximation) -> Arithmetic:
         """How to compute as asked. The fp8 weights are made when they are first asked for, and kept.
@@ -276,26 +302,36 @@ class Transformer(nn.Module):
             arithmetic = self._fp8_linears
         return Fp8Attention(arithmetic) if approximation.fp8_attention else arithmetic
 
-    @torch.inference_mode()
     def condition(self, ids: Tensor, grid: LatentGrid, fps: float, sound_frames: int | None) -> Condition:
-        """Run the text tower and lay out the positions of the media tokens behind the text.
+        """``conditions`` of one prompt."""
+        return self.conditions([ids], grid, fps, sound_frames)[0]
+
+    @torch.inference_mode()
+    def conditions(
+        self, prompts: Sequence[Tensor], grid: LatentGrid, fps: float, sound_frames: int | None
+    ) -> list[Condition]:
+        """Run the text tower and lay out the positions of the media tokens behind each text.
 
         Args:
-            ids: int64 (1, n) token ids.
+            prompts: int64 (1, n) token ids of each.
             grid: latent frames, rows and columns of the video.
             fps: frames per second of the video.
             sound_frames: latent frames of sound, or None without sound.
         """
-        length = ids.shape[1]
-        offset = length + self.config.media_position_offset
+        lengths = [ids.shape[1] for ids in prompts]
+        texts = self.text(prompts, [self._rotary(text_positions(length)) for length in lengths])
+        media = (self._media_positions(length, grid, fps, sound_frames) for length in lengths)
+        return [Condition(text, self._rotary(positions)) for text, positions in zip(texts, media, strict=True)]
+
+    def _media_positions(self, text_length: int, grid: LatentGrid, fps: float, sound_frames: int | None) -> Tensor:
+        offset = text_length + self.config.media_position_offset
         media = [video_positions(grid.patches(self.config.latent_patch_size), offset, fps, self.config)]
         if sound_frames is not None:
             media.append(sound_positions(sound_frames, offset, self.config))
-        behind, before = (
-            rotary(positions, self.config, self.device, torch.float32)
-            for positions in (torch.cat(media, dim=1), text_positions(length))
-        )
-        return Condition(self.text(ids.to(self.device), before), behind)
+        return torch.cat(media, dim=1)
+
+    def _rotary(self, positions: Tensor) -> Rotary:
+        return rotary(positions, self.config, self.device, torch.float32)
 
     @torch.inference_mode()
     def forward(
@@ -321,6 +357,12 @@ class Transformer(nn.Module):
 def _groups(tower: nn.Module) -> list[list[nn.Linear]]:
     """The linears of all layers by the input that they share."""
     return [group for module in tower.modules() if isinstance(module, Block) for group in module.groups]
+
+
+def _weights(layer: nn.Module) -> list[Tensor]:
+    """All weights of a layer; those that read the same input are neighbours."""
+    matrices: list[Tensor] = [linear.weight for group in _groups(layer) for linear in group]
+    return list(dict.fromkeys([*matrices, *layer.parameters()]))
 
 
 def patchify(latents: Tensor, size: int) -> Tensor:

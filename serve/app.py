@@ -9,6 +9,7 @@ from ray import serve
 from ray.serve import Application
 
 from cosmos3_models.checkpoint import DEMO
+from cosmos3_models.offload import Offload
 from cosmos3_models.params import Approximation
 from serve.ingress import Ingress, ServedModel
 from serve.job_schema import is_sqlite
@@ -23,6 +24,7 @@ class AppArgs(BaseModel):
     Attributes:
         checkpoint: a folder with Cosmos3 weights, the same on every node, or ``demo``.
         device: ``auto`` takes GPUs where the cluster has some.
+        offload_text: keep the text tower's weights in host memory; ``auto`` where the weights nearly fill the GPU.
         longest_request_s: a replica that is told to stop lets a running request go on for so long.
         max_pixel_frames: the largest height x width x frames that is accepted.
         max_attempts: times that a job is begun, and runs of a stage before its replicas' deaths fail a request.
@@ -41,6 +43,7 @@ class AppArgs(BaseModel):
 
     checkpoint: Annotated[str, Field(min_length=1)] = DEMO
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    offload_text: Offload = "auto"
     longest_request_s: Annotated[float, Field(gt=0)] = 3600
     max_pixel_frames: Annotated[int, Field(gt=0)] = 1280 * 720 * 297
     max_attempts: Annotated[int, Field(ge=1)] = 3
@@ -99,7 +102,7 @@ def build_app(args: AppArgs) -> Application:
     stage = (args.checkpoint, place.device)
     stages = (
         _deployment(Tokenizer, args, slots=8).bind(args.checkpoint),
-        _deployment(Denoiser, args, slots=1, gpus=place.denoiser).bind(*stage, args.approximation),
+        _deployment(Denoiser, args, slots=1, gpus=place.denoiser).bind(*stage, args.approximation, args.offload_text),
         _deployment(VideoDecoder, args, slots=1, gpus=place.video_decoder).bind(*stage),
         _deployment(SoundDecoder, args, slots=1, gpus=place.sound_decoder).bind(*stage),
     )

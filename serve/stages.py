@@ -19,6 +19,7 @@ from cosmos3_models.checkpoint import Checkpoint
 from cosmos3_models.denoise import VideoDenoiser, to_numpy
 from cosmos3_models.errors import Stopped
 from cosmos3_models.media import VideoTrack, VideoWriter, encode_chunks, encode_sound
+from cosmos3_models.offload import Offload
 from cosmos3_models.params import Approximation
 from cosmos3_models.pipeline import resolve_device
 from cosmos3_models.prompt import PromptEncoder, PromptIds
@@ -57,16 +58,17 @@ class Tokenizer:
 
 
 class Denoiser:
-    def __init__(self, checkpoint: str, device: str, approximation: Approximation) -> None:
+    def __init__(self, checkpoint: str, device: str, approximation: Approximation, offload_text: Offload) -> None:
         start = time.perf_counter()
         target, dtype = resolve_device(device)
         opened = Checkpoint.open(checkpoint)
-        transformer = opened.load_transformer(target, dtype)
+        transformer = opened.load_transformer(target, dtype, offload_text)
         self._denoiser = VideoDenoiser(transformer, opened.scheduler, opened.sound)
         self._denoiser.warm_up(approximation)
         self._worker = Worker()
         seconds, backend = time.perf_counter() - start, attention.backend(target)
         kind = f"{dtype}, {approximation.label}, attention: {backend}"
+        kind += ", text tower in host memory" if transformer.text.offloaded else ""
         logger.info(f"Transformer of {opened.name} on {target} ready in {seconds:.1f} s: {kind}.")
 
     async def denoise(self, ids: PromptIds, params: GenerationParams) -> AsyncGenerator[DenoiserItem, None]:

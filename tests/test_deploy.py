@@ -34,6 +34,11 @@ def test_deploy_yaml_has_no_problem() -> None:
         ("retry_after_s", "retry_after", "deployments.backpressure_config.retry_after: unknown key"),
         ("max_attempts", "max_attempt", "max_attempt: got 3, Extra inputs are not permitted"),
         ("api_keys: []", "api_keys: [short]", "api_keys.0: got 'short', String should have at least 16 characters"),
+        (
+            "offload_text: auto",
+            "offload_text: always",
+            "offload_text.literal['auto']: got 'always', Input should be 'auto'",
+        ),
         ("device: auto", "device: tpu", "device: got 'tpu', Input should be 'auto', 'cpu' or 'cuda'"),
         ("num_replicas: 1 ", "num_replicas: -1 ", "num_replicas"),
         ("applications:", "applications: [", "not YAML"),

@@ -59,7 +59,7 @@ class Trainable(nn.Module):
         frames = None if streams.sound is None else streams.sound.shape[2]
         grid = LatentGrid(*streams.video.shape[2:])
         text, media = self._positions(ids.shape[1], grid, frames, self.model.device)
-        condition = Condition(self.model.text(ids, text), media)
+        condition = Condition(self.model.text([ids], [text])[0], media)
         return self.model.generation(streams, timesteps[:, None, None], condition)
 
     def _rotary(self, length: int, grid: LatentGrid, frames: int | None, device: torch.device) -> tuple[Rotary, Rotary]:

@@ -1,0 +1,176 @@
+"""A text tower in host memory says exactly what one on the device says, and lets the device hold two layers at most."""
+
+import copy
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cosmos3_models import Cosmos3Pipeline, GenerationParams
+from cosmos3_models.checkpoint import Checkpoint
+from cosmos3_models.offload import MOST_OF_A_CARD, HostLayers, Offload, offloads
+from cosmos3_models.params import Approximation
+from cosmos3_models.shapes import LatentGrid
+from cosmos3_models.token_ops import joined
+from cosmos3_models.transformer import OFFLOADED, Condition, Transformer
+from serve import stages
+
+CPU, META, GPU = torch.device("cpu"), torch.device("meta"), torch.device("cuda")
+LAYERS = 5
+WIDTH = 3
+
+
+def load(folder: Path, device: torch.device, offload_text: Offload) -> Transformer:
+    return Checkpoint.open(folder).load_transformer(device, torch.float32, offload_text)
+
+
+def conditions(transformer: Transformer) -> list[Condition]:
+    return transformer.conditions([torch.arange(3, 40)[None], torch.arange(90, 99)[None]], LatentGrid(2, 4, 4), 24.0, 5)
+
+
+def linears(width: int = WIDTH) -> list[nn.Module]:
+    generator = torch.Generator().manual_seed(0)
+    layers: list[nn.Module] = [nn.Linear(width, width).requires_grad_(False) for _ in range(LAYERS)]
+    for parameter in nn.ModuleList(layers).parameters():
+        parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    return layers
+
+
+def parameters(layer: nn.Module) -> list[Tensor]:
+    return list(layer.parameters())
+
+
+def assert_same(got: list[Condition], expected: list[Condition]) -> None:
+    for one, other in zip(got, expected, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one.positions, other.positions, strict=True))
+        for layer, (own, theirs) in enumerate(zip(one.text, other.text, strict=True)):
+            assert torch.equal(own.key, theirs.key), layer
+            assert torch.equal(own.value, theirs.value), layer
+
+
+def test_every_layer_computes_with_its_own_weights_in_its_turn() -> None:
+    layers, x = linears(), torch.ones(WIDTH)
+    expected = [layer(x) for layer in layers]
+    # Called as they come: a layer that was kept for later would find another's weights in its slot.
+    got = [layer(x) for layer in HostLayers(layers, parameters, CPU)]
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
+def test_the_device_holds_two_layers_at_most_and_not_the_copies_in_host_memory() -> None:
+    layers = linears()
+    seen = set()
+    for layer in HostLayers(layers, parameters, CPU):
+        weights: dict[str, Tensor] = layer.args[1]  # type: ignore[attr-defined]
+        seen |= {weight.data_ptr() for weight in weights.values()}
+    assert len(seen) == 2 * len(parameters(layers[0]))
+    assert not seen & {weight.data_ptr() for layer in layers for weight in layer.parameters()}
+
+
+def test_a_layer_that_fails_leaves_the_next_pass_whole() -> None:
+    layers, x = linears(), torch.ones(WIDTH)
+    host = HostLayers(layers, parameters, CPU)
+    with pytest.raises(RuntimeError, match="shapes"):
+        for layer in host:
+            layer(torch.ones(WIDTH + 1))
+    assert all(torch.equal(got(x), layer(x)) for got, layer in zip(host, layers, strict=True))
+
+
+def test_an_offloaded_text_tower_gives_the_same_keys_and_values(tiny_checkpoint: Path) -> None:
+    resident, offloaded = (load(tiny_checkpoint, CPU, choice) for choice in (False, True))
+    assert offloaded.text.offloaded and not resident.text.offloaded
+    expected = conditions(resident)
+    assert_same(conditions(offloaded), expected)
+    resident.offload_text()  # from where it lies joined on the device
+    assert_same(conditions(resident), expected)
+
+
+def test_prompts_encoded_together_are_as_if_each_were_alone(tiny_checkpoint: Path) -> None:
+    transformer = load(tiny_checkpoint, CPU, True)
+    alone = [
+        transformer.condition(ids, LatentGrid(2, 4, 4), 24.0, 5)
+        for ids in (torch.arange(3, 40)[None], torch.arange(90, 99)[None])
+    ]
+    assert_same(conditions(transformer), alone)
+
+
+def test_only_the_text_towers_embedding_and_layers_stay_off_the_device(tiny_checkpoint: Path) -> None:
+    """The meta device keeps no values: what stays off it stays whole, and what was there even for a while is lost."""
+    transformer = load(tiny_checkpoint, META, True)
+    for name, parameter in transformer.named_parameters():
+        assert parameter.device == (CPU if name.startswith(OFFLOADED) else META), name
+    expected = dict(load(tiny_checkpoint, CPU, False).named_parameters())
+    staying = [name for name in expected if name.startswith(OFFLOADED)]
+    assert len(staying) == 1 + 11 * len(transformer.text.layers)
+    for name in staying:
+        assert torch.equal(transformer.get_parameter(name), expected[name]), name
+    resident = load(tiny_checkpoint, META, False)
+    assert {parameter.device for parameter in resident.parameters()} == {META}
+
+
+def test_weights_of_one_input_lie_side_by_side_in_host_memory_and_on_the_device(tiny_checkpoint: Path) -> None:
+    transformer = load(tiny_checkpoint, CPU, True)
+    for group in transformer.text.layers[0].groups + transformer.generation.layers[0].groups:
+        assert joined(group).data_ptr() == group[0].weight.data_ptr()
+    host = transformer.text._host_layers
+    assert host is not None
+    memory = host._memory.untyped_storage().data_ptr()
+    assert all(p.untyped_storage().data_ptr() == memory for p in transformer.text.layers.parameters()), "a second copy"
+    weights: dict[str, Tensor] = next(iter(host)).args[1]  # type: ignore[attr-defined]
+    for names in (["attention.to_q", "attention.to_k", "attention.to_v"], ["mlp.gate_proj", "mlp.up_proj"]):
+        group = [SimpleNamespace(weight=weights[f"{name}.weight"]) for name in names]
+        assert joined(group).data_ptr() == group[0].weight.data_ptr()
+
+
+def test_a_video_is_the_same_with_the_text_tower_in_host_memory(tiny_checkpoint: Path) -> None:
+    params = GenerationParams(prompt="x", height=32, width=32, num_frames=5, num_inference_steps=2)
+    one, other = (
+        Cosmos3Pipeline.from_pretrained(tiny_checkpoint, "cpu", offload_text=choice)(params) for choice in (False, True)
+    )
+    assert torch.equal(one.video_latents, other.video_latents)
+    assert (one.frames == other.frames).all()
+
+
+@pytest.mark.parametrize("offload_text", [True, False])
+def test_the_denoisers_log_tells_where_the_text_tower_is(
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, offload_text: bool
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(stages.logger, "info", told.append)
+    stages.Denoiser(str(tiny_checkpoint), "cpu", Approximation(), offload_text)
+    assert ("text tower in host memory" in told[0]) is offload_text
+
+
+@pytest.mark.parametrize(("card_gb", "expected"), [(24, True), (32, True), (80, False)])
+def test_a_card_that_the_weights_nearly_fill_has_no_text_tower(
+    monkeypatch: pytest.MonkeyPatch, card_gb: int, expected: bool
+) -> None:
+    card = SimpleNamespace(total_memory=card_gb * 10**9)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: card)
+    assert offloads("auto", 28_700_000_000, GPU) is expected
+    limit = int(MOST_OF_A_CARD * card.total_memory)
+    assert not offloads("auto", limit, GPU) and offloads("auto", limit + 1, GPU)
+    assert offloads(True, 0, GPU) and not offloads(False, 10**12, GPU)
+
+
+def test_the_cpu_offloads_nothing_of_its_own_accord() -> None:
+    assert not offloads("auto", 10**15, CPU)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("tokens", [1, 20_000])
+def test_on_a_gpu_copies_wait_for_layers_and_layers_for_copies(tokens: int) -> None:
+    """With few tokens the layers are faster than the copies of their weights, with many slower."""
+    layers = linears(width=2048)
+    resident = [copy.deepcopy(layer).to(GPU) for layer in layers]
+    host = HostLayers(layers, parameters, GPU)
+    assert all(weight.is_pinned() for layer in layers for weight in layer.parameters())
+    start = torch.randn(tokens, 2048, device=GPU)
+    for _ in range(10):
+        x, expected = start, start
+        for layer in host:
+            x = torch.tanh(layer(x))
+        for layer in resident:
+            expected = torch.tanh(layer(expected))
+        assert torch.equal(x, expected)
