@@ -7,7 +7,7 @@ import argparse
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -27,7 +27,10 @@ LOG = "log.jsonl"
 GRADIENT_NORM = 1.0  # longer gradients are cut
 BETAS = (0.9, 0.98)
 
+WARM_UPS = 2  # runs before a CUDA graph is recorded: libraries load, choose and allocate
+
 Forward = Callable[..., Any]
+Inputs = tuple[Tensor, ...]
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
@@ -42,8 +45,12 @@ class Task(Protocol):
         """What is trained."""
         ...
 
-    def loss(self, forward: Forward, draw: Draw, progress: float) -> dict[str, Tensor]:
-        """Named losses of one step, ``loss`` among them; ``forward`` calls ``module``."""
+    def parts(self, draw: Draw, progress: float) -> Iterable[Inputs]:
+        """What one step sees, in parts that are computed one after the other."""
+        ...
+
+    def losses(self, forward: Forward, *inputs: Tensor) -> dict[str, Tensor]:
+        """Named losses of one part, ``loss`` among them; ``forward`` calls ``module``. No random numbers in here."""
         ...
 
 
@@ -117,12 +124,12 @@ def train(task: Task, settings: Settings, device: torch.device) -> Run:
     """Train to the end of the schedule, or to ``stop_at``, and write state, log and averaged weights."""
     settings.out.mkdir(parents=True, exist_ok=True)
     run = Run(task.module, settings, device)
-    forward = _forward(task, settings.compiled, device)
+    gradients = Gradients(task, _forward(task, settings.compiled, device))
     clock = _Clock(run.elapsed_s)
     sums: dict[str, Tensor] = {}
     first = run.step
     for progress in _steps(run, settings, clock):
-        losses = _step(task, run, forward, settings, progress, device)
+        losses = _step(task, run, gradients, settings, progress, device)
         sums = {name: sums.get(name, 0) + loss.detach() for name, loss in losses.items()}
         if run.step % settings.log_every == 0:
             _log(run, settings, progress, {name: float(total) / (run.step - first) for name, total in sums.items()})
@@ -168,19 +175,84 @@ def _steps(run: Run, settings: Settings, clock: _Clock) -> Iterator[float]:
 
 
 def _step(
-    task: Task, run: Run, forward: Forward, settings: Settings, progress: float, device: torch.device
+    task: Task, run: Run, gradients: "Gradients", settings: Settings, progress: float, device: torch.device
 ) -> dict[str, Tensor]:
     rate = settings.learning_rate * min((run.step + 1) / settings.warmup, 1 - progress)
     for group in run.optimizer.param_groups:
         group["lr"] = rate
-    losses = task.loss(forward, Draw(settings.seed, run.step, device), progress)
-    losses["loss"].backward()
+    losses = gradients.of(task.parts(Draw(settings.seed, run.step, device), progress))
     losses["gradient"] = nn.utils.clip_grad_norm_(run.module.parameters(), GRADIENT_NORM)
     run.optimizer.step()
-    run.optimizer.zero_grad(set_to_none=True)
     run.step += 1
     _update_average(run, settings.average)
     return losses
+
+
+class Gradients:
+    """Fills in the gradients of the parameters.
+
+    On a GPU a part is recorded as a CUDA graph when its shapes first come up, and replayed from then on: models as
+    small as these would wait for Python most of the time.
+    """
+
+    def __init__(self, task: Task, forward: Forward) -> None:
+        self._task = task
+        self._forward = forward
+        self._parameters = list(task.module.parameters())
+        self._sums = [torch.zeros_like(parameter) for parameter in self._parameters]
+        self._recordings: dict[tuple[torch.Size, ...], _Recording] = {}
+        self._memory = torch.cuda.graph_pool_handle() if self._sums[0].is_cuda else None
+        for parameter, gradient in zip(self._parameters, self._sums, strict=True):
+            parameter.grad = gradient
+
+    def of(self, parts: Iterable[Inputs]) -> dict[str, Tensor]:
+        """Set every gradient to its mean over the parts; the mean losses."""
+        torch._foreach_zero_(self._sums)
+        total: dict[str, Tensor] = {}
+        count = 0
+        for inputs in parts:
+            losses = self._recording(inputs).replay(inputs) if inputs[0].is_cuda else self._add(*inputs)
+            total = {name: total.get(name, 0) + loss for name, loss in losses.items()}
+            count += 1
+        torch._foreach_div_(self._sums, count)
+        return {name: loss / count for name, loss in total.items()}
+
+    def _add(self, *inputs: Tensor) -> dict[str, Tensor]:
+        losses = self._task.losses(self._forward, *inputs)
+        gradients = torch.autograd.grad(losses["loss"], self._parameters, allow_unused=True)
+        used = [index for index, gradient in enumerate(gradients) if gradient is not None]
+        torch._foreach_add_([self._sums[index] for index in used], [gradients[index] for index in used])
+        return {name: loss.detach() for name, loss in losses.items()}
+
+    def _recording(self, inputs: Inputs) -> "_Recording":
+        key = tuple(tensor.shape for tensor in inputs)
+        if key not in self._recordings:
+            before = [gradient.clone() for gradient in self._sums]
+            self._recordings[key] = _Recording(self._add, inputs, self._memory)
+            torch._foreach_copy_(self._sums, before)  # the warm-ups have added to them
+        return self._recordings[key]
+
+
+class _Recording:
+    """A CUDA graph of ``run`` for inputs of one shape. Recordings that never run at once may share their memory."""
+
+    def __init__(self, run: Callable[..., dict[str, Tensor]], inputs: Inputs, memory: Any) -> None:
+        self._inputs = [tensor.clone() for tensor in inputs]
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(WARM_UPS):
+                run(*self._inputs)
+        torch.cuda.current_stream().wait_stream(side)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph, pool=memory):
+            self._losses = run(*self._inputs)
+
+    def replay(self, inputs: Inputs) -> dict[str, Tensor]:
+        """The same with other values. What it returns is overwritten by the next replay."""
+        torch._foreach_copy_(self._inputs, list(inputs))
+        self._graph.replay()
+        return self._losses
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from training.labels import KINDS
-from training.scene import Scene
+from training.scene import Scene, table
 
 COLOUR = (  # red, green and blue of labels.COLOURS
     (0.90, 0.12, 0.12),
@@ -50,7 +50,7 @@ def draw_frames(
     size = size or side
     columns, rows = _pixel_centres(scene, side, window, size)
     shade = SHADE * scene.tone[:, 1, None] * (2 * rows - 1)
-    grey = _table(GREY, scene.radius)[scene.background] + GREY_JITTER * scene.tone[:, 0]
+    grey = table(GREY, scene.radius.device)[scene.background] + GREY_JITTER * scene.tone[:, 0]
     picture = (grey[:, None] + shade)[:, None, None, :, None].expand(-1, 3, len(times), -1, size)
     x, y, angle = scene.track(times)
     for shape in range(scene.present.shape[1]):
@@ -73,7 +73,7 @@ def _pixel_centres(scene: Scene, side: int, window: Tensor | None, size: int) ->
 
 def _colour(scene: Scene, shape: int) -> Tensor:
     jitter = scene.tone[:, 2 + 3 * shape : 5 + 3 * shape]
-    return (_table(COLOUR, scene.radius)[scene.colour[:, shape]] + COLOUR_JITTER * jitter).clamp(0, 1)
+    return (table(COLOUR, scene.radius.device)[scene.colour[:, shape]] + COLOUR_JITTER * jitter).clamp(0, 1)
 
 
 def _distance(scene: Scene, shape: int, across: Tensor, down: Tensor, angle: Tensor) -> Tensor:
@@ -83,7 +83,7 @@ def _distance(scene: Scene, shape: int, across: Tensor, down: Tensor, angle: Ten
     mirrored and turned.
     """
     kind = scene.kind[:, shape, None, None, None]
-    corners, inner, first, scale = (_table(values, angle)[kind] for values in (CORNERS, INNER, FIRST, SCALE))
+    corners, inner, first, scale = (table(values, angle.device)[kind] for values in (CORNERS, INNER, FIRST, SCALE))
     radius = scene.radius[:, shape, None, None, None] * scale
     length = (across.square() + down.square()).sqrt()
     circle = length - radius
@@ -94,7 +94,3 @@ def _distance(scene: Scene, shape: int, across: Tensor, down: Tensor, angle: Ten
     edge = (inner_y.square() + (radius - inner_x).square()).sqrt()
     along = (length * folded.cos() - radius) * inner_y + length * folded.sin() * (radius - inner_x)
     return torch.where(kind == CIRCLE, circle, torch.where(kind == RING, ring, along / edge))
-
-
-def _table(values: tuple[object, ...], like: Tensor) -> Tensor:
-    return torch.tensor(values, device=like.device)

@@ -6,6 +6,8 @@ are (n, 2) over scenes and their two shapes unless said otherwise.
 
 import math
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +26,12 @@ ORBIT = (math.radians(110), math.radians(230))  # radians a second
 SPIN = (math.radians(60), math.radians(150))  # radians a second
 JITTER = 0.05  # of radii and speeds, to either side
 CONTACTS = 6  # at most, of one shape in one clip
+
+
+@cache
+def table(values: tuple[Any, ...], device: torch.device) -> Tensor:
+    """``values`` on the device, sent once: a GPU would stop for every transfer."""
+    return torch.tensor(values, device=device)
 
 
 @dataclass(frozen=True)
@@ -73,11 +81,8 @@ class Scene:
 
     def _is(self, verb: str, *directions: str) -> Tensor:
         """1 where a shape's motion is this verb in one of these directions (any, if none is named), (n, 2, 1)."""
-        wanted = torch.tensor(
-            [motion == verb and (not directions or way in directions) for motion, way in MOTIONS],
-            device=self.motion.device,
-        )
-        return wanted[self.motion].float()[..., None]
+        wanted = tuple(float(name == verb and (not directions or way in directions)) for name, way in MOTIONS)
+        return table(wanted, self.motion.device)[self.motion][..., None]
 
 
 def draw_scene(labels: Labels, duration: float, generator: torch.Generator) -> Scene:
@@ -97,7 +102,7 @@ def draw_scene(labels: Labels, duration: float, generator: torch.Generator) -> S
         )
     )
     uniform = torch.rand(6, *shape, generator=generator, device=device)
-    radius = _table(RADIUS, device)[size] * (1 + JITTER * (2 * uniform[0] - 1))
+    radius = table(RADIUS, device)[size] * (1 + JITTER * (2 * uniform[0] - 1))
     left, right, top, bottom = _free(layout, radius)
     rate = _rate(motion, speed) * (1 + JITTER * (2 * uniform[1] - 1))
     reach, rate = _reach(motion, rate, radius, left, right, top, bottom)
@@ -123,7 +128,7 @@ def draw_scene(labels: Labels, duration: float, generator: torch.Generator) -> S
 
 def _free(layout: Tensor, radius: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Where a shape's centre may be: left, right, top and bottom of its lane, less the shape."""
-    first = torch.tensor([0.0, 0.5], device=radius.device).expand_as(radius)
+    first = table((0.0, 0.5), radius.device).expand_as(radius)
     columns, rows = (layout == SIDE_BY_SIDE)[:, None], (layout == STACKED)[:, None]
     left, top = first * columns, first * rows
     right, bottom = left + 1 - 0.5 * columns.float(), top + 1 - 0.5 * rows.float()
@@ -138,15 +143,15 @@ def _rate(motion: Tensor, speed: Tensor) -> Tensor:
     for verb, way in MOTIONS:
         sign = -1 if way in ("left", "up", "counterclockwise") else 1
         pair = [1 / period for period in HOP] if way == "up and down" else tables[verb]
-        rates.append([sign * rate for rate in pair])
-    return torch.tensor(rates, device=motion.device)[motion, speed]
+        rates.append(tuple(sign * rate for rate in pair))
+    return table(tuple(rates), motion.device)[motion, speed]
 
 
 def _reach(
     motion: Tensor, rate: Tensor, radius: Tensor, left: Tensor, right: Tensor, top: Tensor, bottom: Tensor
 ) -> tuple[Tensor, Tensor]:
     """What a bounce or an orbit spans, and the rate, that of a rolling bounce now in walls a second."""
-    verbs, ways = (torch.tensor(_ids(names), device=motion.device)[motion] for names in zip(*MOTIONS, strict=True))
+    verbs, ways = (table(_ids(names), motion.device)[motion] for names in zip(*MOTIONS, strict=True))
     rolls, hops = ways == _id("sideways"), ways == _id("up and down")
     width, height = right - left, bottom - top
     orbit = torch.minimum(torch.minimum(width, height) / 2, torch.full_like(radius, ORBIT_RADIUS))
@@ -158,7 +163,7 @@ def _reach(
 
 def _span(motion: Tensor, rate: Tensor, reach: Tensor, duration: float) -> tuple[Tensor, Tensor]:
     """How much of its lane a motion covers, across and down."""
-    verbs, ways = (torch.tensor(_ids(names), device=motion.device)[motion] for names in zip(*MOTIONS, strict=True))
+    verbs, ways = (table(_ids(names), motion.device)[motion] for names in zip(*MOTIONS, strict=True))
     moves, travel = verbs == _id("move"), rate.abs() * duration
     across = moves & ((ways == _id("left")) | (ways == _id("right")))
     circle = 2 * reach * (verbs == _id("orbit"))
@@ -180,9 +185,5 @@ def _id(name: str) -> int:
     return NAMES.index(name)
 
 
-def _ids(names: tuple[str, ...]) -> list[int]:
-    return [_id(name) for name in names]
-
-
-def _table(values: tuple[float, ...], device: torch.device) -> Tensor:
-    return torch.tensor(values, device=device)
+def _ids(names: tuple[str, ...]) -> tuple[int, ...]:
+    return tuple(_id(name) for name in names)

@@ -5,6 +5,7 @@ python -m training.sound_autoencoder --out .gpu/demo --minutes 3
 
 import argparse
 import math
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from cosmos3_models.config import SoundDecoderConfig
 from cosmos3_models.sound_decoder import ResidualUnit, Snake, SoundDecoder
-from training.loop import Forward, add_arguments, settings_of, train
+from training.loop import Forward, Inputs, add_arguments, settings_of, train
 from training.recipe import Recipe
 from training.world import Draw, World
 
@@ -77,11 +78,15 @@ class SoundTask:
         torch.manual_seed(seed)
         self.module = build(recipe)
 
-    def loss(self, forward: Forward, draw: Draw, progress: float) -> dict[str, Tensor]:
+    def parts(self, draw: Draw, progress: float) -> Iterable[Inputs]:
+        """Waveforms and latent noise."""
         del progress
         waveform = self._waveform(draw)
         shape = (len(waveform), self.recipe.sound.latent_dim, waveform.shape[2] // self.recipe.sound.hop)
-        noise = torch.randn(shape, generator=draw.torch, device=waveform.device)
+        return [(waveform, torch.randn(shape, generator=draw.torch, device=waveform.device))]
+
+    def losses(self, forward: Forward, *inputs: Tensor) -> dict[str, Tensor]:
+        waveform, noise = inputs
         reconstruction = forward(waveform, noise)
         square = F.mse_loss(reconstruction, waveform)
         # Amplitude of the error in that of the sound: the mean absolute error would first settle for silence.

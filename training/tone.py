@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from training.scene import Scene
+from training.scene import Scene, table
 
 # Multiples of the latent rate of 25 Hz, so that a steady note looks the same in every latent frame; a third apart.
 PITCH_HZ = (225, 275, 325, 400, 475, 575, 700, 850)  # of labels.COLOURS
@@ -45,7 +45,7 @@ def _gains(scene: Scene, samples: int, rate: int, start: int) -> tuple[Tensor, T
     count = samples * CONTROL_HZ // rate + 2
     control = torch.arange(count, device=scene.radius.device) / CONTROL_HZ + start / rate
     x, y, _ = scene.track(control)
-    loudness = torch.tensor(LOUDNESS, device=x.device)[scene.size] * scene.present
+    loudness = table(LOUDNESS, x.device)[scene.size] * scene.present
     gain = loudness[..., None] * (CEILING_GAIN + (FLOOR_GAIN - CEILING_GAIN) * y)
     pan = x.clamp(0, 1) * math.pi / 2
     long = (count - 1) * rate // CONTROL_HZ + 1
@@ -58,8 +58,8 @@ def _gains(scene: Scene, samples: int, rate: int, start: int) -> tuple[Tensor, T
 
 def _notes(scene: Scene, times: Tensor) -> Tensor:
     """Each shape's tone at full strength, (n, 2, samples)."""
-    pitch = torch.tensor(PITCH_HZ, device=times.device)[scene.colour]
-    timbre = torch.tensor(TIMBRE, device=times.device)[scene.kind]
+    pitch = table(PITCH_HZ, times.device)[scene.colour]
+    timbre = table(TIMBRE, times.device)[scene.kind]
     # The turn, not the angle, is reduced: an angle of thousands of radians has no precision left in fp32.
     turn = (pitch[..., None] * times.double()) % 1
     angle = (2 * math.pi * turn).float()

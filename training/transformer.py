@@ -5,8 +5,10 @@ python -m training.transformer --out .gpu/demo --minutes 9.5
 
 import argparse
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 
 import numpy as np
 import torch
@@ -20,7 +22,7 @@ from cosmos3_models.shapes import LatentGrid
 from cosmos3_models.transformer import Condition, Streams, Transformer
 from training import latents
 from training.latents import Cache
-from training.loop import Forward, add_arguments, settings_of, train
+from training.loop import Forward, Inputs, add_arguments, settings_of, train
 from training.recipe import Recipe
 from training.world import Draw
 
@@ -92,23 +94,21 @@ class TransformerTask:
         torch.manual_seed(seed)
         self.module = Trainable(build(recipe), recipe.fps)
 
-    def loss(self, forward: Forward, draw: Draw, progress: float) -> dict[str, Tensor]:
+    def parts(self, draw: Draw, progress: float) -> Iterable[Inputs]:
+        """Token ids, noise levels, then clean latents and noise of each stream."""
         del progress
-        sums: dict[str, Tensor] = {}
         for _ in range(GROUPS):
-            for name, loss in self._part_loss(forward, self._part(draw), draw).items():
-                sums[name] = sums.get(name, 0) + loss / GROUPS
-        return sums
+            part = self._part(draw)
+            sigma = draw_sigmas(len(part.ids), self.shift, draw)
+            pairs = [(stream, _normal(stream, draw)) for stream in part.streams.present]
+            yield part.ids, sigma, *chain(*pairs)
 
-    def _part_loss(self, forward: Forward, part: Part, draw: Draw) -> dict[str, Tensor]:
-        clean = part.streams
-        sigma = draw_sigmas(len(part.ids), self.shift, draw)
-        noise = Streams(*(_normal(stream, draw) for stream in clean.present))
-        noisy = Streams(*(_mixed(x, e, sigma) for x, e in zip(clean.present, noise.present, strict=True)))
-        velocity = forward(noisy, (sigma * TRAIN_TIMESTEPS).floor(), part.ids)
-        errors = [
-            F.mse_loss(v.float(), e - x) for v, e, x in zip(velocity.present, noise.present, clean.present, strict=True)
-        ]
+    def losses(self, forward: Forward, *inputs: Tensor) -> dict[str, Tensor]:
+        ids, sigma, *streams = inputs
+        clean, noise = streams[::2], streams[1::2]
+        noisy = Streams(*(_mixed(x, e, sigma) for x, e in zip(clean, noise, strict=True)))
+        velocity = forward(noisy, (sigma * TRAIN_TIMESTEPS).floor(), ids)
+        errors = [F.mse_loss(v.float(), e - x) for v, e, x in zip(velocity.present, noise, clean, strict=True)]
         video, sound = errors[0], errors[1] if len(errors) > 1 else torch.zeros_like(errors[0])
         return {"loss": video + SOUND_WEIGHT * sound, "video": video, "sound": sound}
 

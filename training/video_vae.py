@@ -5,6 +5,7 @@ python -m training.video_vae --out .gpu/demo --minutes 8
 
 import argparse
 import math
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from cosmos3_models.config import VideoVAEConfig
 from cosmos3_models.shapes import LatentGrid
 from cosmos3_models.video_vae import History, VideoDecoder
-from training.loop import Forward, add_arguments, settings_of, train
+from training.loop import Forward, Inputs, add_arguments, settings_of, train
 from training.recipe import Recipe
 from training.video_encoder import VideoEncoder
 from training.world import Draw, World
@@ -77,11 +78,15 @@ class VideoTask:
         torch.manual_seed(seed)
         self.module = build(recipe)
 
-    def loss(self, forward: Forward, draw: Draw, progress: float) -> dict[str, Tensor]:
+    def parts(self, draw: Draw, progress: float) -> Iterable[Inputs]:
+        """Pixels and latent noise."""
         pixels = self._pixels(draw, progress)
         b, _, t, h, w = pixels.shape
         shape = (b, self.module.decoder.config.z_dim, *_latent_size(t, h, w))
-        noise = torch.randn(shape, generator=draw.torch, device=pixels.device)
+        return [(pixels, torch.randn(shape, generator=draw.torch, device=pixels.device))]
+
+    def losses(self, forward: Forward, *inputs: Tensor) -> dict[str, Tensor]:
+        pixels, noise = inputs
         reconstruction, mean, log_variance = forward(pixels, noise)
         error, edge = pixel_error(reconstruction, pixels), edge_error(reconstruction, pixels)
         kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
