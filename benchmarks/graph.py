@@ -78,6 +78,7 @@ def main() -> int:
     """Print one line of JSON and a table of each part; the exit status is 1 if one failed."""
     args = _parser().parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # so that what was started is ended
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     record = Record(args.out)
     with Peak(gpu_gib) as gpu:
         if args.one_process:
