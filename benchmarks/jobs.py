@@ -5,20 +5,17 @@ python -m benchmarks.jobs
 
 import argparse
 import json
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
 import httpx
-import yaml
 from sqlalchemy import create_engine
 
+from benchmarks.server import server, wait_until
 from cosmos3_models import GenerationParams
 from serve.job_schema import JOBS, prepare
 
@@ -37,7 +34,10 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         ids = fill(Path(folder), args.stored)
-        with server(args.checkpoint, Path(folder), args.port) as url, httpx.Client(base_url=url, timeout=60) as client:
+        with (
+            server(Path(folder), args.port, checkpoint=args.checkpoint) as started,
+            httpx.Client(base_url=started.url, timeout=60) as client,
+        ):
             figures = latencies(client, ids, args.requests) | {"cancel": cancel(client, args.cancels)}
     print(json.dumps({"stored_jobs": args.stored, **figures}))
 
@@ -47,7 +47,7 @@ def fill(folder: Path, stored: int) -> list[str]:
     url = f"sqlite:///{folder}/jobs.sqlite"
     prepare(url)
     params, now = GenerationParams(prompt="A red ball bounces."), time.time()
-    finished = {
+    finished: dict[str, Any] = {
         "status": "completed",
         "model": "cosmos3-demo",
         "params": params.model_dump(),
@@ -69,25 +69,6 @@ def fill(folder: Path, stored: int) -> list[str]:
         connection.execute(JOBS.insert(), rows)
     engine.dispose()
     return [row["id"] for row in rows]
-
-
-@contextmanager
-def server(checkpoint: str, data_dir: Path, port: int) -> Iterator[str]:
-    """deploy.yaml with another checkpoint, folder and port, until the context ends."""
-    config = yaml.safe_load(Path("deploy.yaml").read_text())
-    config["http_options"]["port"] = port
-    config["applications"][0]["args"] |= {"checkpoint": checkpoint, "data_dir": str(data_dir)}
-    (data_dir / "deploy.yaml").write_text(yaml.safe_dump(config))
-    command = [sys.executable, "-m", "ray.serve.scripts", "run", str(data_dir / "deploy.yaml")]
-    with (data_dir / "log").open("w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)
-    url = f"http://127.0.0.1:{port}"
-    try:
-        wait_until(lambda: _healthy(url), 180)
-        yield url
-    finally:
-        process.terminate()
-        process.wait()
 
 
 def latencies(client: httpx.Client, ids: list[str], requests: int) -> dict[str, Any]:
@@ -146,25 +127,9 @@ def cancel_once(client: httpx.Client) -> tuple[float, float]:
     return took_s, took_s / step_s
 
 
-def wait_until(condition: Callable[[], bool], timeout_s: float) -> None:
-    """Look every 20 ms."""
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        if time.monotonic() > deadline:
-            raise TimeoutError
-        time.sleep(0.02)
-
-
 def _step(client: httpx.Client, video: str) -> int:
     step: int = client.get(f"/v1/videos/{video}").json()["step"]
     return step
-
-
-def _healthy(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/health", timeout=5).status_code == 200
-    except httpx.TransportError:
-        return False
 
 
 if __name__ == "__main__":

@@ -50,6 +50,11 @@ def environment(device: str) -> dict[str, str]:
 def report(rows: Sequence[dict[str, Any]], device: str) -> None:
     """A line of JSON for machines, then a table for people."""
     print(json.dumps(environment(device) | {"results": list(rows)}))
+    print_table(rows)
+
+
+def print_table(rows: Sequence[dict[str, Any]]) -> None:
+    """Columns in the order in which rows name them first."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     cells = [names] + [[_cell(row.get(name, "")) for name in names] for row in rows]
     widths = [max(len(line[i]) for line in cells) for i in range(len(names))]
