@@ -1,139 +1,251 @@
-"""How often the demo makes what its prompt says, by the judge: unseen prompts and combinations never trained on.
+"""How often the demo makes what its prompt says, by the judge, and what each way to sample faster costs.
 
-python -m benchmarks.quality --checkpoint demo --prompts 200 --out quality.json
+python -m benchmarks.quality --checkpoint demo --prompts 200 --processes 8 --fp8 --out quality.json
+
+Unseen prompts and combinations never trained on, first with the exact defaults, then with one thing changed at a time.
+A case whose accuracy falls more than a point below that of the defaults is marked. Seconds are measured first, with
+nothing else running.
 """
 
 import argparse
-import itertools
 import json
-import time
-from collections.abc import Iterator, Sequence
+import os
+import statistics
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 
 from benchmarks.judge import Verdict, judge, rounded
-from cosmos3_models import Cosmos3Pipeline, GenerationParams, GenerationResult
-from cosmos3_models.params import GenerationDefaults, SigmaSchedule
-from training.captions import Stated, state, write_caption
-from training.labels import Part, draw_labels
+from benchmarks.measure import environment, relative_error
+from benchmarks.quality_cases import BOTH_PARTS, Case, Prompt, cases, draw_prompts, params_of
+from cosmos3_models import Cosmos3Pipeline, GenerationParams, InvalidInput
+from cosmos3_models.checkpoint import Checkpoint
+from cosmos3_models.params import SigmaSchedule
+from cosmos3_models.pipeline import resolve_device
+from training.captions import Stated
+from training.labels import Part
 
 PARTS: tuple[Part, ...] = ("unseen", "held_out")
+ALLOWED_FALL = 0.01  # of the mean accuracy below that of the defaults
+DELAY = "median_delay_s"
 
 
 @dataclass(frozen=True)
-class Case:
-    """One way to sample."""
+class Clip:
+    """What is kept of a video: the judgement and its clean latents (1, c, t, h, w)."""
 
-    part: Part
-    guidance: float
-    schedule: SigmaSchedule
-    steps: int
+    verdict: Verdict
+    latents: NDArray[np.float32]
+
+    @property
+    def score(self) -> float:
+        """Share of right answers."""
+        return float(np.mean([answer for answers in self.verdict.right.values() for answer in answers]))
 
 
 @dataclass(frozen=True)
-class Prompt:
-    """A caption that states every attribute, and what it states."""
+class Source:
+    """What a process needs to make videos of its own. Each loads the model once."""
 
-    text: str
-    stated: list[Stated]
+    checkpoint: str
+    device: str
 
-
-def draw_prompts(part: Part, count: int, seed: int = 0) -> list[Prompt]:
-    """Prompts of one part of the world; the first ones are the same for any ``count``."""
-    random = [np.random.default_rng([seed, index]) for index in range(count)]
-    labels = [draw_labels(generator, 1, part) for generator in random]
-    return [
-        Prompt(
-            write_caption(scene, 0, generator, full=True),
-            [state(scene, 0, shape) for shape in range(scene.shapes(0))],
-        )
-        for scene, generator in zip(labels, random, strict=True)
-    ]
+    def make(self, params: GenerationParams, stated: Sequence[Stated]) -> Clip:
+        """Make one video and judge it."""
+        made = _pipeline(self)(params)
+        verdict = judge(made.frames, made.fps, made.waveform, made.sample_rate, stated)
+        return Clip(verdict, made.video_latents.float().numpy())
 
 
-def measure(pipeline: Cosmos3Pipeline, case: Case, prompts: Sequence[Prompt], judges: Executor) -> Any:
-    """Accuracy by attribute and seconds a video, of one case."""
-    verdicts: list[Future[Verdict]] = []
-    start = time.perf_counter()
-    for seed, prompt in enumerate(prompts):
-        made = pipeline(params_of(pipeline.checkpoint.defaults, case, prompt, seed))
-        verdicts.append(judges.submit(_judge, made, prompt.stated))
-    seconds = (time.perf_counter() - start) / len(prompts)
+@cache
+def _pipeline(source: Source) -> Cosmos3Pipeline:
+    return Cosmos3Pipeline.from_pretrained(source.checkpoint, source.device)
+
+
+def _start(source: Source, threads: int) -> None:
+    torch.set_num_threads(threads)
+    _pipeline(source)
+
+
+def processes(source: Source, count: int) -> Executor:
+    """Processes that share the machine's cores evenly, each with a model."""
+    threads = max(1, len(os.sched_getaffinity(0)) // count)
+    return ProcessPoolExecutor(count, get_context("spawn"), initializer=_start, initargs=(source, threads))
+
+
+def seconds(source: Source, chosen: Iterable[Case], prompt: Prompt, repeats: int) -> dict[str, dict[str, Any]]:
+    """Median seconds of denoise and of the whole video by case, or why it was refused."""
+    pipeline = Cosmos3Pipeline.from_pretrained(source.checkpoint, source.device)
+    found: dict[str, dict[str, Any]] = {}
+    for case in chosen:
+        params = params_of(pipeline.checkpoint.defaults, case, prompt, seed=0)
+        try:
+            runs = [pipeline(params).timings for _ in range(1 + repeats)][1:]
+        except InvalidInput as refusal:
+            found[case.name] = {"refused": str(refusal)}
+        else:
+            denoise, video = ([run["denoise"] for run in runs], [sum(run.values()) for run in runs])
+            found[case.name] = {"denoise_s": statistics.median(denoise), "video_s": statistics.median(video)}
+        print(json.dumps({"case": case.name} | found[case.name]), flush=True)
+    return found
+
+
+def compare(clips: Sequence[Clip], default: Sequence[Clip]) -> dict[str, Any]:
+    """How far a case is from the defaults on the same prompts and noise.
+
+    Returns:
+        ``accuracy`` by attribute and its ``mean``; ``fall``, how far that is below the mean of the defaults, with the
+        standard error of such a difference over prompts; ``worse`` where it fell too far; ``latent_error``, the mean
+        relative distance of the video latents.
+    """
+    accuracy, expected = (_accuracy(made) for made in (clips, default))
+    falls = [before.score - after.score for before, after in zip(default, clips, strict=True)]
+    errors = [_distance(after, before) for before, after in zip(default, clips, strict=True)]
+    fall = _mean(expected) - _mean(accuracy)
+    return {
+        "mean": _mean(accuracy),
+        "fall": fall,
+        "fall_error": float(np.std(falls) / np.sqrt(len(falls))),
+        "worse": fall > ALLOWED_FALL,
+        "latent_error": statistics.mean(errors),
+        "accuracy": accuracy,
+    }
+
+
+def _accuracy(clips: Sequence[Clip]) -> dict[str, float]:
     total = Verdict()
-    for verdict in verdicts:
-        total += verdict.result()
-    return asdict(case) | {"prompts": len(prompts), "seconds": round(seconds, 3)} | rounded(total.accuracy())
+    for clip in clips:
+        total += clip.verdict
+    return total.accuracy()
 
 
-def params_of(defaults: GenerationDefaults, case: Case, prompt: Prompt, seed: int) -> GenerationParams:
-    """The request for one prompt."""
-    return defaults.params(
-        prompt=prompt.text,
-        generate_sound=True,
-        seed=seed,
-        guidance_scale=case.guidance,
-        sigma_schedule=case.schedule,
-        num_inference_steps=case.steps,
-    )
+def _mean(accuracy: dict[str, float]) -> float:
+    return statistics.mean(share for name, share in accuracy.items() if name != DELAY)
 
 
-def cases(args: argparse.Namespace, defaults: GenerationParams) -> Iterator[Case]:
-    """Each part with the defaults, then with one of them changed at a time."""
-    base = (defaults.guidance_scale, defaults.sigma_schedule, defaults.num_inference_steps)
-    changed = [
-        base,
-        *((guidance, *base[1:]) for guidance in args.guidance),
-        *((base[0], schedule, base[2]) for schedule in args.schedules),
-        *((*base[:2], steps) for steps in args.steps),
-    ]
-    for part, case in itertools.product(args.parts, dict.fromkeys(changed)):
-        yield Case(part, *case)
+def _distance(clip: Clip, default: Clip) -> float:
+    return relative_error(torch.from_numpy(clip.latents), torch.from_numpy(default.latents))
 
 
-def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Markdown."""
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    lines = [names, ["---"] * len(names), *([str(row.get(name, "")) for name in names] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+@dataclass
+class Results:
+    """The rows so far, in a file that is whole after each of them."""
+
+    head: dict[str, Any]
+    path: Path | None
+    rows: list[dict[str, Any]]
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Keep, print and write a row."""
+        self.rows.append(row)
+        print(json.dumps(row), flush=True)
+        if self.path:
+            draft = self.path.with_suffix(".part")
+            draft.write_text(json.dumps(self.head | {"rows": self.rows}, indent=2) + "\n")
+            draft.replace(self.path)
 
 
-def _judge(made: GenerationResult, stated: Sequence[Stated]) -> Verdict:
-    return judge(made.frames, made.fps, made.waveform, made.sample_rate, stated)
+def measure(
+    source: Source,
+    part: Part,
+    chosen: Sequence[Case],
+    prompts: Sequence[Prompt],
+    workers: Executor,
+    times: dict[str, dict[str, Any]],
+    results: Results,
+) -> None:
+    """Add a row for each case of one part of the world; the first case is the one to compare with."""
+    defaults = Checkpoint.open(source.checkpoint).defaults
+    making: dict[str, list[Future[Clip]]] = {
+        case.name: [
+            workers.submit(source.make, params_of(defaults, case, prompt, seed), prompt.stated)
+            for seed, prompt in enumerate(prompts)
+        ]
+        for case in chosen
+        if "refused" not in times[case.name]
+    }
+    default: list[Clip] = []
+    for case in chosen:
+        row = {"part": part, "group": case.group, "case": case.name, "settings": case.settings} | times[case.name]
+        if case.name in making:
+            clips = [clip.result() for clip in making.pop(case.name)]
+            default = default or clips
+            row |= compare(clips, default)
+        results.add(row)
+
+
+def table(rows: Iterable[dict[str, Any]]) -> str:
+    """Markdown; shares in percent."""
+    lines = [_cells(row) for row in rows]
+    names = list(dict.fromkeys(name for line in lines for name in line))
+    body = [names, ["---"] * len(names), *([line.get(name, "") for name in names] for line in lines)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in body)
+
+
+def _cells(row: dict[str, Any]) -> dict[str, str]:
+    known = {"part": row["part"], "case": row["case"]}
+    known |= {name: f"{row[name]:.3f}" for name in ("denoise_s", "video_s") if name in row}
+    if "refused" in row:
+        return known | {"verdict": "refused"}
+    change = f"{0 - 100 * row['fall']:+.1f} ± {100 * row['fall_error']:.1f}"
+    known |= {"verdict": "worse" if row["worse"] else "", "latent_error": f"{row['latent_error']:.3f}"}
+    known |= {"mean %": f"{100 * row['mean']:.1f}", "change": change}
+    accuracy = rounded(row["accuracy"])
+    shares = {name: f"{100 * share:.1f}" for name, share in accuracy.items() if name != DELAY}
+    return known | shares | ({DELAY: str(accuracy[DELAY])} if DELAY in accuracy else {})
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--checkpoint", default="demo", help="folder of a model of this world, or demo (%(default)s)")
-    add("--device", default="auto", help="torch device (%(default)s)")
+    add("--device", default="auto", help="torch device; a GPU computes in bf16, the CPU in fp32 (%(default)s)")
     add("--prompts", type=int, default=200, help="of each part (%(default)s)")
     add("--parts", nargs="+", choices=get_args(Part), default=PARTS, help="of the world (unseen held_out)")
+    add("--held-out-all", action="store_true", help="every case on every part, not only defaults and guidance")
     add("--guidance", nargs="*", type=float, default=(1, 3, 6), help="scales to compare (1 3 6)")
-    add("--schedules", nargs="*", choices=get_args(SigmaSchedule), default=(), help="to compare (none)")
-    add("--steps", nargs="*", type=int, default=(), help="numbers of steps to compare (none)")
-    add("--workers", type=int, default=2, help="processes that judge (%(default)s)")
-    add("--out", type=Path, default=None, help="JSON file for the results")
+    schedules = ("flow", "karras", "phyai")
+    add("--schedules", nargs="*", choices=get_args(SigmaSchedule), default=schedules, help="(flow karras phyai)")
+    add("--steps", nargs="*", type=int, default=(4, 8, 12, 24), help="numbers of steps (4 8 12 24)")
+    add("--step-cache", nargs="*", type=float, default=(0.05, 0.1, 0.2, 0.4), help="thresholds (0.05 0.1 0.2 0.4)")
+    add("--fp8", action="store_true", help="linears, attention, both, and both with a step cache of 0.1")
+    add("--processes", type=int, default=2, help="that make and judge, each with a model (%(default)s)")
+    add("--repeats", type=int, default=3, help="runs of a case whose median is its time (%(default)s)")
+    add("--out", type=Path, default=None, help="JSON file for the results, whole after every case")
     return parser
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Measure every case, print a table and write the results."""
-    args = _parser().parse_args()
-    pipeline = Cosmos3Pipeline.from_pretrained(args.checkpoint, args.device)
+    args = _parser().parse_args(arguments)
+    source = Source(args.checkpoint, str(resolve_device(args.device)[0]))
+    checkpoint = Checkpoint.open(args.checkpoint)
+    chosen = cases(
+        checkpoint.defaults,
+        guidance=args.guidance,
+        schedules=args.schedules,
+        steps=args.steps,
+        step_cache=args.step_cache,
+        fp8=args.fp8,
+    )
+    head = environment(source.device) | {"model": checkpoint.name, "prompts": args.prompts}
+    results = Results(head, args.out, [])
     prompts = {part: draw_prompts(part, args.prompts) for part in args.parts}
-    rows = []
-    with ProcessPoolExecutor(args.workers, mp_context=get_context("spawn")) as judges:
-        for case in cases(args, pipeline.checkpoint.defaults.params(prompt="-")):
-            rows.append(measure(pipeline, case, prompts[case.part], judges))
-            print(json.dumps(rows[-1]), flush=True)
-            if args.out:
-                args.out.write_text(json.dumps(rows, indent=2) + "\n")
-    print(table(rows))
+    times = seconds(source, chosen, prompts[args.parts[0]][0], args.repeats)
+    with processes(source, args.processes) as workers:
+        for part in args.parts:
+            everything = args.held_out_all or part == args.parts[0]
+            of_part = [case for case in chosen if everything or case.group in BOTH_PARTS]
+            measure(source, part, of_part, prompts[part], workers, times, results)
+    print(table(results.rows))
 
 
 if __name__ == "__main__":

@@ -1,22 +1,25 @@
 """The measurement of quality, with a model that knows nothing."""
 
-import argparse
 import json
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 import small_demo
 import tiny
 
-from benchmarks.quality import Case, cases, draw_prompts, measure, table
-from cosmos3_models import Cosmos3Pipeline
+from benchmarks import quality
+from benchmarks.judge import Verdict
+from benchmarks.quality import Clip, compare, table
+from benchmarks.quality_cases import cases, draw_prompts, params_of
+from cosmos3_models.checkpoint import Checkpoint
+from cosmos3_models.params import GenerationDefaults
 from training import export, sound_autoencoder, tokenizer, transformer, video_vae
 from training.captions import read_caption
 
 
 @pytest.fixture(scope="module")
-def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Cosmos3Pipeline:
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The small demo, untrained."""
     recipe, out = small_demo.recipe(), tmp_path_factory.mktemp("demo")
     tokenizer.write(recipe, out, tokenizer.build(recipe, captions=100))
@@ -25,7 +28,14 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Cosmos3Pipeline:
         tiny.randomize(video_vae.build(recipe), 1),
         tiny.randomize(sound_autoencoder.build(recipe), 2),
     )
-    return Cosmos3Pipeline.from_pretrained(export.export(recipe, parts, out, out / "checkpoint"), "cpu")
+    return export.export(recipe, parts, out, out / "checkpoint")
+
+
+def clip(latent: float, **right: bool) -> Clip:
+    verdict = Verdict()
+    for name, answer in right.items():
+        verdict.right[name].append(answer)
+    return Clip(verdict, np.full((1, 1), latent, dtype=np.float32))
 
 
 def test_prompts_state_everything_and_stay_the_same() -> None:
@@ -34,24 +44,76 @@ def test_prompts_state_everything_and_stay_the_same() -> None:
     assert [read_caption(prompt.text) for prompt in prompts] == [prompt.stated for prompt in prompts]
 
 
-def test_each_case_changes_one_default(pipeline: Cosmos3Pipeline) -> None:
-    args = argparse.Namespace(parts=["unseen"], guidance=[1, 3], schedules=["karras"], steps=[4])
-    found = list(cases(args, pipeline.checkpoint.defaults.params(prompt="-")))
-    assert found == [
-        Case("unseen", 3, "flow", 2),
-        Case("unseen", 1, "flow", 2),
-        Case("unseen", 3, "karras", 2),
-        Case("unseen", 3, "flow", 4),
+def test_each_case_changes_one_default_and_none_repeats_them() -> None:
+    defaults = GenerationDefaults(num_inference_steps=2, guidance_scale=3, step_cache=0.5)
+    found = cases(defaults, guidance=[1, 3], schedules=["flow", "karras"], steps=[4], step_cache=[0.1], fp8=True)
+    exact = found[0].settings
+    changed = {case.name: dict(case.settings.items() - exact.items()) for case in found}
+    assert exact["step_cache"] == 0, "what others are compared with is exact, whatever a folder's defaults are"
+    assert changed == {
+        "default": {},
+        "guidance 1": {"guidance_scale": 1},
+        "karras": {"sigma_schedule": "karras"},
+        "4 steps": {"num_inference_steps": 4},
+        "step cache 0.1": {"step_cache": 0.1},
+        "fp8 linears": {"fp8_linears": True},
+        "fp8 attention": {"fp8_attention": True},
+        "fp8 linears, fp8 attention": {"fp8_linears": True, "fp8_attention": True},
+        "fp8 linears, fp8 attention, step cache 0.1": {"fp8_linears": True, "fp8_attention": True, "step_cache": 0.1},
+    }
+    params = params_of(defaults, found[1], draw_prompts("unseen", 1)[0], seed=5)
+    assert (params.guidance_scale, params.num_inference_steps, params.seed, params.generate_sound) == (1, 2, 5, True)
+
+
+def test_a_fall_of_more_than_a_point_is_marked() -> None:
+    default = [clip(1, colour=True, kind=True), clip(2, colour=True, kind=False)]
+    same, fallen = compare(default, default), compare([clip(1.5, colour=True, kind=False), default[1]], default)
+    assert (same["fall"], same["fall_error"], same["latent_error"], same["worse"]) == (0, 0, 0, False)
+    assert same["mean"] == 0.75 and same["accuracy"] == {"colour": 1, "kind": 0.5}
+    assert (fallen["fall"], fallen["latent_error"], fallen["worse"]) == (0.25, 0.25, True)
+
+
+def test_the_command_measures_every_case_whatever_the_number_of_processes(checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "quality.json"
+    quality.main(
+        f"--checkpoint {checkpoint} --device cpu --prompts 2 --guidance 1 --schedules --steps 1 --step-cache "
+        f"--fp8 --processes 2 --repeats 1 --out {out}".split()
+    )
+    rows = json.loads(out.read_text())["rows"]
+    cases_of = {part: [row["case"] for row in rows if row["part"] == part] for part in quality.PARTS}
+    assert cases_of["unseen"][:4] == ["default", "guidance 1", "1 steps", "fp8 linears"]
+    assert cases_of["held_out"] == ["default", "guidance 1"], "no fast modes unless asked for"
+    assert all(("refused" in row) == (row["group"] == "fp8") for row in rows), "a CPU has no fp8"
+    assert rows[0]["latent_error"] == 0 and rows[1]["latent_error"] > 0
+    assert all(rows[0][name] > 0 for name in ("denoise_s", "video_s"))
+    assert table(rows).count("\n") == len(rows) + 1
+
+    source, prompts = quality.Source(str(checkpoint), "cpu"), draw_prompts("unseen", 2)
+    defaults = Checkpoint.open(checkpoint).defaults
+    default, unguided = (
+        [source.make(params_of(defaults, case, prompt, seed), prompt.stated) for seed, prompt in enumerate(prompts)]
+        for case in cases(defaults, guidance=[1])
+    )
+    assert rows[1]["accuracy"] == compare(unguided, default)["accuracy"]
+
+
+def test_the_plot_names_every_case_of_the_part_that_was_not_refused(tmp_path: Path) -> None:
+    quality_plot = pytest.importorskip("benchmarks.quality_plot", reason="needs matplotlib", exc_type=ImportError)
+    known = {"part": "unseen", "group": "steps", "denoise_s": 0.5, "mean": 0.9, "latent_error": 0.1}
+    rows = [
+        known | {"case": "default", "group": "default"},
+        known | {"case": "4 steps"},
+        known | {"case": "elsewhere", "part": "held_out"},
+        {"part": "unseen", "group": "fp8", "case": "fp8 linears", "refused": "no"},
     ]
-
-
-def test_a_row_has_the_case_its_time_and_shares_of_right_answers(pipeline: Cosmos3Pipeline) -> None:
-    with ThreadPoolExecutor(1) as judges:
-        row = measure(pipeline, Case("unseen", 3, "flow", 1), draw_prompts("unseen", 2), judges)
-    json.dumps(row)
-    assert row["seconds"] > 0
-    assert all(0 <= row[name] <= 1 for name in ("count", "colour", "kind", "direction", "pitch"))
-    assert table([row, row]).count("\n") == 3
+    results = {"model": "m", "device": "cpu", "prompts": 2, "rows": rows}
+    panels = quality_plot.draw(results, "unseen").axes
+    assert [sorted(text.get_text() for text in panel.texts) for panel in panels] == [["4 steps", "default"]] * 2
+    (tmp_path / "q.json").write_text(json.dumps(results))
+    files = [tmp_path / f"{name}.svg" for name in ("first", "second")]
+    for file in files:
+        quality_plot.main([str(tmp_path / "q.json"), "--out", str(file)])
+    assert files[0].read_bytes() == files[1].read_bytes()
 
 
 def test_an_export_too_large_to_ship_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
