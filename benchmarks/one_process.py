@@ -65,7 +65,7 @@ class OneProcess:
         target = resolve_device(device)[0].type
         self._defaults = Checkpoint.open(checkpoint).defaults
         self._tokenizer = Tokenizer(checkpoint)
-        self._denoiser = Denoiser(checkpoint, target, approximation)
+        self._denoiser = Denoiser(checkpoint, target, approximation, "auto")
         self._video_decoder = VideoDecoder(checkpoint, target)
         self._sound_decoder = SoundDecoder(checkpoint, target)
 

@@ -1,10 +1,11 @@
 """What the video decoder does between its convolutions.
 
-Each operation is written in PyTorch, which defines it, and on a GPU without gradients runs as one kernel of
-``pixel_kernels``, for one video at a time. There the tensors are channels-last: a pixel's channels lie together.
+Each operation is written in PyTorch, which defines it. On a GPU without gradients it runs as one kernel of
+``pixel_kernels`` if the tensors are those of one video and channels-last: a pixel's channels lie together.
 """
 
 import math
+from functools import cache
 from types import ModuleType
 
 import torch
@@ -34,7 +35,7 @@ def norm(x: Tensor, gain: Tensor) -> Tensor:
 
 def norm_silu(x: Tensor, bias: Tensor | None, gain: Tensor, out: Tensor) -> None:
     """Write silu(norm(x + bias)) into ``out``; x and ``out`` are (b, c, t, h, w), bias is (c,)."""
-    if fused(x):
+    if _kernels_take(x):
         _kernels().norm_silu(x, bias, gain, out)
     else:
         out.copy_(F.silu(norm(x if bias is None else x + _spread(bias), gain)))
@@ -42,9 +43,15 @@ def norm_silu(x: Tensor, bias: Tensor | None, gain: Tensor, out: Tensor) -> None
 
 def add_bias(x: Tensor, bias: Tensor, other: Tensor) -> Tensor:
     """x + bias + other, all (b, c, t, h, w) but the bias (c,). On a GPU without gradients in place of x."""
-    if fused(x):
+    if _kernels_take(x, other):
         return _kernels().add_bias(x, bias, other)
     return x + _spread(bias) + other
+
+
+@cache
+def _tap_sums(device: torch.device) -> Tensor:
+    """Which old taps each new one adds up: phase, tap, old."""
+    return torch.tensor([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]], dtype=torch.float32, device=device)
 
 
 def phase_weights(weight: Tensor) -> Tensor:
@@ -53,7 +60,7 @@ def phase_weights(weight: Tensor) -> Tensor:
     Doubled rows repeat, so an even row meets two different rows of the source and so does an odd one: the taps that
     meet the same row add up. (o, c, 3, 3) to (2, 2, o, c, 2, 2), the phases of row and column first.
     """
-    sums = weight.new_tensor([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]], dtype=torch.float32)  # phase, tap, old
+    sums = _tap_sums(weight.device)
     return torch.einsum("pia,qjb,ocab->pqocij", sums, sums, weight.float()).to(weight.dtype)
 
 
@@ -69,7 +76,7 @@ def merge_phases(phases: Tensor, bias: Tensor, source: Tensor, time_factor: int,
     Returns:
         (b, c, t, 2 h, 2 w)
     """
-    if fused(phases):
+    if _kernels_take(source) and phases.is_contiguous(memory_format=torch.channels_last):
         return _kernels().merge_phases(phases, bias, source, time_factor, first)
     height, width = phases.shape[2] - 1, phases.shape[3] - 1
     parts = rearrange(phases, "(b t) (p q c) h w -> p q b t c h w", p=2, q=2, b=source.shape[0])
@@ -93,6 +100,11 @@ def repeated(source: Tensor, channels: int, time_factor: int, first: bool) -> Te
 
 def _spread(bias: Tensor) -> Tensor:
     return bias[:, None, None, None]
+
+
+def _kernels_take(*tensors: Tensor) -> bool:
+    layout = torch.channels_last_3d
+    return all(fused(x) and x.shape[0] == 1 and x.is_contiguous(memory_format=layout) for x in tensors)
 
 
 def _kernels() -> ModuleType:

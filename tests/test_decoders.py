@@ -1,6 +1,7 @@
 """Both decoders against diffusers' on the same weights and latents."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -77,6 +78,21 @@ def test_phases_equal_doubling_and_convolving(size: tuple[int, int]) -> None:
     nothing = torch.zeros(1, 4, 2, *size, dtype=torch.float64)
     got = pixel_ops.merge_phases(phases, bias, nothing, time_factor=1, first=False)
     assert tiny.relative_error(got[0].transpose(0, 1), expected) <= 1e-6
+
+
+@pytest.mark.parametrize(("batch", "layout", "taken"), [(1, True, True), (2, True, False), (1, False, False)])
+def test_the_kernels_take_one_video_whose_channels_lie_together(
+    monkeypatch: pytest.MonkeyPatch, batch: int, layout: bool, taken: bool
+) -> None:
+    calls: list[str] = []
+    kernels = SimpleNamespace(add_bias=lambda *_: calls.append("add_bias"), norm_silu=lambda *_: calls.append("norm"))
+    monkeypatch.setattr(pixel_ops, "fused", lambda _: True)
+    monkeypatch.setattr(pixel_ops, "_kernels", lambda: kernels)
+    x = random(batch, 4, 2, 3, 5)
+    x = x.contiguous(memory_format=torch.channels_last_3d) if layout else x
+    pixel_ops.add_bias(x, random(4), x)
+    pixel_ops.norm_silu(x, None, random(4, 1, 1, 1), torch.empty_like(x))
+    assert calls == (["add_bias", "norm"] if taken else [])
 
 
 def test_the_memory_of_a_chunk_is_known_beforehand(decoder: VideoDecoder) -> None:
