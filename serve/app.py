@@ -7,6 +7,7 @@ import ray
 from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 from ray.serve import Application
+from ray.serve.config import RequestRouterConfig
 
 from cosmos3_models.checkpoint import DEMO
 from cosmos3_models.offload import Offload
@@ -89,6 +90,14 @@ class Placement(NamedTuple):
     sound_decoder: float = 0
 
 
+LOOKS = RequestRouterConfig(initial_backoff_s=0.01, max_backoff_s=0.02)
+"""How often who waits for a busy replica looks whether it is free. Serve's half a second would idle a GPU."""
+
+ENVIRONMENT = {
+    "OMP_WAIT_POLICY": "PASSIVE",  # stages that share cores must not spin while they wait for their threads
+    "PYTORCH_ALLOC_CONF": "expandable_segments:True",  # stages that share a card must not hoard fragments of it
+}
+
 CPU = Placement("cpu")
 ONE_GPU = Placement("cuda", 0.6, 0.3, 0.1)  # bookkeeping that lets all three share a card
 SEVERAL_GPUS = Placement("cuda", 1, 0.75, 0.25)  # the denoiser alone, both decoders on one other card
@@ -129,13 +138,14 @@ def choose_placement(device: Literal["auto", "cpu", "cuda"]) -> Placement:
 
 def _deployment(stage: type, args: AppArgs, *, slots: int, gpus: float = 0, on_head: bool = False) -> Any:
     # A sliver of a CPU, so that the whole graph fits two cores; the stages take turns at the work.
-    actor: dict[str, Any] = {"num_cpus": 0.1, "num_gpus": gpus}
+    actor: dict[str, Any] = {"num_cpus": 0.1, "num_gpus": gpus, "runtime_env": {"env_vars": ENVIRONMENT}}
     if on_head:
         actor["resources"] = {"node:__internal_head__": 0.001}
     return serve.deployment(
         stage,
         name=stage.__name__,
         max_ongoing_requests=slots,
+        request_router_config=LOOKS,
         # Long requests survive an update or a downscale: the old replica leaves when it is done.
         graceful_shutdown_timeout_s=args.longest_request_s,
         ray_actor_options=actor,
