@@ -11,8 +11,9 @@ import argparse
 import json
 import os
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from multiprocessing import get_context
@@ -75,10 +76,15 @@ def _start(source: Source, threads: int) -> None:
     _pipeline(source)
 
 
-def processes(source: Source, count: int) -> Executor:
-    """Processes that share the machine's cores evenly, each with a model."""
+@contextmanager
+def processes(source: Source, count: int) -> Iterator[Executor]:
+    """Processes that share the machine's cores evenly, each with a model; what waits at the end is dropped."""
     threads = max(1, len(os.sched_getaffinity(0)) // count)
-    return ProcessPoolExecutor(count, get_context("spawn"), initializer=_start, initargs=(source, threads))
+    pool = ProcessPoolExecutor(count, get_context("spawn"), initializer=_start, initargs=(source, threads))
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def seconds(source: Source, chosen: Iterable[Case], prompt: Prompt, repeats: int) -> dict[str, dict[str, Any]]:
