@@ -3,12 +3,13 @@
 import json
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import small_demo
 import tiny
 
-from benchmarks import quality
+from benchmarks import quality, strip
 from benchmarks.judge import Verdict
 from benchmarks.quality import Clip, compare, table
 from benchmarks.quality_cases import cases, draw_prompts, params_of
@@ -16,6 +17,7 @@ from cosmos3_models.checkpoint import Checkpoint
 from cosmos3_models.params import GenerationDefaults
 from training import export, sound_autoencoder, tokenizer, transformer, video_vae
 from training.captions import read_caption
+from training.labels import KINDS, MOTIONS
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +116,23 @@ def test_the_plot_names_every_case_of_the_part_that_was_not_refused(tmp_path: Pa
     for file in files:
         quality_plot.main([str(tmp_path / "q.json"), "--out", str(file)])
     assert files[0].read_bytes() == files[1].read_bytes()
+
+
+@pytest.mark.parametrize("ending", ["webp", "png"])
+def test_the_strip_shows_frames_of_every_prompt(ending: str, checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / f"strip.{ending}"
+    strip.main(f"--checkpoint {checkpoint} --device cpu --frames 3 --side 32 --out {out}".split())
+    with av.open(out) as picture:
+        frame = next(picture.decode(video=0))
+    assert (frame.width, frame.height) == (2 * 3 * 32 + strip.GAP, 4 * 32 + 3 * strip.GAP)
+    assert out.stat().st_size < 400_000
+
+
+def test_the_strips_prompts_are_of_the_world() -> None:
+    stated = [shape for prompt in strip.PROMPTS for shape in read_caption(prompt)]
+    assert all(len(shape) == 6 for shape in stated), "every attribute is said"
+    assert {shape["kind"] for shape in stated} == set(KINDS)
+    assert {shape["motion"] for shape in stated} == {motion for motion, _ in MOTIONS}
 
 
 def test_an_export_too_large_to_ship_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
