@@ -15,6 +15,7 @@ from benchmarks import nano
 from benchmarks.measure import report, synchronize
 from benchmarks.nano_folder import write
 from cosmos3_models.checkpoint import Checkpoint
+from cosmos3_models.weights import load_transformer
 
 
 def main() -> None:
@@ -29,7 +30,7 @@ def main() -> None:
     rows = []
     for run in range(args.repeats):
         start = time.perf_counter()
-        model = Checkpoint.open(args.folder).load_transformer(torch.device(args.device), torch.bfloat16)
+        model = load_transformer(Checkpoint.open(args.folder), torch.device(args.device), torch.bfloat16)
         synchronize()
         seconds = time.perf_counter() - start
         gigabytes = sum(p.numel() * p.element_size() for p in model.parameters()) / 1e9

@@ -30,7 +30,7 @@ from benchmarks.peak import Peak, gpu_gib, replicas, resident_gib
 from benchmarks.queue_times import queue_times, read_jobs
 from benchmarks.server import Server, server
 from cosmos3_models.params import Approximation
-from cosmos3_models.pipeline import resolve_device
+from cosmos3_models.weights import resolve_device
 
 Row = dict[str, Any]
 

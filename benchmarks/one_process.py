@@ -13,7 +13,7 @@ from typing import Any, Self
 from cosmos3_models.checkpoint import Checkpoint
 from cosmos3_models.media import mux
 from cosmos3_models.params import Approximation, GenerationParams
-from cosmos3_models.pipeline import resolve_device
+from cosmos3_models.weights import resolve_device
 from serve.schema import VideoRequest
 from serve.stages import Denoiser, SoundDecoder, Tokenizer, VideoDecoder
 

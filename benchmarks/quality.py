@@ -30,7 +30,7 @@ from benchmarks.quality_cases import BOTH_PARTS, Case, Prompt, cases, draw_promp
 from cosmos3_models import Cosmos3Pipeline, GenerationParams, InvalidInput
 from cosmos3_models.checkpoint import Checkpoint
 from cosmos3_models.params import SigmaSchedule
-from cosmos3_models.pipeline import resolve_device
+from cosmos3_models.weights import resolve_device
 from training.captions import Stated
 from training.labels import Part
 

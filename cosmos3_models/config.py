@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from cosmos3_models import shapes
-from cosmos3_models.errors import CheckpointError
+from cosmos3_models.errors import CheckpointError, InvalidInput
 
 Count = Annotated[int, Field(gt=0)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -129,6 +129,13 @@ class SoundDecoderConfig(_Config):
     def _check(self) -> Self:
         _same("length of dec_strides", len(self.dec_strides), len(self.dec_c_mults))
         return self
+
+
+def require_sound(sound: SoundDecoderConfig | None) -> SoundDecoderConfig:
+    """The sound decoder's config; ``InvalidInput`` where the checkpoint has none."""
+    if sound is None:
+        raise InvalidInput("generate_sound", True, "false", "this checkpoint has no sound decoder")
+    return sound
 
 
 class SchedulerConfig(_Config):

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cosmos3_models.config import SchedulerConfig, SoundDecoderConfig
+from cosmos3_models.config import SchedulerConfig, SoundDecoderConfig, require_sound
 from cosmos3_models.errors import InvalidInput, Stopped
 from cosmos3_models.params import Approximation, GenerationParams
 from cosmos3_models.prompt import PromptIds
@@ -72,6 +72,13 @@ class VideoDenoiser:
         velocity = velocity_function(self.transformer, conditions, params)
         return denoise(velocity, noise, schedule, params.guidance_scale, on_step, should_stop)
 
+    def arrays(
+        self, ids: PromptIds, params: GenerationParams, *, on_step: OnStep, should_stop: ShouldStop
+    ) -> list[NDArray[np.float32]]:
+        """The same as contiguous fp32 arrays in host memory: video, then sound if there is any."""
+        latents = self(ids, params, on_step=on_step, should_stop=should_stop)
+        return [to_numpy(stream) for stream in latents.present]
+
     def warm_up(self, approximation: Approximation = EXACTLY) -> None:
         """Compile and load what a request of this kind needs, on the smallest one.
 
@@ -93,13 +100,6 @@ class VideoDenoiser:
         sound = require_sound(self._sound)
         frames = sound_latent_frames(params.num_frames, params.fps, sound.sample_rate, sound.hop)
         return [video, (1, sound.latent_dim, frames)]
-
-
-def require_sound(sound: SoundDecoderConfig | None) -> SoundDecoderConfig:
-    """The sound decoder's config; ``InvalidInput`` where the checkpoint has none."""
-    if sound is None:
-        raise InvalidInput("generate_sound", True, "false", "this checkpoint has no sound decoder")
-    return sound
 
 
 def velocity_function(

@@ -4,16 +4,14 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from cosmos3_models.checkpoint import Offload
 from cosmos3_models.transfer import READERS
-
-Offload = Literal["auto"] | bool
-"""Whether weights wait in host memory; ``"auto"`` is as ``offloads`` says."""
 
 MOST_OF_A_CARD = 0.6  # for weights; the rest is for activations and the decoders
 

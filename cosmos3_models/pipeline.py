@@ -11,14 +11,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cosmos3_models.checkpoint import Checkpoint
+from cosmos3_models.checkpoint import Checkpoint, Offload
 from cosmos3_models.denoise import OnStep, VideoDenoiser
-from cosmos3_models.offload import Offload
 from cosmos3_models.params import GenerationParams
 from cosmos3_models.prompt import PromptEncoder
 from cosmos3_models.sound_decoder import SoundDecoder
 from cosmos3_models.transformer import Streams
 from cosmos3_models.video_vae import VideoDecoder
+from cosmos3_models.weights import load_sound_decoder, load_transformer, load_video_decoder, resolve_device
 
 
 @dataclass(frozen=True)
@@ -81,13 +81,13 @@ class Cosmos3Pipeline:
         """
         device, dtype = resolve_device(device, dtype)
         checkpoint = Checkpoint.open(path)
-        transformer = checkpoint.load_transformer(device, dtype, offload_text)
+        transformer = load_transformer(checkpoint, device, dtype, offload_text)
         return cls(
             checkpoint,
             PromptEncoder.from_checkpoint(checkpoint.folder),
             VideoDenoiser(transformer, checkpoint.scheduler, checkpoint.sound),
-            checkpoint.load_video_decoder(device, dtype),
-            checkpoint.load_sound_decoder(device, dtype) if checkpoint.sound else None,
+            load_video_decoder(checkpoint, device, dtype),
+            load_sound_decoder(checkpoint, device, dtype) if checkpoint.sound else None,
         )
 
     @torch.inference_mode()
@@ -133,13 +133,3 @@ class Cosmos3Pipeline:
         if self.denoiser.transformer.device.type == "cuda":
             torch.cuda.synchronize()
         timings[stage] = time.perf_counter() - start
-
-
-def resolve_device(
-    device: str | torch.device = "auto", dtype: torch.dtype | None = None
-) -> tuple[torch.device, torch.dtype]:
-    """Fill in ``"auto"`` (a GPU if there is one) and None (bf16 on a GPU, fp32 on the CPU)."""
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(device)
-    return device, dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)

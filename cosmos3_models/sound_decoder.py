@@ -5,7 +5,9 @@ Shapes are (b, channels, time). Weight normalisation is folded into the weights 
 
 from itertools import pairwise
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cosmos3_models.config import SoundDecoderConfig
@@ -85,6 +87,10 @@ class SoundDecoder(nn.Module):
         """Decode (1, latent_dim, t) of any float dtype to fp32 (channels, t * hop) in [-1, 1]."""
         weight = self.decoder.conv1.weight
         return self.decoder(latents.to(weight.device, weight.dtype))[0].float().clamp(-1, 1)
+
+    def waveform(self, latents: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The same from and to host memory."""
+        return self(torch.tensor(latents)).cpu().numpy()
 
     def warm_up(self) -> None:
         """Load what a request needs."""

@@ -220,11 +220,12 @@ class VideoDecoder(nn.Module):
             pixels = rearrange(pixels, "b (c q p) t h w -> b c t (h p) (w q)", p=size, q=size)
             yield ((pixels.float().clamp(-1, 1) + 1) / 2).clamp(0, 1)
 
-    def frames(self, latents: Tensor) -> Iterator[NDArray[np.uint8]]:
+    def frames(self, latents: Tensor | NDArray[np.float32]) -> Iterator[NDArray[np.uint8]]:
         """The video as uint8 (t, 16 h, 16 w, 3) in host memory, chunk by chunk as from the call.
 
         A chunk is handed over once the next one is under way, so that a GPU need not wait for whoever takes it.
         """
+        latents = latents if isinstance(latents, Tensor) else torch.tensor(latents)
         landings = (_Landing(to_frames(pixels)) for pixels in self(latents))
         last = next(landings)
         for landing in landings:

@@ -9,8 +9,7 @@ from ray import serve
 from ray.serve import Application
 from ray.serve.config import RequestRouterConfig
 
-from cosmos3_models.checkpoint import DEMO
-from cosmos3_models.offload import Offload
+from cosmos3_models.checkpoint import DEMO, Offload
 from cosmos3_models.params import Approximation
 from serve.ingress import Ingress, ServedModel
 from serve.job_schema import is_sqlite

@@ -26,9 +26,9 @@ from cosmos3_models import GenerationParams, InvalidInput
 from cosmos3_models.media import mux
 from cosmos3_models.prompt import PromptIds
 from serve.errors import InvalidRequest, NotReady, QueueFull, StageFailed
+from serve.messages import LATENTS_FOLLOW, DecodedSound, DecodedVideo
 from serve.references import item_references
 from serve.schema import Event, FinishedVideo, Progress, video_record
-from serve.stages import LATENTS_FOLLOW, DecodedSound, DecodedVideo
 
 logger = logging.getLogger("ray.serve")
 

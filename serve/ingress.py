@@ -13,7 +13,7 @@ from ray.serve.schema import ReplicaState
 
 from cosmos3_models import GenerationParams, InvalidInput
 from cosmos3_models.checkpoint import Checkpoint
-from cosmos3_models.denoise import require_sound
+from cosmos3_models.config import require_sound
 from cosmos3_models.params import Approximation, check_device, check_pixel_frames
 from serve.api import create_api
 from serve.errors import DatabaseUnavailable, InvalidRequest

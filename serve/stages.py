@@ -1,6 +1,7 @@
 """The four model stages: load in the constructor, then one verb.
 
-Tensors leave a stage as contiguous fp32 numpy arrays and arrive read-only; no stage writes into what it was given.
+Latents leave a stage as contiguous fp32 arrays and arrive read-only; no stage writes into what it was given. PyTorch
+comes with what the constructors import, so the processes that only build or drive the graph start without it.
 """
 
 import asyncio
@@ -8,45 +9,22 @@ import logging
 import threading
 import time
 from collections.abc import AsyncGenerator, Iterator
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from cosmos3_models import GenerationParams, attention
-from cosmos3_models.checkpoint import Checkpoint
-from cosmos3_models.denoise import VideoDenoiser, to_numpy
+from cosmos3_models import GenerationParams
+from cosmos3_models.checkpoint import Checkpoint, Offload
 from cosmos3_models.errors import Stopped
-from cosmos3_models.media import VideoTrack, VideoWriter, encode_chunks, encode_sound
-from cosmos3_models.offload import Offload
+from cosmos3_models.media import VideoWriter, encode_chunks, encode_sound
 from cosmos3_models.params import Approximation
-from cosmos3_models.pipeline import resolve_device
 from cosmos3_models.prompt import PromptEncoder, PromptIds
-from cosmos3_models.transformer import Streams
+from serve.messages import LATENTS_COMPLETE, LATENTS_FOLLOW, DecodedSound, DecodedVideo, DenoiserItem
 from serve.worker import Worker
 
 logger = logging.getLogger("ray.serve")
-
-LATENTS_FOLLOW = "latents follow"
-"""The denoiser's word before the latents; everything before it is a step count."""
-
-LATENTS_COMPLETE = "latents complete"
-"""Its word after them. Nobody reads the latents on the way, so only this tells that they are all there."""
-
-DenoiserItem = int | str | NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class DecodedVideo:
-    track: VideoTrack
-    frames: NDArray[np.uint8] | None  # only for who asked
-
-
-@dataclass(frozen=True)
-class DecodedSound:
-    track: bytes  # AAC in an mp4
-    waveform: NDArray[np.float32] | None  # only for who asked
 
 
 class Tokenizer:
@@ -59,17 +37,21 @@ class Tokenizer:
 
 class Denoiser:
     def __init__(self, checkpoint: str, device: str, approximation: Approximation, offload_text: Offload) -> None:
-        start = time.perf_counter()
-        target, dtype = resolve_device(device)
+        with _told("PyTorch imported"):
+            from cosmos3_models import attention, weights
+            from cosmos3_models.denoise import VideoDenoiser
+
         opened = Checkpoint.open(checkpoint)
-        transformer = opened.load_transformer(target, dtype, offload_text)
+        target, dtype = weights.resolve_device(device)
+        with _told(f"Weights of {opened.name} loaded"), ThreadPoolExecutor(max_workers=1) as aside:
+            aside.submit(attention.backend, target)  # on a GPU seconds of imports, while the files are read
+            transformer = weights.load_transformer(opened, target, dtype, offload_text)
         self._denoiser = VideoDenoiser(transformer, opened.scheduler, opened.sound)
-        self._denoiser.warm_up(approximation)
-        self._worker = Worker()
-        seconds, backend = time.perf_counter() - start, attention.backend(target)
-        kind = f"{dtype}, {approximation.label}, attention: {backend}"
+        kind = f"{dtype}, {approximation.label}, attention: {attention.backend(target)}"
         kind += ", text tower in host memory" if transformer.text.offloaded else ""
-        logger.info(f"Transformer of {opened.name} on {target} ready in {seconds:.1f} s: {kind}.")
+        with _told(f"Transformer of {opened.name} warmed up on {target} ({kind})"):
+            self._denoiser.warm_up(approximation)
+        self._worker = Worker()
 
     async def denoise(self, ids: PromptIds, params: GenerationParams) -> AsyncGenerator[DenoiserItem, None]:
         """Yield the steps done (0 when the turn has come), then each stream's clean latents between two words.
@@ -81,16 +63,16 @@ class Denoiser:
         def tell(done: int, _steps: int) -> None:
             loop.call_soon_threadsafe(steps.put_nowait, done)
 
-        def job(stop: threading.Event) -> Streams:
+        def job(stop: threading.Event) -> list[NDArray[np.float32]]:
             tell(0, params.num_inference_steps)
-            return self._denoiser(ids, params, on_step=tell, should_stop=stop.is_set)
+            return self._denoiser.arrays(ids, params, on_step=tell, should_stop=stop.is_set)
 
         work = asyncio.create_task(self._worker.run(job))
         work.add_done_callback(lambda _: steps.put_nowait(None))
         try:
             while (done := await steps.get()) is not None:
                 yield done
-            latents = [to_numpy(stream) for stream in work.result().present]
+            latents = work.result()
         finally:
             work.cancel()
             await asyncio.wait([work])
@@ -102,8 +84,11 @@ class Denoiser:
 
 class VideoDecoder:
     def __init__(self, checkpoint: str, device: str) -> None:
-        self._decoder = Checkpoint.open(checkpoint).load_video_decoder(*resolve_device(device))
-        self._decoder.warm_up()
+        from cosmos3_models import weights
+
+        with _told("Video decoder loaded and warmed up"):
+            self._decoder = weights.load_video_decoder(Checkpoint.open(checkpoint), *weights.resolve_device(device))
+            self._decoder.warm_up()
         self._worker = Worker()
 
     async def decode(
@@ -118,7 +103,7 @@ class VideoDecoder:
         kept = []
 
         def chunks() -> Iterator[NDArray[np.uint8]]:
-            for frames in self._decoder.frames(torch.tensor(latents)):
+            for frames in self._decoder.frames(latents):
                 if stop.is_set():
                     raise Stopped
                 if arrays:
@@ -132,10 +117,14 @@ class VideoDecoder:
 
 class SoundDecoder:
     def __init__(self, checkpoint: str, device: str) -> None:
+        from cosmos3_models import weights
+
         opened = Checkpoint.open(checkpoint)
-        self._decoder = opened.load_sound_decoder(*resolve_device(device)) if opened.sound else None
-        if self._decoder is not None:
-            self._decoder.warm_up()
+        self._decoder = None
+        if opened.sound is not None:
+            with _told("Sound decoder loaded and warmed up"):
+                self._decoder = weights.load_sound_decoder(opened, *weights.resolve_device(device))
+                self._decoder.warm_up()
         self._worker = Worker()
 
     async def decode(self, latents: NDArray[np.float32], arrays: bool = False) -> DecodedSound:
@@ -145,6 +134,14 @@ class SoundDecoder:
     def _decode(self, latents: NDArray[np.float32], arrays: bool) -> DecodedSound:
         if self._decoder is None:
             raise RuntimeError("sound latents reached a checkpoint without a sound decoder")
-        waveform = to_numpy(self._decoder(torch.tensor(latents)))
+        waveform = self._decoder.waveform(latents)
         track = encode_sound(waveform, self._decoder.config.sample_rate)
         return DecodedSound(track, waveform if arrays else None)
+
+
+@contextmanager
+def _told(what: str) -> Iterator[None]:
+    """A line in the log once it is done, with its seconds."""
+    start = time.perf_counter()
+    yield
+    logger.info(f"{what} in {time.perf_counter() - start:.1f} s.")

@@ -7,8 +7,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-import torch
-
 T = TypeVar("T")
 
 
@@ -37,5 +35,7 @@ class Worker:
 
 
 def _use_all_cores() -> None:
+    import torch  # here: importing the stages must not bring it
+
     # Ray gives a replica with a fraction of a CPU one thread; the stages take turns, so each may have them all.
     torch.set_num_threads(len(os.sched_getaffinity(0)))

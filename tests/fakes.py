@@ -16,8 +16,8 @@ from cosmos3_models.media import VideoWriter
 from cosmos3_models.prompt import PromptIds
 from serve.app import AppArgs
 from serve.ingress import Ingress, ServedModel
+from serve.messages import LATENTS_COMPLETE, LATENTS_FOLLOW, DecodedVideo, DenoiserItem
 from serve.runner import JobRunner
-from serve.stages import LATENTS_COMPLETE, LATENTS_FOLLOW, DecodedVideo, DenoiserItem
 
 
 class FakeTokenizer:

@@ -12,6 +12,7 @@ from cosmos3_models.denoise import VideoDenoiser
 from cosmos3_models.params import Approximation
 from cosmos3_models.prompt import PromptIds
 from cosmos3_models.step_cache import StepCache
+from cosmos3_models.weights import load_transformer
 
 CPU = torch.device("cpu")
 PARAMS = GenerationParams(prompt="x", height=32, width=48, num_frames=5, num_inference_steps=6)
@@ -20,7 +21,7 @@ PARAMS = GenerationParams(prompt="x", height=32, width=48, num_frames=5, num_inf
 @pytest.fixture(scope="module")
 def denoiser(tiny_checkpoint: Path) -> VideoDenoiser:
     checkpoint = Checkpoint.open(tiny_checkpoint)
-    return VideoDenoiser(checkpoint.load_transformer(CPU, torch.float32), checkpoint.scheduler, checkpoint.sound)
+    return VideoDenoiser(load_transformer(checkpoint, CPU, torch.float32), checkpoint.scheduler, checkpoint.sound)
 
 
 def latents(denoiser: VideoDenoiser, **approximation: float) -> Tensor:

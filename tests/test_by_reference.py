@@ -18,7 +18,8 @@ from cosmos3_models.media import VideoWriter, encode_sound
 from cosmos3_models.prompt import PromptIds
 from serve.app import AppArgs
 from serve.ingress import Ingress, ServedModel
-from serve.stages import LATENTS_COMPLETE, LATENTS_FOLLOW, DecodedSound, DecodedVideo, DenoiserItem, Tokenizer
+from serve.messages import LATENTS_COMPLETE, LATENTS_FOLLOW, DecodedSound, DecodedVideo, DenoiserItem
+from serve.stages import Tokenizer
 
 MEGABYTE = 1 << 20
 LATENTS_MB = 100

@@ -15,6 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from cosmos3_models import CheckpointError, Cosmos3Pipeline, GenerationParams, InvalidInput, demo
 from cosmos3_models.checkpoint import Checkpoint
+from cosmos3_models.demo import random_weights
+from cosmos3_models.weights import load_sound_decoder, load_transformer, load_video_decoder
 
 CPU = torch.device("cpu")
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -39,9 +41,9 @@ def sharded(tiny_checkpoint: Path, tmp_path: Path) -> Path:
 
 def load_everything(folder: Path) -> None:
     checkpoint = Checkpoint.open(folder)
-    checkpoint.load_transformer(CPU, torch.float32)
-    checkpoint.load_video_decoder(CPU, torch.float32)
-    checkpoint.load_sound_decoder(CPU, torch.float32)
+    load_transformer(checkpoint, CPU, torch.float32)
+    load_video_decoder(checkpoint, CPU, torch.float32)
+    load_sound_decoder(checkpoint, CPU, torch.float32)
 
 
 def edit(path: Path, **changes: Any) -> None:
@@ -57,24 +59,24 @@ def edit_tensors(path: Path, change: Callable[[dict[str, torch.Tensor]], object]
 
 
 def test_one_file_and_shards_hold_the_same_weights(whole: Path, tiny_checkpoint: Path) -> None:
-    one, many = (Checkpoint.open(path).load_transformer(CPU, torch.float32) for path in (whole, tiny_checkpoint))
+    one, many = (load_transformer(Checkpoint.open(path), CPU, torch.float32) for path in (whole, tiny_checkpoint))
     for (name, a), (_, b) in zip(one.named_parameters(), many.named_parameters(), strict=True):
         assert torch.equal(a, b), name
 
 
 def test_weights_are_frozen_and_cast(whole: Path) -> None:
-    decoder = Checkpoint.open(whole).load_video_decoder(CPU, torch.bfloat16)
+    decoder = load_video_decoder(Checkpoint.open(whole), CPU, torch.bfloat16)
     assert all(p.dtype == torch.bfloat16 and not p.requires_grad for p in decoder.parameters())
 
 
 @pytest.mark.parametrize(
     ("needed", "load"),
-    [("transformer", "load_transformer"), ("vae", "load_video_decoder"), ("sound_tokenizer", "load_sound_decoder")],
+    [("transformer", load_transformer), ("vae", load_video_decoder), ("sound_tokenizer", load_sound_decoder)],
 )
-def test_a_part_opens_the_weights_of_no_other(folder: Path, needed: str, load: str) -> None:
+def test_a_part_opens_the_weights_of_no_other(folder: Path, needed: str, load: Callable[..., object]) -> None:
     for component in {"transformer", "vae", "sound_tokenizer"} - {needed}:
         (folder / component / WEIGHTS).write_bytes(b"not weights")
-    getattr(Checkpoint.open(folder), load)(CPU, torch.float32)
+    load(Checkpoint.open(folder), CPU, torch.float32)
 
 
 def test_tensors_that_generation_does_not_use_may_be_absent(folder: Path) -> None:
@@ -232,7 +234,7 @@ def test_the_demo_is_written_once_and_is_the_same_everywhere(tmp_path: Path, mon
     assert [path.name for path in folder.parent.iterdir()] == [folder.name], "no draft is left behind"
     again = tmp_path / "again"
     again.mkdir()
-    demo.write(again)
+    random_weights.write(again)
     files = [path.relative_to(again) for path in again.rglob("*") if path.is_file()]
     assert all((folder / file).read_bytes() == (again / file).read_bytes() for file in files)
     load_everything(Path("demo"))

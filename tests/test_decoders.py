@@ -16,13 +16,14 @@ from cosmos3_models import pixel_ops
 from cosmos3_models.checkpoint import Checkpoint
 from cosmos3_models.tensor_files import FoldedWeightNorm, TensorFiles
 from cosmos3_models.video_vae import VideoDecoder, to_frames
+from cosmos3_models.weights import load_sound_decoder, load_video_decoder
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
 def decoder(tiny_checkpoint: Path) -> VideoDecoder:
-    return Checkpoint.open(tiny_checkpoint).load_video_decoder(CPU, torch.float32)
+    return load_video_decoder(Checkpoint.open(tiny_checkpoint), CPU, torch.float32)
 
 
 def random(*shape: int) -> Tensor:
@@ -129,14 +130,14 @@ def test_the_waveform_equals_that_of_diffusers(tiny_checkpoint: Path) -> None:
     latents = random(1, tiny.SOUND_CHANNELS, 7)
     with torch.no_grad():
         expected = reference.decode(latents)
-    got = Checkpoint.open(tiny_checkpoint).load_sound_decoder(CPU, torch.float32)(latents)
+    got = load_sound_decoder(Checkpoint.open(tiny_checkpoint), CPU, torch.float32)(latents)
     assert got.shape == (2, 7 * 1920)
     assert got.abs().max() < 1, "a clipped waveform would hide errors"
     assert tiny.relative_error(got, expected) <= 1e-5
 
 
 def test_a_loud_waveform_is_clamped(tiny_checkpoint: Path) -> None:
-    decoder = Checkpoint.open(tiny_checkpoint).load_sound_decoder(CPU, torch.float32)
+    decoder = load_sound_decoder(Checkpoint.open(tiny_checkpoint), CPU, torch.float32)
     assert decoder(100 * random(1, tiny.SOUND_CHANNELS, 3)).abs().max() == 1
 
 

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from cosmos3_models import Cosmos3Pipeline, GenerationParams
-from cosmos3_models.checkpoint import Checkpoint
-from cosmos3_models.offload import MOST_OF_A_CARD, HostLayers, Offload, offloads
+from cosmos3_models.checkpoint import Checkpoint, Offload
+from cosmos3_models.offload import MOST_OF_A_CARD, HostLayers, offloads
 from cosmos3_models.params import Approximation
 from cosmos3_models.shapes import LatentGrid
 from cosmos3_models.token_ops import joined
 from cosmos3_models.transformer import OFFLOADED, Condition, Transformer
+from cosmos3_models.weights import load_transformer
 from serve import stages
 
 CPU, META, GPU = torch.device("cpu"), torch.device("meta"), torch.device("cuda")
@@ -23,7 +24,7 @@ WIDTH = 3
 
 
 def load(folder: Path, device: torch.device, offload_text: Offload) -> Transformer:
-    return Checkpoint.open(folder).load_transformer(device, torch.float32, offload_text)
+    return load_transformer(Checkpoint.open(folder), device, torch.float32, offload_text)
 
 
 def conditions(transformer: Transformer) -> list[Condition]:
@@ -139,7 +140,7 @@ def test_the_denoisers_log_tells_where_the_text_tower_is(
     told: list[str] = []
     monkeypatch.setattr(stages.logger, "info", told.append)
     stages.Denoiser(str(tiny_checkpoint), "cpu", Approximation(), offload_text)
-    assert ("text tower in host memory" in told[0]) is offload_text
+    assert any("text tower in host memory" in line for line in told) is offload_text
 
 
 @pytest.mark.parametrize(("card_gb", "expected"), [(24, True), (32, True), (80, False)])

@@ -12,13 +12,14 @@ from cosmos3_models.denoise import guide
 from cosmos3_models.shapes import LatentGrid
 from cosmos3_models.token_ops import joined
 from cosmos3_models.transformer import RMSNorm, Streams, Transformer, patchify, unpatchify
+from cosmos3_models.weights import load_transformer
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
 def transformer(tiny_checkpoint: Path) -> Transformer:
-    return Checkpoint.open(tiny_checkpoint).load_transformer(CPU, torch.float32)
+    return load_transformer(Checkpoint.open(tiny_checkpoint), CPU, torch.float32)
 
 
 def random(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -119,7 +120,7 @@ def test_picture_and_sound_hear_of_each_other_and_of_the_text(transformer: Trans
 def test_bf16_stays_close_to_fp32_and_keeps_the_time_embedding_in_fp32(
     tiny_checkpoint: Path, transformer: Transformer
 ) -> None:
-    low = Checkpoint.open(tiny_checkpoint).load_transformer(CPU, torch.bfloat16)
+    low = load_transformer(Checkpoint.open(tiny_checkpoint), CPU, torch.bfloat16)
     kinds = {name: parameter.dtype for name, parameter in low.named_parameters()}
     for name, kind in kinds.items():
         assert kind == (torch.float32 if ".time_embedder." in name else torch.bfloat16)

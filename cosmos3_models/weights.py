@@ -1,0 +1,116 @@
+"""The tensors of a checkpoint become modules. Strict: every surprise is an error that names file and tensor."""
+
+import re
+from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from cosmos3_models.checkpoint import Checkpoint, Offload
+from cosmos3_models.errors import CheckpointError
+from cosmos3_models.names import SOUND_SKIPPED, VIDEO_VAE_SKIPPED, transformer_name, transformer_skipped
+from cosmos3_models.offload import offloads
+from cosmos3_models.sound_decoder import SoundDecoder
+from cosmos3_models.tensor_files import FoldedWeightNorm, TensorFiles, TensorSource
+from cosmos3_models.transfer import Transfer
+from cosmos3_models.transformer import OFFLOADED, Transformer
+from cosmos3_models.video_vae import VideoDecoder
+
+# The time embedding runs in fp32 whatever the model's dtype.
+KEPT_IN_FP32 = "generation.time_embedder."
+
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
+
+
+def resolve_device(
+    device: str | torch.device = "auto", dtype: torch.dtype | None = None
+) -> tuple[torch.device, torch.dtype]:
+    """Fill in ``"auto"`` (a GPU if there is one) and None (bf16 on a GPU, fp32 on the CPU)."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(device)
+    return device, dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
+
+
+def load_transformer(
+    checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, offload_text: Offload = "auto"
+) -> Transformer:
+    """Load both towers, the text tower without a stay on the device where it is offloaded."""
+    layers = checkpoint.transformer.num_hidden_layers
+    source = TensorFiles(checkpoint.folder / "transformer")
+    name, skipped = partial(transformer_name, layers=layers), transformer_skipped(layers)
+    empty = _empty(lambda: Transformer(checkpoint.transformer))
+    offload = offloads(offload_text, _bytes(empty, dtype), device)
+    transformer = _load(empty, source, name, skipped, device, dtype, OFFLOADED if offload else ())
+    if offload:
+        transformer.offload_text()
+    transformer.join_weights()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # half of the weights lay elsewhere before; other processes share the card
+    return transformer
+
+
+def load_video_decoder(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> VideoDecoder:
+    source = TensorFiles(checkpoint.folder / "vae")
+    return _load(_empty(lambda: VideoDecoder(checkpoint.video_vae)), source, str, VIDEO_VAE_SKIPPED, device, dtype)
+
+
+def load_sound_decoder(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> SoundDecoder:
+    sound = checkpoint.sound
+    if sound is None:
+        raise CheckpointError(checkpoint.folder / "sound_tokenizer", "no such folder, so there is no sound decoder")
+    source = FoldedWeightNorm(TensorFiles(checkpoint.folder / "sound_tokenizer"))
+    return _load(_empty(lambda: SoundDecoder(sound)), source, str, SOUND_SKIPPED, device, dtype)
+
+
+def _empty(build: Callable[[], AnyModule]) -> AnyModule:
+    with torch.device("meta"):
+        return build()
+
+
+def _bytes(module: nn.Module, dtype: torch.dtype) -> int:
+    """Of its weights in ``dtype``."""
+    return sum(parameter.numel() for parameter in module.parameters()) * dtype.itemsize
+
+
+def _load(
+    module: AnyModule,
+    source: TensorSource,
+    checkpoint_name: Callable[[str], str],
+    skipped: tuple[str, ...],
+    device: torch.device,
+    dtype: torch.dtype,
+    in_host_memory: tuple[str, ...] = (),
+) -> AnyModule:
+    """Fill every parameter of an empty module from ``source``, which holds these and skipped ones only.
+
+    Parameters whose names begin like one of ``in_host_memory`` stay there, the others go to the device.
+    """
+    names = {ours: checkpoint_name(ours) for ours, _ in module.named_parameters()}
+    _check_names(set(names.values()), source, skipped)
+    for ours, parameter in module.named_parameters():
+        _check_shape(names[ours], parameter.shape, source)
+    staying = [ours for ours in names if ours.startswith(in_host_memory)]
+    moving = [ours for ours in names if not ours.startswith(in_host_memory)]
+    state = {}
+    for some, target in ((staying, torch.device("cpu")), (moving, device)):
+        tensors = Transfer(target).all(partial(source.read, names[ours]) for ours in some)
+        for ours, tensor in zip(some, tensors, strict=True):
+            state[ours] = tensor.to(torch.float32 if ours.startswith(KEPT_IN_FP32) else dtype)
+    module.load_state_dict(state, strict=True, assign=True)
+    return module.eval().requires_grad_(False)
+
+
+def _check_names(expected: set[str], source: TensorSource, skipped: tuple[str, ...]) -> None:
+    if missing := sorted(expected.difference(source)):
+        raise CheckpointError(source.folder, f"missing tensor {missing[0]} ({len(missing)} missing in all)")
+    unexpected = [name for name in source if name not in expected and not re.match("|".join(skipped), name)]
+    if unexpected:
+        raise CheckpointError(source.file(unexpected[0]), f"unexpected tensor {unexpected[0]}")
+
+
+def _check_shape(name: str, expected: torch.Size, source: TensorSource) -> None:
+    if (shape := source.shape(name)) != tuple(expected):
+        raise CheckpointError(source.file(name), f"tensor {name}: got shape {list(shape)}, expected {list(expected)}")
