@@ -78,6 +78,14 @@ def test_a_run_that_was_cut_ends_like_one_that_was_not(name: str, recipe: Recipe
     assert all(0 < line["loss"] < float("inf") for line in lines)
 
 
+def test_a_run_may_begin_with_the_weights_of_another(recipe: Recipe, text: Path, tmp_path: Path) -> None:
+    train(make_task("transformer", recipe, text), Settings(tmp_path / "one", 2, 1e-3, warmup=1), CPU)
+    earlier = tmp_path / "one" / WEIGHTS
+    train(make_task("transformer", recipe, text), Settings(tmp_path / "two", 0, 1e-3, start=earlier), CPU)
+    one, two = load_file(earlier), load_file(tmp_path / "two" / WEIGHTS)
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
 @pytest.mark.parametrize(
     "name, rate, falls_to",
     [("video", 1e-2, 0.9), ("sound", 1e-2, 0.97), ("transformer", 1e-2, 0.9)],

@@ -64,6 +64,7 @@ class Settings:
         learning_rate: at its peak, after ``warmup`` steps; from there it falls in a line to 0 at the end.
         average: decay of the running average of the weights.
         stop_at: leave before this step, to go on another time.
+        start: averaged weights of another run to begin with.
     """
 
     out: Path
@@ -78,12 +79,15 @@ class Settings:
     save_every_s: float = 120.0
     stop_at: int | None = None
     compiled: bool = False
+    start: Path | None = None
 
 
 class Run:
     """The state of a run: weights, optimiser, running average, step and the seconds it took."""
 
     def __init__(self, module: nn.Module, settings: Settings, device: torch.device) -> None:
+        if settings.start is not None:
+            module.load_state_dict(load_file(settings.start))
         self.module = module.to(device)
         self.step = 0
         self.elapsed_s = 0.0
@@ -315,6 +319,7 @@ def add_arguments(parser: argparse.ArgumentParser, *, steps: int, minutes: float
     add("--minutes", type=float, default=minutes, help="the schedule ends then (%(default)s)")
     add("--steps", type=int, default=steps, help="the schedule ends then, if the time has not (%(default)s)")
     add("--stop-at", type=int, default=None, help="leave at this step; the same command goes on")
+    add("--start", type=Path, default=None, help="weights.safetensors of an earlier run to begin a new schedule with")
     add("--batch", type=int, default=batch, help="clips a step (%(default)s)")
     add("--learning-rate", type=float, default=rate, help="at its peak (%(default)s)")
     add("--seed", type=int, default=0, help="of weights and data (%(default)s)")
@@ -335,4 +340,5 @@ def settings_of(args: argparse.Namespace, component: str) -> Settings:
         log_every=args.log_every,
         stop_at=args.stop_at,
         compiled=args.compile,
+        start=args.start,
     )
