@@ -21,7 +21,7 @@ from cosmos3_models.pixel_ops import channels_last
 from cosmos3_models.shapes import FRAMES_PER_LATENT
 
 TIME_KERNEL = 3
-CELLS_PER_CHUNK = 1024  # on the CPU: latent positions that a chunk holds at most, unless one frame has more
+CELLS_PER_CHUNK = 512  # on the CPU: latent positions that a chunk holds at most, unless one frame has more
 LATENTS_PER_CHUNK = 8  # on a GPU, at most: more save nothing that can be measured
 CARD_SHARE = 0.2  # of a GPU's memory that a chunk may take; not of what is free, so that bytes depend on the card alone
 ELEMENTS = 2**31 - 1  # of one tensor: cuDNN counts them in 32 bits
@@ -66,7 +66,8 @@ class CausalConv3d(nn.Conv3d):
     """A convolution that sees the present and the two frames before it, and pads with zeros in space."""
 
     def __init__(self, inputs: int, outputs: int, kernel: tuple[int, int, int] = (TIME_KERNEL, 3, 3)) -> None:
-        super().__init__(inputs, outputs, kernel, padding=(0, kernel[1] // 2, kernel[2] // 2))
+        self._sides = (0, kernel[1] // 2, kernel[2] // 2)
+        super().__init__(inputs, outputs, kernel, padding=self._sides)
 
     def step(self, x: Tensor, history: History, norm: Norm | None = None) -> Tensor:
         return self(history.extend(self, x, norm))
@@ -76,8 +77,11 @@ class CausalConv3d(nn.Conv3d):
         assert self.bias is not None
         return self.bias
 
+    def forward(self, x: Tensor) -> Tensor:
+        return pixel_ops.convolve(x, self.weight, self.bias, self._sides)
+
     def without_bias(self, x: Tensor) -> Tensor:
-        return F.conv3d(x, self.weight, padding=self.padding)
+        return pixel_ops.convolve(x, self.weight, None, self._sides)
 
 
 class ResidualBlock(nn.Module):
