@@ -169,11 +169,21 @@ def whole_server(tmp_path: Path, tiny_checkpoint: Path) -> Iterator[WholeServer]
     started.kill()
 
 
+def command_line_client(url: str, out: Path) -> subprocess.Popen[bytes]:
+    """The client's process for the request of seed 0."""
+    fields = {name: value for name, value in REQUEST.items() if name not in ("prompt", "generate_sound")}
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in fields.items()]
+    command = [sys.executable, "-m", "serve.client", str(REQUEST["prompt"]), "--sound", "--seed=0", *options]
+    return subprocess.Popen([*command, f"--url={url}", f"--out={out}"], stderr=subprocess.PIPE)
+
+
 def test_no_job_is_lost_when_the_whole_server_is_killed_and_started_again(
-    whole_server: WholeServer, undisturbed: list[bytes], record_property: Callable[[str, object], None]
+    whole_server: WholeServer, undisturbed: list[bytes], tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     batch = Killed(whole_server.url)
     batch.submit()
+    batch.wait_for_step(0, 1)
+    client = command_line_client(whole_server.url, tmp_path / "client.mp4")
     batch.wait_for_step(1, 2)
     whole_server.kill()
     killed = time.monotonic()
@@ -182,6 +192,10 @@ def test_no_job_is_lost_when_the_whole_server_is_killed_and_started_again(
     took_s = time.monotonic() - killed
     assert [record["status"] for record in records] == ["completed"] * JOBS
     assert batch.videos() == undisturbed
+    _, told = client.communicate(timeout=RECOVERY_S)
+    assert client.returncode == 0, told.decode()
+    assert b"trying again" in told, "the client did not notice that the server was away"
+    assert (tmp_path / "client.mp4").read_bytes() == undisturbed[0]
     again = sum(record["attempts"] > 1 for record in records)
     record_property(
         "fault",
