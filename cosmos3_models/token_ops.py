@@ -37,13 +37,13 @@ def fused(x: Tensor) -> bool:
 def joined(linears: Sequence[nn.Linear]) -> Tensor:
     """Their weights as one matrix (sum of outputs, inputs), without a copy after ``lay_side_by_side``."""
     weights = [linear.weight for linear in linears]
+    if torch.is_grad_enabled() and weights[0].requires_grad:
+        return torch.cat(weights)
     first, end = weights[0], weights[0].storage_offset()
     for weight in weights:
         if weight.untyped_storage().data_ptr() != first.untyped_storage().data_ptr() or weight.storage_offset() != end:
             return torch.cat(weights)
         end += weight.numel()
-    if torch.is_grad_enabled() and first.requires_grad:
-        return torch.cat(weights)
     return first.as_strided((sum(weight.shape[0] for weight in weights), first.shape[1]), first.stride())
 
 

@@ -78,7 +78,6 @@ class Settings:
     log_every: int = 50
     save_every_s: float = 120.0
     stop_at: int | None = None
-    compiled: bool = False
     start: Path | None = None
 
 
@@ -128,7 +127,7 @@ def train(task: Task, settings: Settings, device: torch.device) -> Run:
     """Train to the end of the schedule, or to ``stop_at``, and write state, log and averaged weights."""
     settings.out.mkdir(parents=True, exist_ok=True)
     run = Run(task.module, settings, device)
-    gradients = Gradients(task, _forward(task, settings.compiled, device))
+    gradients = Gradients(task, _forward(task, device))
     clock = _Clock(run.elapsed_s)
     sums: dict[str, Tensor] = {}
     first = run.step
@@ -268,11 +267,10 @@ def _update_average(run: Run, decay: float) -> None:
     torch._foreach_lerp_([run.average[name] for name in floats], [current[name] for name in floats], weight)
 
 
-def _forward(task: Task, compiled: bool, device: torch.device) -> Forward:
+def _forward(task: Task, device: torch.device) -> Forward:
     torch.backends.cudnn.benchmark = True
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    forward = half_forward(task) if task.half and device.type == "cuda" else task.module
-    return torch.compile(forward, dynamic=True) if compiled else forward
+    return half_forward(task) if task.half and device.type == "cuda" else task.module
 
 
 def half_forward(task: Task) -> Forward:
@@ -325,7 +323,6 @@ def add_arguments(parser: argparse.ArgumentParser, *, steps: int, minutes: float
     add("--seed", type=int, default=0, help="of weights and data (%(default)s)")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="torch device (%(default)s)")
     add("--log-every", type=int, default=50, help="steps between lines of the log (%(default)s)")
-    add("--compile", action="store_true", help="compile the model first; minutes of the budget go into it")
 
 
 def settings_of(args: argparse.Namespace, component: str) -> Settings:
@@ -339,6 +336,5 @@ def settings_of(args: argparse.Namespace, component: str) -> Settings:
         seed=args.seed,
         log_every=args.log_every,
         stop_at=args.stop_at,
-        compiled=args.compile,
         start=args.start,
     )

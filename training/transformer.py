@@ -19,7 +19,7 @@ from cosmos3_models.positions import Rotary, rotary, sound_positions, text_posit
 from cosmos3_models.prompt import PromptEncoder
 from cosmos3_models.sampler import TRAIN_TIMESTEPS
 from cosmos3_models.shapes import LatentGrid
-from cosmos3_models.transformer import Condition, Streams, Transformer
+from cosmos3_models.transformer import Block, Condition, Streams, Transformer
 from training import latents
 from training.latents import Cache
 from training.loop import Forward, Inputs, add_arguments, settings_of, train
@@ -152,6 +152,11 @@ def build(recipe: Recipe) -> Transformer:
     return transformer
 
 
+def compile_layers() -> None:
+    """Have PyTorch compile the layer, one function for all layers of both towers and for texts of any length."""
+    Block.forward = torch.compile(Block.forward, dynamic=True)
+
+
 def _unconditional(recipe: Recipe, prompts: PromptEncoder) -> list[np.ndarray]:
     """Token ids of the default negative prompt and of an empty one."""
     params = recipe.generation.model_copy(update={"guidance_scale": 2.0})
@@ -173,7 +178,10 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser, steps=100_000, minutes=9, batch=256, rate=1.5e-3)
+    parser.add_argument("--compile", action="store_true", help="compile the layers, which takes a minute at the start")
     args = parser.parse_args(arguments)
+    if args.compile:
+        compile_layers()
     device = torch.device(args.device)
     recipe, prompts = latents.recipe_of(args.out), PromptEncoder.from_checkpoint(args.out)
     cache = Cache.read(args.out / latents.FOLDER, device)
