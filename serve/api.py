@@ -16,7 +16,7 @@ from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
 
 from serve.body import FORM_TYPES, read_body
-from serve.errors import InvalidRequest, MethodNotAllowed, NotFound, NotReady, ServingError, Unauthorized
+from serve.errors import InvalidRequest, MethodNotAllowed, NotFound, NotReady, QueueFull, ServingError, Unauthorized
 from serve.page import read_page
 from serve.schema import FinishedVideo, ModelCard, Video, VideoDeleted, VideoList, VideoRequest
 from serve.videos import MAX_KEY_CHARS, MEDIA_TYPE, Content, Variant, Videos
@@ -25,6 +25,7 @@ logger = logging.getLogger("ray.serve")
 
 POLL_MS = (500, 5000)  # what clients are told to wait between two looks
 POLL_PART = 20  # of the time to come
+MAX_STREAMS = 192  # of events, open at a time: each holds one of the ingress's 256 slots until its job ends
 
 REQUEST_SCHEMA: dict[str, Any] = {
     "requestBody": {
@@ -143,7 +144,7 @@ def _making(service: VideoService) -> APIRouter:
 
 def _kept(videos: Videos) -> APIRouter:
     """Routes over stored jobs and videos."""
-    router = APIRouter()
+    router, streams = APIRouter(), EventStreams()
 
     @router.get("/videos", responses=_errors(400, 404, 503))
     async def list_videos(
@@ -172,16 +173,38 @@ def _kept(videos: Videos) -> APIRouter:
         return _file(await videos.content(video_id, variant))
 
     @router.get(
-        "/videos/{video_id}/events", responses=EVENTS | _errors(400, 404, 503), response_class=StreamingResponse
+        "/videos/{video_id}/events", responses=EVENTS | _errors(400, 404, 429, 503), response_class=StreamingResponse
     )
     async def events(
         video_id: str, last_event_id: Annotated[int | None, Header(description="of the last event seen")] = None
     ) -> StreamingResponse:
         """Server-sent events: every step, then the end. Goes on behind ``Last-Event-ID``."""
         await videos.retrieve(video_id)  # an unknown id is an answer of its own, not an event
-        return StreamingResponse(_event_stream(videos, video_id, last_event_id), media_type="text/event-stream")
+        streams.check()
+        events = streams.counted(_event_stream(videos, video_id, last_event_id))
+        return StreamingResponse(events, media_type="text/event-stream")
 
     return router
+
+
+class EventStreams:
+    """How many streams of events are open: those who follow jobs must leave room for all other requests."""
+
+    def __init__(self) -> None:
+        self._open = 0
+
+    def check(self) -> None:
+        """Raise ``QueueFull`` where one more is too many."""
+        if self._open >= MAX_STREAMS:
+            raise QueueFull(f"{self._open} streams of events are open, which is the most; try again", retry_after_s=5)
+
+    async def counted(self, events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        self._open += 1
+        try:
+            async for event in events:
+                yield event
+        finally:
+            self._open -= 1
 
 
 def key_check(api_keys: tuple[str, ...]) -> Any:

@@ -1,11 +1,12 @@
 """Stored videos over the real HTTP server, with the real openai client, and over handles."""
 
+import asyncio
 import io
 import json
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ import httpx
 import openai
 import pytest
 from conftest import Server
+
+from serve import api
+from serve.errors import QueueFull
 
 pytestmark = pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning")  # the shape stays, the service went
 
@@ -195,6 +199,26 @@ def test_events_go_on_where_a_broken_connection_ended(client: httpx.Client) -> N
     assert list(stream(client, video, last_event_id=seen[-1][0])) == []
     replayed = [event["step"] for _, event in stream(client, video) if event.get("stage") == "denoiser"]
     assert replayed == list(range(13)), "who comes late gets them all"
+
+
+def test_those_who_follow_jobs_leave_room_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api, "MAX_STREAMS", 1)
+    streams = api.EventStreams()
+
+    async def endless() -> AsyncIterator[bytes]:
+        while True:
+            yield b"event"
+
+    async def follow() -> None:
+        streams.check()
+        one = streams.counted(endless())
+        await anext(one)
+        with pytest.raises(QueueFull, match="1 streams of events are open"):
+            streams.check()
+        await one.aclose()
+        streams.check()
+
+    asyncio.run(follow())
 
 
 def test_events_of_a_deleted_job_end(client: httpx.Client) -> None:
