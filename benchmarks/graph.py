@@ -42,6 +42,11 @@ MILESTONES = {
     "built_s": "Imported and built app",
     "denoiser_ready_s": "Transformer of",
 }
+PHASES = {  # of the denoiser's start, whose lines end in their seconds
+    "denoiser_import_s": r"PyTorch imported in ([\d.]+) s",
+    "denoiser_load_s": r"Weights of .* loaded in ([\d.]+) s",
+    "denoiser_warm_up_s": r"Transformer of .* in ([\d.]+) s",
+}
 LOGGED = "|".join([*MILESTONES.values(), "Adding 1 replica", "ERROR", "GET /health 200"])
 
 
@@ -148,12 +153,12 @@ def measure_requests(args: argparse.Namespace, record: Record, gpu: Peak, starte
 
 
 def milestones(started: Server) -> dict[str, float]:
-    """Seconds from the launch to lines of the log, and what the denoiser says that loading and compiling took."""
+    """Seconds from the launch to lines of the log, and what the denoiser says that each phase of its start took."""
     for seconds, line in started.logged(LOGGED):
         _say(f"  {seconds:6.2f} s  {line[:200]}")
     found = {name: next((at for at, _ in started.logged(line)), None) for name, line in MILESTONES.items()}
-    loading = re.search(r"ready in ([\d.]+) s", started.log.read_text(errors="replace"))
-    told = {"denoiser_loading_s": float(loading.group(1))} if loading else {}
+    log = started.log.read_text(errors="replace")
+    told = {name: float(line.group(1)) for name, phase in PHASES.items() if (line := re.search(phase, log))}
     return {name: at for name, at in found.items() if at is not None} | told
 
 

@@ -25,7 +25,7 @@ logger = logging.getLogger("ray.serve")
 
 POLL_MS = (500, 5000)  # what clients are told to wait between two looks
 POLL_PART = 20  # of the time to come
-MAX_STREAMS = 192  # of events, open at a time: each holds one of the ingress's 256 slots until its job ends
+MAX_STREAMS = 192  # of events, open at a time: each holds one of the ingress's slots (serve/app.py) until its job ends
 
 REQUEST_SCHEMA: dict[str, Any] = {
     "requestBody": {
