@@ -32,6 +32,8 @@ RECIPE = "recipe.json"
 CHUNK = 16  # clips encoded at a time
 CAPTIONS_PER_CLIP = 3
 PLAIN_SHARE = 0.1  # of the captions come without the sentences about length and size
+LENGTH_STEP = 3  # captions have a multiple of it in tokens, for every length that training meets costs it a recording
+TRIES = 30  # at a caption of such a length
 PADDING = -1
 
 
@@ -131,10 +133,20 @@ def _captions(
     recipe: Recipe, prompts: PromptEncoder, labels: Labels, scene: int, random: np.random.Generator
 ) -> list[list[int]]:
     """Token ids of several captions of one scene, as serving makes them."""
-    texts = [write_caption(labels, scene, random) for _ in range(CAPTIONS_PER_CLIP)]
-    plain = random.random(len(texts)) < PLAIN_SHARE
-    texts = [text if bare else described(text, recipe.generation) for text, bare in zip(texts, plain, strict=True)]
-    return [prompts.token_ids(text).tolist() for text in texts]
+    return [_caption(recipe, prompts, labels, scene, random) for _ in range(CAPTIONS_PER_CLIP)]
+
+
+def _caption(
+    recipe: Recipe, prompts: PromptEncoder, labels: Labels, scene: int, random: np.random.Generator
+) -> list[int]:
+    """A caption whose length is a multiple of ``LENGTH_STEP``, where there is one."""
+    plain = random.random() < PLAIN_SHARE
+    for _ in range(TRIES):
+        text = write_caption(labels, scene, random)
+        ids = prompts.token_ids(text if plain else described(text, recipe.generation)).tolist()
+        if len(ids) % LENGTH_STEP == 0:
+            break
+    return ids
 
 
 def _padded(texts: list[list[list[int]]]) -> tuple[Tensor, Tensor]:

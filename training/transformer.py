@@ -88,9 +88,9 @@ class TransformerTask:
         self.cache = cache
         self.batch = batch
         self.empty = [torch.from_numpy(ids) for ids in _unconditional(recipe, prompts)]
-        lengths = cache.lengths.cpu().numpy()
-        self._lengths = lengths.ravel()
-        self._of_length = {length: np.flatnonzero(self._lengths == length) for length in np.unique(self._lengths)}
+        self._lengths = cache.lengths.cpu().numpy().ravel()
+        self._of_length = _frequent(self._lengths, batch // GROUPS)
+        self._common = self._lengths[np.isin(self._lengths, list(self._of_length))]
         torch.manual_seed(seed)
         self.module = Trainable(build(recipe), recipe.fps)
 
@@ -115,7 +115,7 @@ class TransformerTask:
     def _part(self, draw: Draw) -> Part:
         """Clips and captions of one length; now and then without captions, or without sound."""
         random, captions = draw.numpy, self.cache.lengths.shape[1]
-        length = self._lengths[random.integers(len(self._lengths))]
+        length = self._common[random.integers(len(self._common))]
         chosen = torch.from_numpy(random.choice(self._of_length[length], self.batch // GROUPS)).to(
             self.cache.ids.device
         )
@@ -150,6 +150,13 @@ def build(recipe: Recipe) -> Transformer:
             branch = depth if name.endswith(("to_out.weight", "down_proj.weight")) else 1
             nn.init.normal_(parameter, std=1 / (branch * math.sqrt(parameter.shape[1])))
     return transformer
+
+
+def _frequent(lengths: np.ndarray, count: int) -> dict[int, np.ndarray]:
+    """Where each length is, of those that are there ``count`` times or, if none is, most often."""
+    found, counts = np.unique(lengths, return_counts=True)
+    kept = found[counts >= min(count, counts.max())]
+    return {int(length): np.flatnonzero(lengths == length) for length in kept}
 
 
 def compile_layers() -> None:
