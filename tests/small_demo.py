@@ -17,10 +17,10 @@ CHANGES: dict[str, dict[str, Any]] = {
         "rope_scaling": {"mrope_interleaved": True, "mrope_section": [4, 2, 2], "rope_type": "default"},
         "latent_channel": 8,
         "patch_latent_dim": 32,
-        "sound_dim": 4,
+        "sound_dim": 24,
     },
     "vae": {"base_dim": 4, "decoder_base_dim": 4, "z_dim": 8},
-    "sound_tokenizer": {"dec_dim": 2, "vocoder_input_dim": 4},
+    "sound_tokenizer": {"dec_dim": 2},
 }
 
 

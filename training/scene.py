@@ -14,7 +14,7 @@ from torch import Tensor
 
 from training.labels import ALONE, MOTIONS, SHAPES, SIDE_BY_SIDE, STACKED, Labels
 
-RADIUS = (0.095, 0.135, 0.185)  # of the circle around a shape, by size
+RADIUS = (0.11, 0.143, 0.185)  # of the circle around a shape, by size
 MARGIN = 0.02  # between a shape and the border of its lane
 HOP_HEIGHT = 0.42
 ORBIT_RADIUS = 0.2  # at most; a lane allows less

@@ -9,10 +9,12 @@ from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from cosmos3_models.config import SoundDecoderConfig
-from cosmos3_models.sound_decoder import ResidualUnit, Snake, SoundDecoder
+from cosmos3_models.sound_decoder import ResidualUnit, SoundDecoder
+from training import tone
 from training.loop import Forward, Inputs, add_arguments, settings_of, train
 from training.recipe import Recipe
 from training.world import Draw, World
@@ -20,36 +22,31 @@ from training.world import Draw, World
 COMPONENT = "sound_autoencoder"
 WINDOW_LATENTS = 16  # of sound that a step hears at a time
 OUTPUT_SCALE = 0.05  # of the last layer at the start; a loud start unlearns its sound before it learns the right one
+GAIN = 6.0  # of the latents: it makes their mean square 1 or so
 LATENT_NOISE = 0.1  # added to the latents in training: the decoder must forgive what the transformer gets wrong
-SPECTRUM_WEIGHT = 0.1
-LOG_SPECTRUM_WEIGHT = 0.02
-WINDOWS = (128, 512, 2048)  # samples of the spectra's windows
-SPECTRUM_FLOOR = 1e-3
+CLICK_WEIGHT = 0.5  # of the error of second differences, in which little is left of the notes
 
 
 class SoundEncoder(nn.Module):
-    """The decoder's mirror image. Its latents have mean 0 and spread 1, for the public format scales none.
+    """How loud each note and each step of a click is, in each channel: measured, not learnt.
 
     The public encoder is another one; serving needs neither.
     """
 
+    analysis: Tensor
+
     def __init__(self, config: SoundDecoderConfig) -> None:
         super().__init__()
-        widths = [config.dec_dim * m for m in (1, *config.dec_c_mults)]
-        layers: list[nn.Module] = [nn.Conv1d(config.channels, widths[0], 7, padding=3)]
-        for inputs, outputs, stride in zip(widths, widths[1:], config.dec_strides, strict=False):
-            layers += [
-                ResidualUnit(inputs, 1),
-                Snake(inputs),
-                nn.Conv1d(inputs, outputs, 2 * stride, stride, padding=-(-stride // 2)),
-            ]
-        layers += [Snake(widths[-1]), nn.Conv1d(widths[-1], config.latent_dim, 3, padding=1)]
-        self.layers = nn.Sequential(*layers)
-        self.standard = nn.BatchNorm1d(config.latent_dim, affine=False)
+        self.channels, self.hop = config.channels, config.hop
+        atoms = tone.atoms(config.hop, config.sample_rate)
+        if self.channels * len(atoms) != config.latent_dim:
+            raise ValueError(f"the world's sound has {self.channels} x {len(atoms)} latents, got {config.latent_dim}")
+        self.register_buffer("analysis", GAIN * torch.linalg.pinv(atoms))
 
     def forward(self, waveform: Tensor) -> Tensor:
         """(b, channels, t * hop) to (b, latent_dim, t)."""
-        return self.standard(self.layers(waveform))
+        frames = rearrange(waveform, "b c (t s) -> b c t s", s=self.hop)
+        return rearrange(frames @ self.analysis, "b c t k -> b (c k) t")
 
 
 class SoundAutoencoder(nn.Module):
@@ -88,12 +85,10 @@ class SoundTask:
     def losses(self, forward: Forward, *inputs: Tensor) -> dict[str, Tensor]:
         waveform, noise = inputs
         reconstruction = forward(waveform, noise)
-        square = F.mse_loss(reconstruction, waveform)
-        # Amplitude of the error in that of the sound: the mean absolute error would first settle for silence.
-        wave = (square / waveform.square().mean()).sqrt()
-        spectrum, log_spectrum = spectral_errors(reconstruction, waveform)
-        loss = wave + SPECTRUM_WEIGHT * spectrum + LOG_SPECTRUM_WEIGHT * log_spectrum
-        return {"loss": loss, "wave": wave, "spectrum": spectrum, "log_spectrum": log_spectrum, "square": square}
+        middle = relative_error(reconstruction.sum(1), waveform.sum(1))
+        side = relative_error(reconstruction.diff(dim=1), waveform.diff(dim=1))
+        click = relative_error(reconstruction.diff(n=2), waveform.diff(n=2))
+        return {"loss": middle + side + CLICK_WEIGHT * click, "middle": middle, "side": side, "click": click}
 
     @torch.no_grad()
     def _waveform(self, draw: Draw) -> Tensor:
@@ -103,20 +98,9 @@ class SoundTask:
         return self.world.waveform(self.world.scenes(draw, self.batch), start * hop, count * hop)
 
 
-def spectral_errors(got: Tensor, expected: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean distance of the magnitudes of spectra, relative to the mean magnitude, and of their logarithms."""
-    linear, logarithmic = [], []
-    for size in WINDOWS:
-        a, b = (_magnitudes(waveform.flatten(0, 1), size) for waveform in (got, expected))
-        linear.append((a - b).abs().mean() / b.mean().clamp_min(SPECTRUM_FLOOR))
-        logarithmic.append(((a + SPECTRUM_FLOOR).log() - (b + SPECTRUM_FLOOR).log()).abs().mean())
-    return torch.stack(linear).mean(), torch.stack(logarithmic).mean()
-
-
-def _magnitudes(waveform: Tensor, size: int) -> Tensor:
-    window = torch.hann_window(size, device=waveform.device)
-    spectrum = torch.stft(waveform, size, size // 4, window=window, return_complex=True, normalized=True)
-    return (spectrum.real.square() + spectrum.imag.square() + 1e-10).sqrt()
+def relative_error(got: Tensor, expected: Tensor) -> Tensor:
+    """Amplitude of the error in that of what was expected: the mean absolute error would first settle for silence."""
+    return (F.mse_loss(got, expected) / expected.square().mean()).sqrt()
 
 
 def build(recipe: Recipe) -> SoundAutoencoder:
@@ -141,7 +125,7 @@ def build(recipe: Recipe) -> SoundAutoencoder:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_arguments(parser, steps=100_000, minutes=3, batch=64, rate=2e-3)
+    add_arguments(parser, steps=100_000, minutes=3, batch=32, rate=2e-3)
     args = parser.parse_args(arguments)
     recipe = Recipe.read(args.recipe) if args.recipe else Recipe.read()
     train(SoundTask(recipe, args.batch, args.seed), settings_of(args, COMPONENT), torch.device(args.device))

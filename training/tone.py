@@ -1,7 +1,7 @@
 """Scenes to stereo sound in time with the picture.
 
-A shape's note is its colour's, its timbre its kind's. It comes from where the shape is: panned by x, louder further
-down and for larger shapes. Every hit at a wall or the floor is a click.
+A shape's note is its colour's. It comes from where the shape is: panned by x, louder further down and for larger
+shapes. Every hit at a wall or the floor is a click.
 """
 
 import math
@@ -14,13 +14,7 @@ from training.scene import Scene, table
 
 # Multiples of the latent rate of 25 Hz, so that a steady note looks the same in every latent frame; a third apart.
 PITCH_HZ = (225, 275, 325, 400, 475, 575, 700, 850)  # of labels.COLOURS
-TIMBRE = (  # strength of the harmonics, of labels.KINDS
-    (1.0, 0.0, 0.0, 0.0),
-    (0.7, 0.0, 0.3, 0.0),
-    (0.8, 0.2, 0.0, 0.0),
-    (0.5, 0.25, 0.15, 0.1),
-    (0.65, 0.0, 0.0, 0.35),
-)
+HARMONICS = (0.7, 0.2, 0.1)  # strength of each
 LOUDNESS = (0.45, 0.7, 1.0)  # of labels.SIZES
 FLOOR_GAIN, CEILING_GAIN = 1.0, 0.5
 TONE_PEAK = 0.35
@@ -28,7 +22,7 @@ CLICK_PEAK = 0.35
 CLICK_HZ = 6000
 CLICK_DECAY_S = 0.008
 CLICK_LENGTH_S = 0.06
-CLICK_RASTER_S = 0.01  # clicks start on this raster
+CLICK_RASTER_S = 0.01  # clicks start on this raster, of which CLICK_HZ is a multiple
 CONTROL_HZ = 200  # how often panning and loudness are computed; linear in between
 
 
@@ -58,22 +52,38 @@ def _gains(scene: Scene, samples: int, rate: int, start: int) -> tuple[Tensor, T
 
 def _notes(scene: Scene, times: Tensor) -> Tensor:
     """Each shape's tone at full strength, (n, 2, samples)."""
-    pitch = table(PITCH_HZ, times.device)[scene.colour]
-    timbre = table(TIMBRE, times.device)[scene.kind]
+    return _tone(table(PITCH_HZ, times.device)[scene.colour][..., None], times)
+
+
+def _tone(pitch: Tensor, times: Tensor) -> Tensor:
     # The turn, not the angle, is reduced: an angle of thousands of radians has no precision left in fp32.
-    turn = (pitch[..., None] * times.double()) % 1
-    angle = (2 * math.pi * turn).float()
-    out = torch.zeros_like(angle)
-    for harmonic in range(timbre.shape[-1]):
-        out += timbre[..., harmonic, None] * ((harmonic + 1) * angle).sin()
-    return out
+    angle = (2 * math.pi * ((pitch * times.double()) % 1)).float()
+    harmonics = (strength * ((index + 1) * angle).sin() for index, strength in enumerate(HARMONICS))
+    return torch.stack(list(harmonics)).sum(0)
+
+
+def _click(age: Tensor) -> Tensor:
+    return (-age / CLICK_DECAY_S).exp() * (2 * math.pi * CLICK_HZ * age).sin()
+
+
+def atoms(hop: int, rate: int) -> Tensor:
+    """What a latent frame of sound is made of: each colour's note, then a step of a click at each place of the raster.
+
+    Pitches are multiples of the latent rate, so a note looks the same in every frame; and a click's tail is the click
+    itself, softer, a step of the raster later. Fp32 (8 + hop / raster, hop), of the loudest possible shape.
+    """
+    times = torch.arange(hop) / rate
+    notes = _tone(torch.tensor(PITCH_HZ)[:, None], times) * TONE_PEAK
+    step = round(CLICK_RASTER_S * rate)
+    click = _click(times[:step]) * CLICK_PEAK
+    return torch.cat([notes, torch.block_diag(*[click] * (hop // step))])
 
 
 def _clicks(scene: Scene, samples: int, rate: int, start: int) -> Tensor:
     """Each shape's clicks at full strength, (n, 2, samples)."""
     length = int(CLICK_LENGTH_S * rate)
     age = torch.arange(length, device=scene.radius.device) / rate
-    click = (-age / CLICK_DECAY_S).exp() * (2 * math.pi * CLICK_HZ * age).sin()
+    click = _click(age)
     contacts = scene.contacts()
     real = contacts.isfinite()
     onset = (torch.where(real, contacts, 0.0) / CLICK_RASTER_S).round().long() * round(CLICK_RASTER_S * rate)
