@@ -21,6 +21,7 @@ from cosmos3_models.video_vae import VideoDecoder
 from training import export, latents, sound_autoencoder, tokenizer, tone, transformer, video_vae
 from training.latents import Cache
 from training.loop import LOG, WEIGHTS, Gradients, Settings, Task, half_forward, train
+from training.muon import Muon
 from training.recipe import Recipe
 from training.video_encoder import VideoEncoder
 from training.world import Draw
@@ -106,6 +107,21 @@ def test_bf16_copies_give_about_the_same_gradients(name: str, recipe: Recipe, te
         gradients.append(torch.cat([parameter.grad.flatten() for parameter in task.module.parameters()]))
     assert gradients[1].dtype == torch.float32
     assert tiny.relative_error(gradients[1], gradients[0]) < 0.05
+
+
+def test_muon_equals_that_of_pytorch() -> None:
+    matrices = [torch.randn(shape) for shape in ((8, 8), (4, 12), (12, 4), (8, 8))]
+    ours, theirs = ([torch.nn.Parameter(matrix.clone()) for matrix in matrices] for _ in range(2))
+    mine = Muon(ours, lr=0.05, weight_decay=0.1)
+    reference = torch.optim.Muon(theirs, lr=0.05, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    for _ in range(3):
+        for one, other in zip(ours, theirs, strict=True):
+            one.grad = torch.randn(one.shape)
+            other.grad = one.grad.clone()
+        mine.step()
+        reference.step()
+    for one, other, start in zip(ours, theirs, matrices, strict=True):
+        assert tiny.relative_error(one.detach() - start, other.detach() - start) < 0.01  # both in bf16
 
 
 def test_a_loss_that_is_no_number_ends_the_run(recipe: Recipe, text: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from training.muon import Muon
 from training.world import Draw
 
 logger = logging.getLogger("training")
@@ -39,6 +40,7 @@ class Task(Protocol):
 
     half: bool  # runs in bf16 on a GPU, with fp32 master weights
     fp32: tuple[str, ...]  # names of parameters that stay fp32 all the same start so
+    muon: str | None  # matrices with this in their name are trained by Muon, all else by AdamW
 
     @property
     def module(self) -> nn.Module:
@@ -82,21 +84,17 @@ class Settings:
 
 
 class Run:
-    """The state of a run: weights, optimiser, running average, step and the seconds it took."""
+    """The state of a run: weights, optimisers, running average, step and the seconds it took."""
 
-    def __init__(self, module: nn.Module, settings: Settings, device: torch.device) -> None:
+    def __init__(self, task: Task, settings: Settings, device: torch.device) -> None:
+        module = task.module
         if settings.start is not None:
             module.load_state_dict(load_file(settings.start))
         self.module = module.to(device)
         self.step = 0
         self.elapsed_s = 0.0
         self.average = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
-        self.optimizer = torch.optim.AdamW(
-            _groups(module, settings.weight_decay),
-            lr=settings.learning_rate,
-            betas=BETAS,
-            fused=device.type == "cuda",
-        )
+        self.optimizers = _optimizers(task, settings, device)
         self._path = settings.out / STATE
         if self._path.is_file():
             self._load(device)
@@ -107,7 +105,7 @@ class Run:
         state = {
             "module": self.module.state_dict(),
             "average": self.average,
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "step": self.step,
             "elapsed_s": self.elapsed_s,
         }
@@ -118,7 +116,8 @@ class Run:
         state = torch.load(self._path, map_location=device, weights_only=True)
         self.module.load_state_dict(state["module"])
         self.average = state["average"]
-        self.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         self.step, self.elapsed_s = state["step"], state["elapsed_s"]
         logger.info("going on at step %d", self.step)
 
@@ -126,7 +125,7 @@ class Run:
 def train(task: Task, settings: Settings, device: torch.device) -> Run:
     """Train to the end of the schedule, or to ``stop_at``, and write state, log and averaged weights."""
     settings.out.mkdir(parents=True, exist_ok=True)
-    run = Run(task.module, settings, device)
+    run = Run(task, settings, device)
     gradients = Gradients(task, _forward(task, device))
     clock = _Clock(run.elapsed_s)
     sums: dict[str, Tensor] = {}
@@ -181,11 +180,12 @@ def _step(
     task: Task, run: Run, gradients: "Gradients", settings: Settings, progress: float, device: torch.device
 ) -> dict[str, Tensor]:
     rate = settings.learning_rate * min((run.step + 1) / settings.warmup, 1 - progress)
-    for group in run.optimizer.param_groups:
+    for group in (group for optimizer in run.optimizers for group in optimizer.param_groups):
         group["lr"] = rate
     losses = gradients.of(task.parts(Draw(settings.seed, run.step, device), progress))
     losses["gradient"] = nn.utils.clip_grad_norm_(run.module.parameters(), GRADIENT_NORM)
-    run.optimizer.step()
+    for optimizer in run.optimizers:
+        optimizer.step()
     run.step += 1
     _update_average(run, settings.average)
     return losses
@@ -291,11 +291,18 @@ def _half(weight: Tensor) -> Tensor:
     return weight.to(torch.bfloat16)
 
 
-def _groups(module: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Matrices decay; gains, biases and embeddings of one dimension do not."""
-    matrices = [parameter for parameter in module.parameters() if parameter.squeeze().ndim > 1]
-    vectors = [parameter for parameter in module.parameters() if parameter.squeeze().ndim <= 1]
-    return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+def _optimizers(task: Task, settings: Settings, device: torch.device) -> list[torch.optim.Optimizer]:
+    """AdamW, in which matrices decay but no gains and biases, and Muon where it is wanted."""
+    named = dict(task.module.named_parameters())
+    chosen = [w for name, w in named.items() if task.muon is not None and task.muon in name and w.ndim == 2]
+    rest = [w for w in named.values() if not any(w is other for other in chosen)]
+    groups = [
+        {"params": [w for w in rest if w.squeeze().ndim > 1], "weight_decay": settings.weight_decay},
+        {"params": [w for w in rest if w.squeeze().ndim <= 1], "weight_decay": 0.0},
+    ]
+    rate, fused = settings.learning_rate, device.type == "cuda"
+    adam = torch.optim.AdamW(groups, lr=rate, betas=BETAS, fused=fused)
+    return [adam, Muon(chosen, rate, settings.weight_decay)] if chosen else [adam]
 
 
 def _log(run: Run, settings: Settings, progress: float, means: dict[str, float]) -> None:

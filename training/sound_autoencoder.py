@@ -67,6 +67,7 @@ class SoundTask:
 
     half = False  # bf16 has no more than eight bits of a waveform
     fp32: tuple[str, ...] = ()
+    muon: str | None = None
 
     def __init__(self, recipe: Recipe, batch: int, seed: int) -> None:
         self.world = World.of(recipe)

@@ -82,6 +82,7 @@ class TransformerTask:
 
     half = True
     fp32: tuple[str, ...] = ("model.generation.time_embedder.",)
+    muon: str | None = ".layers."
 
     def __init__(self, recipe: Recipe, cache: Cache, prompts: PromptEncoder, batch: int, seed: int) -> None:
         self.shift = recipe.generation.flow_shift

@@ -17,7 +17,6 @@ from cosmos3_models import pixel_ops
 from cosmos3_models.config import VideoVAEConfig
 from cosmos3_models.shapes import LatentGrid
 from cosmos3_models.video_vae import History, VideoDecoder
-from training import video_encoder
 from training.loop import Forward, Inputs, add_arguments, settings_of, train
 from training.recipe import Recipe
 from training.video_encoder import VideoEncoder
@@ -75,6 +74,7 @@ class VideoTask:
 
     half = True
     fp32: tuple[str, ...] = ()
+    muon: str | None = None
 
     def __init__(self, recipe: Recipe, batch: int, seed: int) -> None:
         self.world = World.of(recipe)
