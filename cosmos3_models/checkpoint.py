@@ -61,7 +61,7 @@ class Checkpoint:
     @property
     def name(self) -> str:
         """The model's name for users: that of the folder, whose place in the package would not name the demo."""
-        return DEMO_NAME if self.folder.samefile(DEMO_FOLDER) else self.folder.resolve().name
+        return DEMO_NAME if self.folder.resolve() == DEMO_FOLDER.resolve() else self.folder.resolve().name
 
     def _check_agreement(self) -> None:
         transformer, vae, sound = self.transformer, self.video_vae, self.sound
