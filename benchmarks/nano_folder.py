@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from benchmarks import nano
-from cosmos3_models import demo
+from cosmos3_models.checkpoint import DEMO_FOLDER
 from cosmos3_models.config import SoundDecoderConfig, VideoVAEConfig
 from cosmos3_models.names import transformer_name
 from cosmos3_models.sound_decoder import SoundDecoder
@@ -72,7 +72,7 @@ def write(folder: Path, layers: int, device: str, tokenizer: Path | None = None)
     for name, config in configs.items():
         (draft / name).parent.mkdir(parents=True)
         (draft / name).write_text(json.dumps(config, indent=2) + "\n")
-    shutil.copytree(tokenizer or demo.folder() / "text_tokenizer", draft / "text_tokenizer")
+    shutil.copytree(tokenizer or DEMO_FOLDER / "text_tokenizer", draft / "text_tokenizer")
     with _Shards() as shards:
         for component, tensors in _components(layers, device):
             shards.add(draft / component, tensors)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from cosmos3_models import demo
 from cosmos3_models.config import (
     SchedulerConfig,
     SoundDecoderConfig,
@@ -19,6 +18,8 @@ from cosmos3_models.errors import CheckpointError
 from cosmos3_models.params import GenerationDefaults
 
 DEMO = "demo"
+DEMO_FOLDER = Path(__file__).parent / "demo"  # ships with the package
+DEMO_NAME = "cosmos3-demo"
 
 Offload = Literal["auto"] | bool
 """Whether weights wait in host memory; ``"auto"``: where they nearly fill the GPU."""
@@ -42,7 +43,7 @@ class Checkpoint:
         Raises:
             CheckpointError: a folder or file is missing, or a config contradicts itself or another one.
         """
-        folder = demo.folder() if str(path) == DEMO else Path(path)
+        folder = DEMO_FOLDER if str(path) == DEMO else Path(path)
         if not folder.is_dir():
             raise CheckpointError(folder, "no such folder")
         sound_folder, defaults = folder / "sound_tokenizer", folder / "generation_config.json"
@@ -59,8 +60,8 @@ class Checkpoint:
 
     @property
     def name(self) -> str:
-        """The model's name for users: that of the folder."""
-        return self.folder.resolve().name
+        """The model's name for users: that of the folder, whose place in the package would not name the demo."""
+        return DEMO_NAME if self.folder.resolve() == DEMO_FOLDER.resolve() else self.folder.resolve().name
 
     def _check_agreement(self) -> None:
         transformer, vae, sound = self.transformer, self.video_vae, self.sound

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,9 +11,8 @@ import tiny
 import torch
 from safetensors.torch import load_file, save_file
 
-from cosmos3_models import CheckpointError, Cosmos3Pipeline, GenerationParams, InvalidInput, demo
+from cosmos3_models import CheckpointError, Cosmos3Pipeline, GenerationParams, InvalidInput
 from cosmos3_models.checkpoint import Checkpoint
-from cosmos3_models.demo import random_weights
 from cosmos3_models.weights import load_sound_decoder, load_transformer, load_video_decoder
 
 CPU = torch.device("cpu")
@@ -220,22 +217,3 @@ def test_a_folder_may_bring_its_own_defaults(folder: Path) -> None:
     (folder / "generation_config.json").write_text('{"height": 64, "width": 96, "fps": 12}')
     params = Checkpoint.open(folder).defaults.params(prompt="x")
     assert (params.height, params.width, params.fps, params.num_frames) == (64, 96, 12.0, 189)
-
-
-def test_the_demo_is_written_once_and_is_the_same_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write = "from cosmos3_models import demo; print(demo.folder())"
-    here = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
-    writers = [subprocess.Popen([sys.executable, "-c", write], env=here, stdout=subprocess.PIPE) for _ in range(2)]
-    folders = {writer.communicate(timeout=120)[0].decode().strip() for writer in writers}
-    assert len(folders) == 1
-    monkeypatch.setenv("XDG_CACHE_HOME", here["XDG_CACHE_HOME"])
-    folder = demo.folder()
-    assert {str(folder)} == folders
-    assert [path.name for path in folder.parent.iterdir()] == [folder.name], "no draft is left behind"
-    again = tmp_path / "again"
-    again.mkdir()
-    random_weights.write(again)
-    files = [path.relative_to(again) for path in again.rglob("*") if path.is_file()]
-    assert all((folder / file).read_bytes() == (again / file).read_bytes() for file in files)
-    load_everything(Path("demo"))
-    assert Checkpoint.open("demo").name == "cosmos3-demo"
