@@ -11,5 +11,5 @@ sound=$!
 python3 -m training.video_vae --out "$out" 2>&1 | tee "$out/video.log"
 wait "$sound"
 python3 -m training.latents --out "$out" 2>&1 | tee "$out/latents.log"
-python3 -m training.transformer --out "$out" 2>&1 | tee "$out/transformer.log"
+python3 -m training.transformer --out "$out" --compile 2>&1 | tee "$out/transformer.log"
 python3 -m training.export --out "$out" --to "$checkpoint"

@@ -1,6 +1,6 @@
 """Train the sound autoencoder: waveform to latents and back.
 
-python -m training.sound_autoencoder --out .gpu/demo --minutes 3
+python -m training.sound_autoencoder --out .gpu/demo --minutes 2
 """
 
 import argparse
@@ -126,7 +126,7 @@ def build(recipe: Recipe) -> SoundAutoencoder:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_arguments(parser, steps=100_000, minutes=3, batch=32, rate=2e-3)
+    add_arguments(parser, steps=100_000, minutes=2, batch=32, rate=2e-3)
     args = parser.parse_args(arguments)
     recipe = Recipe.read(args.recipe) if args.recipe else Recipe.read()
     train(SoundTask(recipe, args.batch, args.seed), settings_of(args, COMPONENT), torch.device(args.device))

@@ -1,6 +1,6 @@
 """Train both towers by flow matching on video and sound together.
 
-python -m training.transformer --out .gpu/demo --minutes 9.5
+python -m training.transformer --out .gpu/demo --minutes 9 --compile
 """
 
 import argparse

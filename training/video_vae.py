@@ -1,11 +1,10 @@
 """Train the video autoencoder: pixels to latents and back.
 
-python -m training.video_vae --out .gpu/demo --minutes 8
+python -m training.video_vae --out .gpu/demo --minutes 7
 """
 
 import argparse
 import math
-import sys
 from collections.abc import Iterable
 
 import torch
@@ -13,7 +12,6 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from cosmos3_models import pixel_ops
 from cosmos3_models.config import VideoVAEConfig
 from cosmos3_models.shapes import LatentGrid
 from cosmos3_models.video_vae import History, VideoDecoder
@@ -34,7 +32,6 @@ FIRST_BIAS = 0.5
 FIRST_GAIN = 5.0  # of the latents
 FIRST_LOG_VARIANCE = -6.0
 LOG_VARIANCE_RANGE = (-12.0, 4.0)
-COMPILED_VARIANTS = 64  # of one function: with and without bias, gain and past, and for a single frame
 
 
 class VideoAutoencoder(nn.Module):
@@ -145,18 +142,6 @@ def build(recipe: Recipe) -> VideoAutoencoder:
     return module
 
 
-def compile_operations() -> None:
-    """Have PyTorch fuse what lies between the convolutions, and the losses. Few functions, for they compile slowly."""
-    torch._dynamo.config.recompile_limit = COMPILED_VARIANTS
-    functions = (
-        (pixel_ops, ("extended", "add_bias")),
-        (sys.modules[__name__], ("pixel_error", "edge_error")),
-    )
-    for module, names in functions:
-        for name in names:
-            setattr(module, name, torch.compile(getattr(module, name), dynamic=True))
-
-
 def _latent_size(frames: int, height: int, width: int) -> tuple[int, int, int]:
     grid = LatentGrid.of_video(frames, height, width)
     return grid.frames, grid.height, grid.width
@@ -165,11 +150,8 @@ def _latent_size(frames: int, height: int, width: int) -> tuple[int, int, int]:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_arguments(parser, steps=100_000, minutes=8, batch=16, rate=1.5e-3)
-    parser.add_argument("--compile", action="store_true", help="fuse operations, which takes a minute at the start")
+    add_arguments(parser, steps=100_000, minutes=7, batch=16, rate=1.5e-3)
     args = parser.parse_args(arguments)
-    if args.compile:
-        compile_operations()
     recipe = Recipe.read(args.recipe) if args.recipe else Recipe.read()
     train(VideoTask(recipe, args.batch, args.seed), settings_of(args, COMPONENT), torch.device(args.device))
 
