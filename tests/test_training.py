@@ -13,12 +13,13 @@ from safetensors.torch import load_file
 
 from benchmarks import reconstruction
 from cosmos3_models import Cosmos3Pipeline
+from cosmos3_models.checkpoint import Checkpoint
 from cosmos3_models.config import VideoVAEConfig
 from cosmos3_models.denoise import draw_noise
 from cosmos3_models.prompt import DEFAULT_NEGATIVE, PromptEncoder
 from cosmos3_models.transformer import Streams
 from cosmos3_models.video_vae import VideoDecoder
-from training import export, latents, sound_autoencoder, tokenizer, tone, transformer, video_vae
+from training import export, latents, sound_autoencoder, tokenizer, tone, transformer, unpack, video_vae
 from training.latents import Cache
 from training.loop import LOG, WEIGHTS, Gradients, Settings, Task, half_forward, train
 from training.muon import Muon
@@ -241,6 +242,24 @@ def test_the_commands_make_a_checkpoint_that_makes_a_video(recipe: Recipe, tmp_p
     small = latents.recipe_of(tmp_path / "run")
     lost = reconstruction.measure(pipeline, latents.Encoders(small, tmp_path / "run", CPU), small, clips=1)
     assert -20 < lost["video_psnr_db"] < 20, "two steps teach nothing"
+
+
+def test_a_checkpoint_comes_apart_into_what_it_was_made_of(recipe: Recipe, text: Path, tmp_path: Path) -> None:
+    trained = transformer.Trainable(tiny.randomize(transformer.build(recipe), 0), recipe.fps)
+    video, sound = tiny.randomize(video_vae.build(recipe), 1), sound_autoencoder.build(recipe)
+    parts = export.Parts(trained.model, video, sound)
+    folder = export.export(recipe.with_statistics([0.1] * 8, [0.8] * 8), parts, text, tmp_path / "demo", torch.float32)
+    unpack.unpack(Checkpoint.open(folder), recipe, tmp_path / "run")
+    for module, file in (
+        (trained, unpack.START),
+        (video, Path(video_vae.COMPONENT) / WEIGHTS),
+        (sound, Path(sound_autoencoder.COMPONENT) / WEIGHTS),
+    ):
+        found = load_file(tmp_path / "run" / file)
+        assert found.keys() == module.state_dict().keys()
+        for name, tensor in module.state_dict().items():
+            assert torch.allclose(found[name], tensor, rtol=1e-6, atol=1e-7), name
+    assert PromptEncoder.from_checkpoint(tmp_path / "run").token_ids("A red star.").size
 
 
 @pytest.mark.parametrize("sound", [False, True], ids=["T2V", "T2AV"])
