@@ -15,7 +15,6 @@ from torch import Tensor
 
 from cosmos3_models.token_ops import fused
 
-PAST_FRAMES = 2  # that a convolution in time sees besides the present one
 SMALLEST = 1e-12  # length that a pixel's channels are taken to have at least
 
 
@@ -47,20 +46,6 @@ def norm(x: Tensor, gain: Tensor) -> Tensor:
     value = x.float()
     square = value.square().sum(1, keepdim=True).clamp_min(SMALLEST**2)
     return (value * (math.sqrt(x.shape[1]) * square.rsqrt()) * gain.float()).to(x.dtype)
-
-
-def extended(x: Tensor, past: Tensor | None, bias: Tensor | None, gain: Tensor | None) -> Tensor:
-    """x with the frames before it in front, or with zeros; both (b, c, t, h, w). With ``gain``, x is
-    silu(norm(x + bias)) on the way.
-    """
-    _, channels, frames, height, width = x.shape
-    padded = empty(x, channels, PAST_FRAMES + frames, height, width)
-    padded[:, :, :PAST_FRAMES] = 0 if past is None else past
-    if gain is None:
-        padded[:, :, PAST_FRAMES:] = x
-    else:
-        norm_silu(x, bias, gain, padded[:, :, PAST_FRAMES:])
-    return padded
 
 
 def norm_silu(x: Tensor, bias: Tensor | None, gain: Tensor, out: Tensor) -> None:

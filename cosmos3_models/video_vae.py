@@ -20,7 +20,7 @@ from cosmos3_models.config import VideoVAEConfig
 from cosmos3_models.pixel_ops import channels_last
 from cosmos3_models.shapes import FRAMES_PER_LATENT
 
-TIME_KERNEL = pixel_ops.PAST_FRAMES + 1
+TIME_KERNEL = 3
 CELLS_PER_CHUNK = 512  # on the CPU: latent positions that a chunk holds at most, unless one frame has more
 LATENTS_PER_CHUNK = 8  # on a GPU, at most: more save nothing that can be measured
 CARD_SHARE = 0.2  # of a GPU's memory that a chunk may take; not of what is free, so that bytes depend on the card alone
@@ -50,8 +50,15 @@ class History:
 
         With ``norm``, x is silu(norm(x + bias)) on the way.
         """
-        padded = pixel_ops.extended(x, self._frames.get(convolution), bias, None if norm is None else norm.gamma)
-        self._frames[convolution] = padded[:, :, -pixel_ops.PAST_FRAMES :].clone()
+        kept = TIME_KERNEL - 1
+        _, channels, frames, height, width = x.shape
+        padded = pixel_ops.empty(x, channels, kept + frames, height, width)
+        padded[:, :, :kept] = self._frames.get(convolution, 0)
+        if norm is None:
+            padded[:, :, kept:] = x
+        else:
+            pixel_ops.norm_silu(x, bias, norm.gamma, padded[:, :, kept:])
+        self._frames[convolution] = padded[:, :, -kept:].clone()
         return padded
 
 

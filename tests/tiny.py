@@ -18,7 +18,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
-from cosmos3_models import GenerationParams
+from cosmos3_models import Cosmos3Pipeline, GenerationParams, GenerationResult
+from cosmos3_models.denoise import draw_noise
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
@@ -219,3 +220,27 @@ def _sound_autoencoder() -> Cosmos3AVAEAudioTokenizer:
         enc_num_blocks=1,
         enc_latent_dim=8,
     )
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Our result, its pixels (1, 3, t, h, w) before rounding, and how far both are from those of diffusers."""
+
+    result: GenerationResult
+    pixels: torch.Tensor
+    errors: dict[str, float]
+
+
+def compare_with_diffusers(pipeline: Cosmos3Pipeline, params: GenerationParams) -> Comparison:
+    """Relative errors of latents, pixels and, where there is sound, waveform, from the same files and noise."""
+    noise = draw_noise(pipeline.denoiser.latent_shapes(params), params.seed)
+    expected = run_diffusers(pipeline.checkpoint.folder, params, noise.video, noise.sound)
+    result = pipeline(params)
+    pixels = torch.cat(list(pipeline.video_decoder(result.video_latents)), dim=2)
+    errors = {
+        "latents": relative_error(result.video_latents, expected.video_latents),
+        "pixels": relative_error(pixels[0].transpose(0, 1), expected.pixels),
+    }
+    if params.generate_sound:
+        errors["waveform"] = relative_error(result.waveform, expected.waveform)
+    return Comparison(result, pixels, errors)

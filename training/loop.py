@@ -293,15 +293,17 @@ def _half(weight: Tensor) -> Tensor:
 
 def _optimizers(task: Task, settings: Settings, device: torch.device) -> list[torch.optim.Optimizer]:
     """AdamW, in which matrices decay but no gains and biases, and Muon where it is wanted."""
-    named = dict(task.module.named_parameters())
-    chosen = [w for name, w in named.items() if task.muon is not None and task.muon in name and w.ndim == 2]
-    rest = [w for w in named.values() if not any(w is other for other in chosen)]
+    chosen: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
+    for name, weight in task.module.named_parameters():
+        by_muon = task.muon is not None and task.muon in name and weight.ndim == 2
+        (chosen if by_muon else rest).append(weight)
     groups = [
         {"params": [w for w in rest if w.squeeze().ndim > 1], "weight_decay": settings.weight_decay},
         {"params": [w for w in rest if w.squeeze().ndim <= 1], "weight_decay": 0.0},
     ]
-    rate, fused = settings.learning_rate, device.type == "cuda"
-    adam = torch.optim.AdamW(groups, lr=rate, betas=BETAS, fused=fused)
+    rate = settings.learning_rate
+    adam = torch.optim.AdamW(groups, lr=rate, betas=BETAS, fused=device.type == "cuda")
     return [adam, Muon(chosen, rate, settings.weight_decay)] if chosen else [adam]
 
 

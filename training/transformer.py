@@ -89,9 +89,9 @@ class TransformerTask:
         self.cache = cache
         self.batch = batch
         self.empty = [torch.from_numpy(ids) for ids in _unconditional(recipe, prompts)]
-        self._lengths = cache.lengths.cpu().numpy().ravel()
-        self._of_length = _frequent(self._lengths, batch // GROUPS)
-        self._common = self._lengths[np.isin(self._lengths, list(self._of_length))]
+        lengths = cache.lengths.cpu().numpy().ravel()
+        self._of_length = _frequent(lengths, batch // GROUPS)
+        self._lengths = lengths[np.isin(lengths, list(self._of_length))]
         torch.manual_seed(seed)
         self.module = Trainable(build(recipe), recipe.fps)
 
@@ -116,7 +116,7 @@ class TransformerTask:
     def _part(self, draw: Draw) -> Part:
         """Clips and captions of one length; now and then without captions, or without sound."""
         random, captions = draw.numpy, self.cache.lengths.shape[1]
-        length = self._common[random.integers(len(self._common))]
+        length = self._lengths[random.integers(len(self._lengths))]
         chosen = torch.from_numpy(random.choice(self._of_length[length], self.batch // GROUPS)).to(
             self.cache.ids.device
         )

@@ -46,17 +46,22 @@ class DownBlock(nn.Module):
             self.downsampler = Downsampler(outputs, in_time=in_time)
 
     def forward(self, x: Tensor, history: History) -> Tensor:
-        shortcut = averaged(x, self.outputs, self.time_factor, self.side_factor)
+        shortcut = self._averaged(x)
         for block in self.resnets:
             x = block(x, history)
         return (self.downsampler(x, history) if hasattr(self, "downsampler") else x) + shortcut
 
-
-def averaged(x: Tensor, outputs: int, time_factor: int, side_factor: int) -> Tensor:
-    """A block's input on its smaller grid without weights: groups of pixels and channels become their mean."""
-    x = F.pad(x, (0, 0, 0, 0, -x.shape[2] % time_factor, 0))
-    x = rearrange(x, "b c (t s) (h p) (w q) -> b (c s p q) t h w", s=time_factor, p=side_factor, q=side_factor)
-    return channels_last(rearrange(x, "b (c g) t h w -> b c g t h w", c=outputs).mean(2))
+    def _averaged(self, x: Tensor) -> Tensor:
+        """The block's input on the smaller grid without weights: groups of pixels and channels become their mean."""
+        x = F.pad(x, (0, 0, 0, 0, -x.shape[2] % self.time_factor, 0))
+        x = rearrange(
+            x,
+            "b c (t s) (h p) (w q) -> b (c s p q) t h w",
+            s=self.time_factor,
+            p=self.side_factor,
+            q=self.side_factor,
+        )
+        return channels_last(rearrange(x, "b (c g) t h w -> b c g t h w", c=self.outputs).mean(2))
 
 
 class Encoder(nn.Module):
