@@ -27,7 +27,7 @@ from cosmos3_models.media import mux
 from cosmos3_models.prompt import PromptIds
 from serve.errors import InvalidRequest, NotReady, QueueFull, StageFailed
 from serve.messages import LATENTS_FOLLOW, DecodedSound, DecodedVideo
-from serve.references import item_references
+from serve.references import StreamingCall
 from serve.schema import Event, FinishedVideo, Progress, video_record
 
 logger = logging.getLogger("ray.serve")
@@ -112,9 +112,9 @@ class Graph:
     async def _denoise(self, ids: PromptIds, params: GenerationParams) -> AsyncGenerator[int | Latents, None]:
         """Steps done, then where the latents lie. Starts over, from step 0, when the replica dies."""
         for attempt in range(1, self._max_attempts + 1):
-            response = self._denoiser.denoise.remote(ids, params)
+            call = StreamingCall(self._denoiser.denoise.remote, ids, params)
             try:
-                references = item_references(response)
+                references = call.references()
                 while (item := await (await anext(references))) != LATENTS_FOLLOW:
                     yield item
                 *latents, complete = [reference async for reference in references]
@@ -126,7 +126,7 @@ class Graph:
             except Exception as error:
                 raise _for_client("denoiser", error) from error
             except BaseException:  # cancelled or closed
-                response.cancel()
+                call.leave()
                 raise
 
     async def _decode(
