@@ -45,6 +45,13 @@ class Killed:
             assert time.monotonic() < deadline, record
             time.sleep(0.02)
 
+    def wait_for_jobs(self, count: int) -> None:
+        """Until the server holds so many, other clients' among them."""
+        deadline = time.monotonic() + 60
+        while len(httpx.get(self._url, timeout=60).json()["data"]) < count:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
     def finish(self) -> list[dict[str, Any]]:
         """The records of all jobs, once all have ended."""
         deadline = time.monotonic() + RECOVERY_S
@@ -184,6 +191,7 @@ def test_no_job_is_lost_when_the_whole_server_is_killed_and_started_again(
     batch.submit()
     batch.wait_for_step(0, 1)
     client = command_line_client(whole_server.url, tmp_path / "client.mp4")
+    batch.wait_for_jobs(JOBS + 1)
     batch.wait_for_step(1, 2)
     whole_server.kill()
     killed = time.monotonic()
