@@ -23,7 +23,7 @@ from ray.serve.handle import DeploymentHandle
 
 # A shell gives a command in the background an ignored Ctrl-C, which all that the tests start would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-# Ray starts its workers as nice as can be, and anything else that computes on the machine would starve them.
+# Ray starts its workers at niceness 15, and anything else that computes on the machine would starve them.
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
 
 ROOT = Path(__file__).parent.parent
