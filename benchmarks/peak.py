@@ -1,5 +1,6 @@
 """The most that something reached while a thread watched it."""
 
+import os
 import subprocess
 import threading
 from collections.abc import Callable
@@ -64,9 +65,11 @@ class Peak:
 
 
 def gpu_gib() -> float | None:
-    """Memory in use on all GPUs, by whatever process, in GiB; None without nvidia-smi."""
+    """Memory in use by whatever process on the GPUs that this one may use, in GiB; None without nvidia-smi."""
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    query = [*GPU_QUERY, f"--id={chosen}"] if chosen else GPU_QUERY
     try:
-        told = subprocess.run(GPU_QUERY, capture_output=True, text=True, check=True, timeout=10).stdout
+        told = subprocess.run(query, capture_output=True, text=True, check=True, timeout=10).stdout
         return sum(map(float, told.split())) / 1024
     except (OSError, ValueError, subprocess.SubprocessError):
         return None

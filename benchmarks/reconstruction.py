@@ -28,10 +28,8 @@ def measure(pipeline: Cosmos3Pipeline, encoders: Encoders, recipe: Recipe, clips
     picture, sound = [], []
     for step in range(clips):
         draw = Draw(step, 0, encoders.device)
-        labels = encoders.world.scenes(draw, 1, "unseen").labels
-        again = Draw(step, 1, encoders.device), Draw(step, 1, encoders.device)  # the same numbers twice
-        scene = encoders.world.scenes_of(labels, again[0])
-        video_latents, sound_latents = encoders(labels, again[1])
+        scene = encoders.world.scenes(draw, 1, "unseen")
+        video_latents, sound_latents, _ = encoders(scene)
         made = torch.cat([to_frames(p) for p in pipeline.video_decoder((video_latents - mean) / std)])
         expected = to_frames((encoders.world.frames(scene) + 1) / 2)
         picture.append(_square(made.float() / 255, expected.float() / 255))

@@ -49,7 +49,9 @@ def plain_cache(prompts: PromptEncoder, recipe: Recipe) -> Cache:
     ids, lengths = latents._padded(texts)
     video, sound = torch.randn(8, 1, generator=generator), torch.randn(8, 1, generator=generator)
     shapes = (8, *LATENTS), (8, recipe.sound.latent_dim, recipe.sound_frames)
-    return Cache(video.view(8, 1, 1, 1, 1).expand(shapes[0]), sound.view(8, 1, 1).expand(shapes[1]), ids, lengths)
+    colour = torch.rand(8, *LATENTS[1:], generator=generator)
+    streams = video.view(8, 1, 1, 1, 1).expand(shapes[0]), sound.view(8, 1, 1).expand(shapes[1])
+    return Cache(*streams, colour, ids, lengths)
 
 
 def make_task(name: str, recipe: Recipe, text: Path) -> Task:
@@ -282,3 +284,37 @@ def test_diffusers_makes_the_same_video_of_an_exported_folder(
     errors = tiny.compare_with_diffusers(pipeline, params).errors
     assert ("waveform" in errors) == sound
     assert all(error <= 1e-5 for error in errors.values()), errors
+
+
+def test_a_decoder_may_be_trained_alone(recipe: Recipe, tmp_path: Path) -> None:
+    task = video_vae.VideoTask(recipe, 2, seed=0, decoder_only=True)
+    before = {name: tensor.clone() for name, tensor in task.module.state_dict().items()}
+    train(task, Settings(tmp_path, steps=2, learning_rate=1e-2, warmup=1), CPU)
+    after = load_file(tmp_path / WEIGHTS)
+    assert all(torch.equal(after[name], before[name]) for name in before if name.startswith("encoder."))
+    assert any(not torch.equal(after[name], before[name]) for name in before if name.startswith("decoder."))
+
+
+def test_a_latent_knows_the_most_colourful_of_its_pixels() -> None:
+    frames, encoded = torch.zeros(1, 3, 9, 32, 48), torch.zeros(1, 4, 3, 2, 3)
+    frames[0, 0, 0, 20, 40] = 1.0  # one pixel of the first frame, of chroma 0.5
+    frames[0, 2, 5, 3, 17] = -0.4
+    expected = torch.zeros(1, 3, 2, 3)
+    expected[0, 0, 1, 2], expected[0, 2, 0, 1] = 0.5, 0.2
+    assert torch.allclose(latents.most_colourful(frames, encoded), expected)
+
+
+def test_shapes_count_more_than_grey_until_noise_hides_them() -> None:
+    colour = torch.tensor([0.0, 1.0]).view(1, 1, 1, 2).expand(2, 1, 1, 2)
+    grey, shape = transformer.weights(colour, torch.tensor([0.0, 1.0])).unbind(-1)
+    assert grey.flatten().tolist() == [1, 1]
+    assert shape.flatten().tolist() == [1 + transformer.SHAPE_WEIGHT, 1]
+
+
+def test_plain_errors_weighted_alike_are_the_mean_squared_error(recipe: Recipe, text: Path) -> None:
+    task = make_task("transformer", recipe, text)
+    ids, sigma, weight, *streams = next(iter(task.parts(Draw(0, 0, CPU), 0.0)))
+    losses = task.losses(task.module, ids, sigma, torch.full_like(weight, 3.0), *streams)
+    assert torch.allclose(losses["loss"], losses["video"] + transformer.SOUND_WEIGHT * losses["sound"])
+    weighted = task.losses(task.module, ids, sigma, weight, *streams)
+    assert not torch.allclose(weighted["loss"], losses["loss"])

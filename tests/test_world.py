@@ -7,7 +7,17 @@ import torch
 from benchmarks.judge import judge, validate
 from benchmarks.sound_judge import clicks
 from training.captions import read_caption, state, write_caption
-from training.labels import HELD_OUT, Part, draw_labels, held_out, reserved
+from training.labels import (
+    HELD_OUT,
+    KINDS,
+    MOTIONS,
+    Labels,
+    Part,
+    draw_hard_labels,
+    draw_labels,
+    held_out,
+    reserved,
+)
 from training.picture import draw_frames
 from training.recipe import Recipe
 from training.world import Draw, World
@@ -123,3 +133,16 @@ def test_the_judge_survives_noise_and_nothing() -> None:
     for frames in (noise, np.zeros_like(noise)):
         verdict = judge(frames, 12, np.zeros((2, 48_000), np.float32), 48_000, [{"kind": "circle", "colour": "red"}])
         assert verdict.right["pitch"] == [False]
+
+
+def test_training_sees_the_hardest_scenes_twice_as_often() -> None:
+    def share(labels: Labels) -> float:
+        star = labels.kind[:, 0] == KINDS.index("star")
+        spin = np.isin(labels.motion[:, 0], [i for i, (verb, _) in enumerate(MOTIONS) if verb == "spin"])
+        return float((star | spin).mean())
+
+    random = np.random.default_rng(0)
+    plain, hard = draw_labels(random, 4000), draw_hard_labels(random, 4000)
+    assert len(hard) == 4000
+    assert share(hard) == pytest.approx(2 * share(plain), rel=0.1)
+    assert not held_out(hard).any()

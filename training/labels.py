@@ -47,6 +47,7 @@ HELD_OUT = tuple(
         ("ring", "yellow"),
     )
 )
+HARD_KIND = KINDS.index("star")  # outlines of stars, and of whatever spins, are learnt last
 PAIR_SHARE = 0.3  # of the scenes have two shapes
 UNSEEN_SHARE = 16  # one of so many scenes is kept from training, whatever its seed
 
@@ -94,6 +95,13 @@ def draw_labels(random: np.random.Generator, count: int, part: Part = "train") -
         drawn = _candidates(random, count * (1 if part == "train" else UNSEEN_SHARE), part)
         kept.append(drawn[_belongs(drawn, part)])
     return _joined(kept)[slice(0, count)]
+
+
+def draw_hard_labels(random: np.random.Generator, count: int) -> Labels:
+    """Draw scenes to train on: those whose first shape is a star or spins come twice as often as in the world."""
+    drawn = draw_labels(random, 2 * count)
+    hard = (drawn.kind[:, 0] == HARD_KIND) | np.isin(drawn.motion[:, 0], SPINS)
+    return drawn[np.argsort(~hard, kind="stable")[:count]]
 
 
 def held_out(labels: Labels) -> NDArray[np.bool_]:

@@ -9,9 +9,11 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -21,6 +23,7 @@ from training.captions import write_caption
 from training.labels import Labels
 from training.loop import load_average
 from training.recipe import Recipe
+from training.scene import Scene
 from training.tokenizer import described
 from training.world import Draw, World
 
@@ -44,12 +47,14 @@ class Cache:
     Attributes:
         video: bf16 (n, c, t, h, w), normalised as serving expects it.
         sound: bf16 (n, d, t).
+        colour: bf16 (n, t, h, w), 0 to 1, how colourful the most colourful pixel is that a video latent stands for.
         ids: int16 (n, captions, longest), padded.
         lengths: int16 (n, captions).
     """
 
     video: Tensor
     sound: Tensor
+    colour: Tensor
     ids: Tensor
     lengths: Tensor
 
@@ -61,6 +66,14 @@ class Cache:
     def write(self, folder: Path) -> None:
         """Write one file."""
         save_file({name: tensor.contiguous().cpu() for name, tensor in vars(self).items()}, folder / FILE)
+
+
+class Encoded(NamedTuple):
+    """Clips as ``Cache`` has them, but fp32 and not normalised."""
+
+    video: Tensor
+    sound: Tensor
+    colour: Tensor
 
 
 class Encoders:
@@ -76,11 +89,29 @@ class Encoders:
         self.sound = sound.encoder
 
     @torch.inference_mode()
-    def __call__(self, labels: Labels, draw: Draw) -> tuple[Tensor, Tensor]:
-        """Latents of clips with these labels: video as the decoder takes it, and sound, both fp32."""
-        scene = self.world.scenes_of(labels, draw)
-        mean, _ = self.video(self.world.frames(scene).to(self.dtype))
-        return mean.float(), self.sound(self.world.waveform(scene)).float()
+    def __call__(self, scene: Scene) -> Encoded:
+        """Latents of these clips, video as the decoder takes it."""
+        frames = self.world.frames(scene)
+        mean, _ = self.video(frames.to(self.dtype))
+        sound = self.sound(self.world.waveform(scene))
+        return Encoded(mean.float(), sound.float(), most_colourful(frames, mean))
+
+
+def most_colourful(frames: Tensor, latents: Tensor) -> Tensor:
+    """The largest difference of a pixel's channels that each latent stands for.
+
+    Args:
+        frames: (n, 3, 4 t - 3, 16 h, 16 w) in [-1, 1], here with the sizes of Cosmos3's video autoencoder.
+        latents: (n, c, t, h, w); the first stands for one frame, the others for as many each as there are left.
+
+    Returns:
+        (n, t, h, w) in [0, 1]
+    """
+    chroma = (frames.amax(1) - frames.amin(1)) / 2
+    _, _, t, h, w = latents.shape
+    stride = -(-frames.shape[2] // t)
+    whole = torch.cat([chroma[:, :1].expand(-1, stride - 1, -1, -1), chroma], dim=1)
+    return F.max_pool3d(whole, (stride, frames.shape[3] // h, frames.shape[4] // w))
 
 
 def encode(
@@ -88,19 +119,20 @@ def encode(
 ) -> tuple[Cache, Recipe]:
     """Encode up to ``clips`` training clips, as far as the time goes; the recipe then has their statistics."""
     encoders, prompts = Encoders(recipe, out, device), PromptEncoder.from_checkpoint(out)
-    video, sound, texts = [], [], []
+    video, sound, colour, texts = [], [], [], []
     for draw in _draws(clips, minutes, seed, device):
         scene = encoders.world.scenes(draw, CHUNK)
-        latents = encoders(scene.labels, draw)
-        video.append(latents[0].half())
-        sound.append(latents[1].bfloat16())
+        latents = encoders(scene)
+        video.append(latents.video.half())
+        sound.append(latents.sound.bfloat16())
+        colour.append(latents.colour.bfloat16())
         texts += [_captions(recipe, prompts, scene.labels, index, draw.numpy) for index in range(CHUNK)]
     stacked = torch.cat(video)
     mean, std = (_by_channel(statistic) for statistic in statistics(stacked))
     for chunk in stacked.split(1024):
         chunk.copy_((chunk.float() - mean) / std)
     ids, lengths = _padded(texts)
-    cache = Cache(stacked.bfloat16(), torch.cat(sound), ids, lengths)
+    cache = Cache(stacked.bfloat16(), torch.cat(sound), torch.cat(colour), ids, lengths)
     return cache, recipe.with_statistics(*(value.flatten().tolist() for value in (mean, std)))
 
 

@@ -201,7 +201,7 @@ class Gradients:
     def __init__(self, task: Task, forward: Forward) -> None:
         self._task = task
         self._forward = forward
-        self._parameters = list(task.module.parameters())
+        self._parameters = list(_trained(task.module).values())
         self._sums = [torch.zeros_like(parameter) for parameter in self._parameters]
         self._recordings: dict[tuple[torch.Size, ...], _Recording] = {}
         self._memory = torch.cuda.graph_pool_handle() if self._sums[0].is_cuda else None
@@ -258,6 +258,10 @@ class _Recording:
         return self._losses
 
 
+def _trained(module: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+
+
 @torch.no_grad()
 def _update_average(run: Run, decay: float) -> None:
     """Move the average towards the weights; at first fast, so that the random start is forgotten."""
@@ -295,7 +299,7 @@ def _optimizers(task: Task, settings: Settings, device: torch.device) -> list[to
     """AdamW, in which matrices decay but no gains and biases, and Muon where it is wanted."""
     chosen: list[nn.Parameter] = []
     rest: list[nn.Parameter] = []
-    for name, weight in task.module.named_parameters():
+    for name, weight in _trained(task.module).items():
         by_muon = task.muon is not None and task.muon in name and weight.ndim == 2
         (chosen if by_muon else rest).append(weight)
     groups = [

@@ -12,7 +12,6 @@ from itertools import chain
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cosmos3_models.positions import Rotary, rotary, sound_positions, text_positions, video_positions
@@ -31,6 +30,8 @@ GROUPS = 4  # parts of a batch; the captions of a part have one length, so that 
 DROPPED_SHARE = 0.1  # of the parts see the negative prompt or an empty one, for guidance
 SILENT_SHARE = 0.15  # of the parts have no sound
 SOUND_WEIGHT = 0.5
+SHAPE_WEIGHT = 8.0  # of a latent that stands for a fully saturated pixel over one of grey
+HIDDEN = 8  # power of the noise level by which that is less: in much noise nobody knows yet where a shape will be
 LARGEST_SIGMA = 0.9999
 
 
@@ -40,10 +41,12 @@ class Part:
 
     Attributes:
         streams: clean latents.
+        colour: (b, t, h, w) of the video, as in ``Cache``.
         ids: int64 (b, n).
     """
 
     streams: Streams
+    colour: Tensor
     ids: Tensor
 
 
@@ -96,22 +99,23 @@ class TransformerTask:
         self.module = Trainable(build(recipe), recipe.fps)
 
     def parts(self, draw: Draw, progress: float) -> Iterable[Inputs]:
-        """Token ids, noise levels, then clean latents and noise of each stream."""
+        """Token ids, noise levels, weights of the video latents, then clean latents and noise of each stream."""
         del progress
         for _ in range(GROUPS):
             part = self._part(draw)
             sigma = draw_sigmas(len(part.ids), self.shift, draw)
             pairs = [(stream, _normal(stream, draw)) for stream in part.streams.present]
-            yield part.ids, sigma, *chain(*pairs)
+            yield part.ids, sigma, weights(part.colour, sigma), *chain(*pairs)
 
     def losses(self, forward: Forward, *inputs: Tensor) -> dict[str, Tensor]:
-        ids, sigma, *streams = inputs
+        ids, sigma, weight, *streams = inputs
         clean, noise = streams[::2], streams[1::2]
         noisy = Streams(*(_mixed(x, e, sigma) for x, e in zip(clean, noise, strict=True)))
         velocity = forward(noisy, (sigma * TRAIN_TIMESTEPS).floor(), ids)
-        errors = [F.mse_loss(v.float(), e - x) for v, e, x in zip(velocity.present, noise, clean, strict=True)]
-        video, sound = errors[0], errors[1] if len(errors) > 1 else torch.zeros_like(errors[0])
-        return {"loss": video + SOUND_WEIGHT * sound, "video": video, "sound": sound}
+        errors = [(v.float() - (e - x)).square() for v, e, x in zip(velocity.present, noise, clean, strict=True)]
+        video = (errors[0].mean(1) * weight).mean() / weight.mean()
+        sound = errors[1].mean() if len(errors) > 1 else torch.zeros_like(video)
+        return {"loss": video + SOUND_WEIGHT * sound, "video": errors[0].mean(), "sound": sound}
 
     def _part(self, draw: Draw) -> Part:
         """Clips and captions of one length; now and then without captions, or without sound."""
@@ -126,7 +130,16 @@ class TransformerTask:
         if random.random() < DROPPED_SHARE:
             empty = self.empty[random.integers(len(self.empty))]
             ids = empty.to(ids.device).expand(len(ids), -1)
-        return Part(Streams(video, None if random.random() < SILENT_SHARE else sound), ids)
+        streams = Streams(video, None if random.random() < SILENT_SHARE else sound)
+        return Part(streams, self.cache.colour[clips].float(), ids)
+
+
+def weights(colour: Tensor, sigma: Tensor) -> Tensor:
+    """What the error of each video latent counts: colour (b, t, h, w), noise levels (b,).
+
+    Shapes are an eighth of a video, and three quarters of the plain error lie in the background's faint noise.
+    """
+    return 1 + SHAPE_WEIGHT * colour * (1 - sigma**HIDDEN).view(-1, 1, 1, 1)
 
 
 def draw_sigmas(count: int, shift: float, draw: Draw) -> Tensor:

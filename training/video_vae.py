@@ -73,11 +73,12 @@ class VideoTask:
     fp32: tuple[str, ...] = ()
     muon: str | None = None
 
-    def __init__(self, recipe: Recipe, batch: int, seed: int) -> None:
+    def __init__(self, recipe: Recipe, batch: int, seed: int, *, decoder_only: bool = False) -> None:
         self.world = World.of(recipe)
         self.batch = batch
         torch.manual_seed(seed)
         self.module = build(recipe)
+        self.module.encoder.requires_grad_(not decoder_only)
 
     def parts(self, draw: Draw, progress: float) -> Iterable[Inputs]:
         """Pixels and latent noise."""
@@ -151,9 +152,12 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser, steps=100_000, minutes=7, batch=16, rate=1.5e-3)
+    add = parser.add_argument
+    add("--decoder-only", action="store_true", help="leave the encoder, and with it all latents, as --start has it")
     args = parser.parse_args(arguments)
     recipe = Recipe.read(args.recipe) if args.recipe else Recipe.read()
-    train(VideoTask(recipe, args.batch, args.seed), settings_of(args, COMPONENT), torch.device(args.device))
+    task = VideoTask(recipe, args.batch, args.seed, decoder_only=args.decoder_only)
+    train(task, settings_of(args, COMPONENT), torch.device(args.device))
 
 
 if __name__ == "__main__":

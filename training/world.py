@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from training.labels import Labels, Part, draw_labels
+from training.labels import Labels, Part, draw_hard_labels, draw_labels
 from training.picture import draw_frames
 from training.recipe import Recipe
 from training.scene import Scene, draw_scene
@@ -43,8 +43,10 @@ class World:
         )
 
     def scenes(self, draw: Draw, count: int, part: Part = "train") -> Scene:
-        """Draw scenes of one part of the world."""
-        return self.scenes_of(draw_labels(draw.numpy, count, part), draw)
+        """Draw scenes of one part of the world; of the hardest there are more to train on."""
+        hard = part == "train"
+        labels = draw_hard_labels(draw.numpy, count) if hard else draw_labels(draw.numpy, count, part)
+        return self.scenes_of(labels, draw)
 
     def scenes_of(self, labels: Labels, draw: Draw) -> Scene:
         """Draw what these labels leave open."""
