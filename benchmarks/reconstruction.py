@@ -1,5 +1,6 @@
-"""What the demo's autoencoders lose: PSNR of pictures and SNR of sound after encoding and the served decode.
+"""What the demo's autoencoders lose between encoding and the served decode, in decibels and by the judge.
 
+python -m training.unpack --checkpoint demo --out .gpu/demo
 python -m benchmarks.reconstruction --run .gpu/demo --checkpoint demo
 """
 
@@ -7,25 +8,28 @@ import argparse
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.judge import Verdict, judge, rounded
 from cosmos3_models import Cosmos3Pipeline
 from cosmos3_models.video_vae import to_frames
+from training.captions import state
 from training.latents import Encoders, recipe_of
 from training.recipe import Recipe
 from training.world import Draw
 
 
-def measure(pipeline: Cosmos3Pipeline, encoders: Encoders, recipe: Recipe, clips: int) -> dict[str, float]:
-    """Decibels over clips that training has not seen."""
+def measure(pipeline: Cosmos3Pipeline, encoders: Encoders, recipe: Recipe, clips: int) -> dict[str, Any]:
+    """Decibels over clips that training has not seen, and shares of right answers about what came out."""
     mean, std = (
         torch.tensor(values, device=encoders.device)[:, None, None, None]
         for values in (recipe.video_vae.latents_mean, recipe.video_vae.latents_std)
     )
-    picture, sound = [], []
+    picture, sound, verdict = [], [], Verdict()
     for step in range(clips):
         draw = Draw(step, 0, encoders.device)
         scene = encoders.world.scenes(draw, 1, "unseen")
@@ -35,11 +39,15 @@ def measure(pipeline: Cosmos3Pipeline, encoders: Encoders, recipe: Recipe, clips
         picture.append(_square(made.float() / 255, expected.float() / 255))
         waveform = encoders.world.waveform(scene)[0]
         assert pipeline.sound_decoder is not None, "the demo has sound"
-        sound.append(_square(pipeline.sound_decoder(sound_latents), waveform) / float(waveform.square().mean()))
+        heard = pipeline.sound_decoder(sound_latents)
+        sound.append(_square(heard, waveform) / float(waveform.square().mean()))
+        stated = [state(scene.labels, 0, shape) for shape in range(scene.labels.shapes(0))]
+        verdict += judge(made.cpu().numpy(), recipe.fps, heard.cpu().numpy(), recipe.sound.sample_rate, stated)
     return {
         "clips": clips,
         "video_psnr_db": round(-10 * math.log10(np.mean(picture)), 2),
         "sound_snr_db": round(-10 * math.log10(np.mean(sound)), 2),
+        "right": rounded(verdict.accuracy()),
     }
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.graph import Record, cost
 from benchmarks.one_process import Case, summary
-from benchmarks.peak import Peak
+from benchmarks.peak import Peak, gpu_gib
 from benchmarks.queue_times import covered, queue_times
 from benchmarks.server import descendants
 from cosmos3_models.params import Approximation
@@ -81,3 +81,14 @@ def test_a_process_that_another_started_is_found() -> None:
     with subprocess.Popen(["sleep", "9"]) as child:
         assert child.pid in descendants(os.getpid())
         child.kill()
+
+
+def test_only_the_memory_of_gpus_that_may_be_used_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text('#!/bin/sh\ncase "$*" in *--id=1*) echo 2048;; *) printf "1024\\n2048\\n";; esac\n')
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert gpu_gib() == 3.0
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    assert gpu_gib() == 2.0

@@ -243,6 +243,7 @@ def test_the_commands_make_a_checkpoint_that_makes_a_video(recipe: Recipe, tmp_p
     small = latents.recipe_of(tmp_path / "run")
     lost = reconstruction.measure(pipeline, latents.Encoders(small, tmp_path / "run", CPU), small, clips=1)
     assert -20 < lost["video_psnr_db"] < 20, "two steps teach nothing"
+    assert lost["right"]["kind"] < 1
 
 
 def test_a_checkpoint_comes_apart_into_what_it_was_made_of(recipe: Recipe, text: Path, tmp_path: Path) -> None:
@@ -261,6 +262,7 @@ def test_a_checkpoint_comes_apart_into_what_it_was_made_of(recipe: Recipe, text:
         for name, tensor in module.state_dict().items():
             assert torch.allclose(found[name], tensor, rtol=1e-6, atol=1e-7), name
     assert PromptEncoder.from_checkpoint(tmp_path / "run").token_ids("A red star.").size
+    assert latents.recipe_of(tmp_path / "run").video_vae.latents_std == (0.8,) * 8
 
 
 @pytest.mark.parametrize("sound", [False, True], ids=["T2V", "T2AV"])

@@ -141,6 +141,12 @@ def recipe_of(out: Path) -> Recipe:
     return Recipe.read(out / FOLDER / RECIPE)
 
 
+def write_recipe(recipe: Recipe, out: Path) -> None:
+    """Write what ``recipe_of`` reads."""
+    (out / FOLDER).mkdir(exist_ok=True)
+    (out / FOLDER / RECIPE).write_text(recipe.dump())
+
+
 def statistics(latents: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation (c,) of each channel of (n, c, t, h, w), in fp64 over pieces of any number."""
     total = torch.zeros(2, latents.shape[1], dtype=torch.float64, device=latents.device)
@@ -208,9 +214,8 @@ def main(arguments: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     recipe = Recipe.read(args.recipe) if args.recipe else Recipe.read()
     cache, recipe = encode(recipe, args.out, args.clips, args.minutes, args.seed, torch.device(args.device))
-    (args.out / FOLDER).mkdir(exist_ok=True)
+    write_recipe(recipe, args.out)
     cache.write(args.out / FOLDER)
-    (args.out / FOLDER / RECIPE).write_text(recipe.dump())
     logger.info("%d clips", len(cache.video))
 
 

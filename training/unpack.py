@@ -15,7 +15,7 @@ from torch import nn
 
 from cosmos3_models.checkpoint import Checkpoint
 from cosmos3_models.weights import load_sound_decoder, load_transformer
-from training import sound_autoencoder, tokenizer, transformer, video_vae
+from training import latents, sound_autoencoder, tokenizer, transformer, video_vae
 from training.export import WEIGHTS as EXPORTED
 from training.loop import WEIGHTS
 from training.recipe import Recipe
@@ -24,7 +24,9 @@ START = Path("start") / "transformer.safetensors"
 
 
 def unpack(checkpoint: Checkpoint, recipe: Recipe, out: Path) -> None:
-    """Write the autoencoders as finished runs, the tokenizer, and the transformer as something to start from."""
+    """Write the autoencoders as finished runs, the tokenizer, the recipe with the statistics of the checkpoint's
+    latents, and the transformer as something to start from.
+    """
     cpu, exact = torch.device("cpu"), torch.float32
     video, sound = video_vae.build(recipe), sound_autoencoder.build(recipe)
     stored = load_file(checkpoint.folder / "vae" / EXPORTED)
@@ -35,6 +37,8 @@ def unpack(checkpoint: Checkpoint, recipe: Recipe, out: Path) -> None:
     _save(video, out / video_vae.COMPONENT / WEIGHTS)
     _save(sound, out / sound_autoencoder.COMPONENT / WEIGHTS)
     _save(towers, out / START)
+    vae = checkpoint.video_vae
+    latents.write_recipe(recipe.with_statistics(list(vae.latents_mean), list(vae.latents_std)), out)
     for folder in (tokenizer.FOLDER, tokenizer.ASSETS):
         shutil.copytree(checkpoint.folder / folder, out / folder)
 
