@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from benchmarks import sound_judge
 from benchmarks.picture_judge import Seen, look
-from training.captions import Stated, state
+from training.captions import Stated, states
 from training.labels import Part
 from training.recipe import Recipe
 from training.world import Draw, World
@@ -115,9 +115,8 @@ def validate(world: World, clips: int, part: Part = "train", seed: int = 0, devi
         draw = Draw(seed, step, torch.device(device))
         scene = world.scenes(draw, 1, part)
         frames = ((world.frames(scene)[0] + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 3, 0)
-        stated = [state(scene.labels, 0, shape) for shape in range(scene.labels.shapes(0))]
         sound = world.waveform(scene)[0].cpu().numpy()
-        total += judge(frames.cpu().numpy(), world.fps, sound, world.sample_rate, stated)
+        total += judge(frames.cpu().numpy(), world.fps, sound, world.sample_rate, states(scene.labels, 0))
     return total
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from cosmos3_models import GenerationParams
 from cosmos3_models.params import Approximation, GenerationDefaults, SigmaSchedule
-from training.captions import Stated, state, write_caption
+from training.captions import Stated, states, write_caption
 from training.labels import Part, draw_labels
 
 DEFAULT = "default"
@@ -46,7 +46,7 @@ def draw_prompts(part: Part, count: int, seed: int = 0) -> list[Prompt]:
     return [
         Prompt(
             write_caption(scene, 0, generator, full=True),
-            [state(scene, 0, shape) for shape in range(scene.shapes(0))],
+            states(scene, 0),
         )
         for scene, generator in zip(labels, random, strict=True)
     ]

@@ -17,7 +17,7 @@ from torch import Tensor
 from benchmarks.judge import Verdict, judge, rounded
 from cosmos3_models import Cosmos3Pipeline
 from cosmos3_models.video_vae import to_frames
-from training.captions import state
+from training.captions import states
 from training.latents import Encoders, recipe_of
 from training.recipe import Recipe
 from training.world import Draw
@@ -41,8 +41,8 @@ def measure(pipeline: Cosmos3Pipeline, encoders: Encoders, recipe: Recipe, clips
         assert pipeline.sound_decoder is not None, "the demo has sound"
         heard = pipeline.sound_decoder(sound_latents)
         sound.append(_square(heard, waveform) / float(waveform.square().mean()))
-        stated = [state(scene.labels, 0, shape) for shape in range(scene.labels.shapes(0))]
-        verdict += judge(made.cpu().numpy(), recipe.fps, heard.cpu().numpy(), recipe.sound.sample_rate, stated)
+        sounds, rate = heard.cpu().numpy(), recipe.sound.sample_rate
+        verdict += judge(made.cpu().numpy(), recipe.fps, sounds, rate, states(scene.labels, 0))
     return {
         "clips": clips,
         "video_psnr_db": round(-10 * math.log10(np.mean(picture)), 2),

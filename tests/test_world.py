@@ -6,11 +6,11 @@ import torch
 
 from benchmarks.judge import judge, validate
 from benchmarks.sound_judge import clicks
-from training.captions import read_caption, state, write_caption
+from training.captions import read_caption, state, states, write_caption
 from training.labels import (
     HELD_OUT,
     KINDS,
-    MOTIONS,
+    SPINS,
     Labels,
     Part,
     draw_hard_labels,
@@ -93,7 +93,7 @@ def test_a_full_caption_states_everything() -> None:
     labels = draw_labels(random, 200, "held_out")
     for scene in range(len(labels)):
         caption = write_caption(labels, scene, random, full=True)
-        assert read_caption(caption) == [state(labels, scene, shape) for shape in range(labels.shapes(scene))], caption
+        assert read_caption(caption) == states(labels, scene), caption
 
 
 def test_every_hit_clicks_within_a_hundredth_of_a_second() -> None:
@@ -138,7 +138,7 @@ def test_the_judge_survives_noise_and_nothing() -> None:
 def test_training_sees_the_hardest_scenes_twice_as_often() -> None:
     def share(labels: Labels) -> float:
         star = labels.kind[:, 0] == KINDS.index("star")
-        spin = np.isin(labels.motion[:, 0], [i for i, (verb, _) in enumerate(MOTIONS) if verb == "spin"])
+        spin = np.isin(labels.motion[:, 0], SPINS)
         return float((star | spin).mean())
 
     random = np.random.default_rng(0)

@@ -84,6 +84,11 @@ def state(labels: Labels, scene: int, shape: int) -> Stated:
     }
 
 
+def states(labels: Labels, scene: int) -> list[Stated]:
+    """Every attribute of every shape of one scene."""
+    return [state(labels, scene, shape) for shape in range(labels.shapes(scene))]
+
+
 def _shape(labels: Labels, scene: int, shape: int, random: np.random.Generator, silent: float) -> str:
     is_ = state(labels, scene, shape)
     size = "" if random.random() < silent else is_["size"]

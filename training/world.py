@@ -44,8 +44,8 @@ class World:
 
     def scenes(self, draw: Draw, count: int, part: Part = "train") -> Scene:
         """Draw scenes of one part of the world; of the hardest there are more to train on."""
-        hard = part == "train"
-        labels = draw_hard_labels(draw.numpy, count) if hard else draw_labels(draw.numpy, count, part)
+        train = part == "train"
+        labels = draw_hard_labels(draw.numpy, count) if train else draw_labels(draw.numpy, count, part)
         return self.scenes_of(labels, draw)
 
     def scenes_of(self, labels: Labels, draw: Draw) -> Scene:
