@@ -10,6 +10,8 @@ from training.captions import read_caption, state, states, write_caption
 from training.labels import (
     HELD_OUT,
     KINDS,
+    MOTIONS,
+    SPEEDS,
     SPINS,
     Labels,
     Part,
@@ -20,6 +22,7 @@ from training.labels import (
 )
 from training.picture import draw_frames
 from training.recipe import Recipe
+from training.scene import JITTER, SPIN
 from training.world import Draw, World
 
 CPU = torch.device("cpu")
@@ -56,6 +59,20 @@ def test_training_windows_lie_in_the_picture_and_mostly_show_a_shape() -> None:
     assert windows.shape == (40, 3, 5, 96, 96)
     chroma = windows.amax(1) - windows.amin(1)
     assert (chroma.flatten(1).amax(1) > 0.5).float().mean() > 0.9
+
+
+def test_what_spins_begins_upright_and_turns_at_its_speed() -> None:
+    labels = draw_labels(np.random.default_rng(0), 500)
+    scene = WORLD.scenes_of(labels, Draw(0, 0, CPU))
+    _, _, angle = scene.track(torch.tensor([0.0, 1.0]))
+    spins = torch.from_numpy(np.isin(labels.motion, SPINS))
+    clockwise = torch.from_numpy(labels.motion == MOTIONS.index(("spin", "clockwise")))
+    fast = torch.from_numpy(labels.speed == SPEEDS.index("fast"))
+    assert not angle[..., 0].any() and not angle[~spins].any()
+    turned = angle[spins][:, 1]
+    assert torch.equal(turned > 0, clockwise[spins])
+    expected = torch.where(fast, SPIN[1], SPIN[0])[spins]
+    assert (turned.abs() / expected - 1).abs().max() <= JITTER + 1e-6
 
 
 def test_part_of_a_waveform_is_that_part_of_the_whole() -> None:

@@ -1,6 +1,6 @@
 """Encode clips once, so that the transformer's steps read latents and token ids from the GPU's memory.
 
-python -m training.latents --out .gpu/demo --minutes 1
+python -m training.latents --out .gpu/demo --minutes 1.3
 """
 
 import argparse
@@ -207,7 +207,7 @@ def main(arguments: list[str] | None = None) -> None:
     add("--out", type=Path, required=True, help="folder of the whole demo, with the trained autoencoders")
     add("--recipe", type=Path, default=None, help="configs of the models")
     add("--clips", type=int, default=60_000, help="at most (%(default)s)")
-    add("--minutes", type=float, default=1, help="then it makes do with what it has (%(default)s)")
+    add("--minutes", type=float, default=1.3, help="then it makes do with what it has (%(default)s)")
     add("--seed", type=int, default=0, help="of the clips (%(default)s)")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="torch device (%(default)s)")
     args = parser.parse_args(arguments)

@@ -14,15 +14,15 @@ from torch import Tensor
 
 from training.labels import ALONE, MOTIONS, SHAPES, SIDE_BY_SIDE, STACKED, Labels
 
-RADIUS = (0.11, 0.143, 0.185)  # of the circle around a shape, by size
+RADIUS = (0.125, 0.16, 0.205)  # of the circle around a shape, by size
 MARGIN = 0.02  # between a shape and the border of its lane
 HOP_HEIGHT = 0.42
 ORBIT_RADIUS = 0.2  # at most; a lane allows less
 # By speed, slow then fast.
 MOVE = (0.09, 0.19)  # sides a second
-ROLL = (0.38, 0.8)  # sides a second, from wall to wall
-HOP = (1.25, 0.75)  # seconds from floor to floor
-ORBIT = (math.radians(110), math.radians(230))  # radians a second
+ROLL = (0.35, 0.65)  # sides a second, from wall to wall
+HOP = (1.5, 0.9)  # seconds from floor to floor
+ORBIT = (math.radians(100), math.radians(190))  # radians a second
 SPIN = (math.radians(60), math.radians(150))  # radians a second
 JITTER = 0.05  # of radii and speeds, to either side
 CONTACTS = 6  # at most, of one shape in one clip
@@ -50,7 +50,7 @@ class Scene:
     y: Tensor
     rate: Tensor  # sides, hops or radians a second, by motion; the direction's sign is in it
     reach: Tensor  # what a bounce or an orbit spans: sides
-    phase: Tensor  # of a bounce or turn: 0 to 2
+    phase: Tensor  # of a bounce or an orbit: 0 to 2
     tone: Tensor  # (n, 8) random numbers in -1 to 1 for colours and light
     duration: float
 
@@ -58,11 +58,11 @@ class Scene:
         return len(self.present)
 
     def track(self, times: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """x, y and angle (n, 2, t) at ``times`` (t,); angles are clockwise."""
+        """x, y and angle (n, 2, t) at ``times`` (t,); angles are clockwise, and 0 where a spin begins."""
         x, y, rate = self.x[..., None], self.y[..., None], self.rate[..., None]
         phase, reach = self.phase[..., None], self.reach[..., None]
         step = rate * (times - self.duration / 2)
-        turn = phase * math.pi + rate * times
+        turn = phase * math.pi * self._is("orbit") + rate * times
         cycle = phase + rate * times
         triangle = 1 - (cycle % 2 - 1).abs() - 0.5
         hop = 0.5 - 4 * (cycle % 1) * (1 - cycle % 1)
