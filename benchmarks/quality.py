@@ -87,20 +87,26 @@ def processes(source: Source, count: int) -> Iterator[Executor]:
         pool.shutdown(cancel_futures=True)
 
 
-def seconds(source: Source, chosen: Iterable[Case], prompt: Prompt, repeats: int) -> dict[str, dict[str, Any]]:
-    """Median seconds of denoise and of the whole video by case, or why it was refused."""
+def seconds(source: Source, chosen: Sequence[Case], prompt: Prompt, repeats: int) -> dict[str, dict[str, Any]]:
+    """Median seconds of denoise and of the whole video by case, or why it was refused.
+
+    The cases take turns, so that what slows the machine for a while slows all of them.
+    """
     pipeline = Cosmos3Pipeline.from_pretrained(source.checkpoint, source.device)
+    runs: dict[str, list[dict[str, float]]] = {}
     found: dict[str, dict[str, Any]] = {}
-    for case in chosen:
-        params = params_of(pipeline.checkpoint.defaults, case, prompt, seed=0)
-        try:
-            runs = [pipeline(params).timings for _ in range(1 + repeats)][1:]
-        except InvalidInput as refusal:
-            found[case.name] = {"refused": str(refusal)}
-        else:
-            denoise, video = ([run["denoise"] for run in runs], [sum(run.values()) for run in runs])
-            found[case.name] = {"denoise_s": statistics.median(denoise), "video_s": statistics.median(video)}
-        print(json.dumps({"case": case.name} | found[case.name]), flush=True)
+    for _ in range(1 + repeats):
+        for case in (case for case in chosen if case.name not in found):
+            try:
+                made = pipeline(params_of(pipeline.checkpoint.defaults, case, prompt, seed=0))
+                runs.setdefault(case.name, []).append(made.timings)
+            except InvalidInput as refusal:
+                found[case.name] = {"refused": str(refusal)}
+    for name, (_, *timed) in runs.items():
+        denoise, video = ([run["denoise"] for run in timed], [sum(run.values()) for run in timed])
+        found[name] = {"denoise_s": statistics.median(denoise), "video_s": statistics.median(video)}
+    for name, row in found.items():
+        print(json.dumps({"case": name} | row), flush=True)
     return found
 
 

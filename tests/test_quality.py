@@ -118,6 +118,19 @@ def test_the_plot_names_every_case_of_the_part_that_was_not_refused(tmp_path: Pa
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
+def test_the_plot_may_take_the_seconds_of_another_run() -> None:
+    quality_plot = pytest.importorskip("benchmarks.quality_plot", reason="needs matplotlib", exc_type=ImportError)
+    rows = [{"case": case, "denoise_s": 0.5, "mean": 0.9} for case in ("default", "8 steps", "fp8 linears")]
+    other = [{"case": "8 steps", "denoise_s": 2.0}, {"case": "default", "denoise_s": 4.0}]
+    other.append({"case": "fp8 linears", "refused": "no"})
+    drawn = quality_plot.with_seconds({"device": "GPU", "rows": rows}, {"device": "cpu", "rows": other})
+    assert [(row["case"], row["denoise_s"], row["mean"]) for row in drawn["rows"]] == [
+        ("default", 4.0, 0.9),
+        ("8 steps", 2.0, 0.9),
+    ]
+    assert drawn["device"] == "GPU, seconds on cpu"
+
+
 @pytest.mark.parametrize("ending", ["webp", "png"])
 def test_the_strip_shows_frames_of_every_prompt(ending: str, checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / f"strip.{ending}"

@@ -313,9 +313,23 @@ def test_shapes_count_more_than_grey_until_noise_hides_them() -> None:
     assert shape.flatten().tolist() == [1 + transformer.SHAPE_WEIGHT, 1]
 
 
+def test_the_sound_latents_of_clicks_count_more_and_no_others(recipe: Recipe) -> None:
+    """Where a wave that is a note or a click has its latents, measured by the encoder."""
+    encoder = sound_autoencoder.build(recipe).encoder
+    atoms = tone.atoms(recipe.sound.hop, recipe.sound.sample_rate)
+    waves = atoms[:, None].expand(-1, recipe.sound.channels, -1)
+    notes = len(tone.PITCH_HZ)
+    found = encoder(waves)[..., 0].abs() > 0.1
+    heavy = transformer.sound_weights(recipe)[:, 0] == transformer.CLICK_WEIGHT
+    assert torch.equal(found[notes:].any(0), heavy)
+    assert torch.equal(found[:notes].any(0), ~heavy)
+
+
 def test_plain_errors_weighted_alike_are_the_mean_squared_error(recipe: Recipe, text: Path) -> None:
     task = make_task("transformer", recipe, text)
     ids, sigma, weight, *streams = next(iter(task.parts(Draw(0, 0, CPU), 0.0)))
+    assert isinstance(task, transformer.TransformerTask)
+    task.sound_weights = torch.ones(1, 1)
     losses = task.losses(task.module, ids, sigma, torch.full_like(weight, 3.0), *streams)
     assert torch.allclose(losses["loss"], losses["video"] + transformer.SOUND_WEIGHT * losses["sound"])
     weighted = task.losses(task.module, ids, sigma, weight, *streams)

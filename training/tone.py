@@ -79,6 +79,11 @@ def atoms(hop: int, rate: int) -> Tensor:
     return torch.cat([notes, torch.block_diag(*[click] * (hop // step))])
 
 
+def click_atoms(hop: int, rate: int) -> Tensor:
+    """Which of ``atoms`` are steps of a click: bool (8 + hop / raster,)."""
+    return torch.arange(len(atoms(hop, rate))) >= len(PITCH_HZ)
+
+
 def _clicks(scene: Scene, samples: int, rate: int, start: int) -> Tensor:
     """Each shape's clicks at full strength, (n, 2, samples)."""
     length = int(CLICK_LENGTH_S * rate)

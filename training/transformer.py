@@ -19,7 +19,7 @@ from cosmos3_models.prompt import PromptEncoder
 from cosmos3_models.sampler import TRAIN_TIMESTEPS
 from cosmos3_models.shapes import LatentGrid
 from cosmos3_models.transformer import Block, Condition, Streams, Transformer
-from training import latents
+from training import latents, tone
 from training.latents import Cache
 from training.loop import Forward, Inputs, add_arguments, settings_of, train
 from training.recipe import Recipe
@@ -30,6 +30,7 @@ GROUPS = 4  # parts of a batch; the captions of a part have one length, so that 
 DROPPED_SHARE = 0.1  # of the parts see the negative prompt or an empty one, for guidance
 SILENT_SHARE = 0.15  # of the parts have no sound
 SOUND_WEIGHT = 0.5
+CLICK_WEIGHT = 10.0  # of a sound latent that stands for clicks over one for a note; 7 in 1,000 are not silent
 SHAPE_WEIGHT = 8.0  # of a latent that stands for a fully saturated pixel over one of grey
 HIDDEN = 8  # power of the noise level by which that is less: in much noise nobody knows yet where a shape will be
 LARGEST_SIGMA = 0.9999
@@ -91,6 +92,7 @@ class TransformerTask:
         self.shift = recipe.generation.flow_shift
         self.cache = cache
         self.batch = batch
+        self.sound_weights = sound_weights(recipe).to(cache.sound.device)
         self.empty = [torch.from_numpy(ids) for ids in _unconditional(recipe, prompts)]
         lengths = cache.lengths.cpu().numpy().ravel()
         self._of_length = _frequent(lengths, batch // GROUPS)
@@ -113,9 +115,11 @@ class TransformerTask:
         noisy = Streams(*(_mixed(x, e, sigma) for x, e in zip(clean, noise, strict=True)))
         velocity = forward(noisy, (sigma * TRAIN_TIMESTEPS).floor(), ids)
         errors = [(v.float() - (e - x)).square() for v, e, x in zip(velocity.present, noise, clean, strict=True)]
-        video = (errors[0].mean(1) * weight).mean() / weight.mean()
-        sound = errors[1].mean() if len(errors) > 1 else torch.zeros_like(video)
-        return {"loss": video + SOUND_WEIGHT * sound, "video": errors[0].mean(), "sound": sound}
+        loss = (errors[0].mean(1) * weight).mean() / weight.mean()
+        if len(errors) > 1:
+            loss = loss + SOUND_WEIGHT * (errors[1] * self.sound_weights).mean()
+        plain = {name: error.mean() for name, error in zip(("video", "sound"), errors, strict=False)}
+        return {"loss": loss, "sound": torch.zeros_like(loss)} | plain
 
     def _part(self, draw: Draw) -> Part:
         """Clips and captions of one length; now and then without captions, or without sound."""
@@ -140,6 +144,16 @@ def weights(colour: Tensor, sigma: Tensor) -> Tensor:
     Shapes are an eighth of a video, and three quarters of the plain error lie in the background's faint noise.
     """
     return 1 + SHAPE_WEIGHT * colour * (1 - sigma**HIDDEN).view(-1, 1, 1, 1)
+
+
+def sound_weights(recipe: Recipe) -> Tensor:
+    """What the error of each sound latent counts, (d, 1).
+
+    Clicks are rare and short, so little of the plain error is theirs. That it depends on the latent alone, not on what
+    is in it, leaves the best answer what it was.
+    """
+    clicks = tone.click_atoms(recipe.sound.hop, recipe.sound.sample_rate).repeat(recipe.sound.channels)
+    return torch.where(clicks, CLICK_WEIGHT, 1.0)[:, None]
 
 
 def draw_sigmas(count: int, shift: float, draw: Draw) -> Tensor:
