@@ -1,6 +1,6 @@
 """Train both towers by flow matching on video and sound together.
 
-python -m training.transformer --out .gpu/demo --minutes 13.5 --compile
+python -m training.transformer --out .gpu/demo --minutes 15 --compile
 """
 
 import argparse
@@ -212,7 +212,7 @@ def _normal(like: Tensor, draw: Draw) -> Tensor:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_arguments(parser, steps=100_000, minutes=13.5, batch=256, rate=1.5e-3)
+    add_arguments(parser, steps=100_000, minutes=15, batch=256, rate=1.5e-3)
     parser.add_argument("--compile", action="store_true", help="compile the layers, which takes a minute at the start")
     args = parser.parse_args(arguments)
     if args.compile:
