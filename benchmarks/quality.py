@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import statistics
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
@@ -87,21 +88,23 @@ def processes(source: Source, count: int) -> Iterator[Executor]:
         pool.shutdown(cancel_futures=True)
 
 
-def seconds(source: Source, chosen: Sequence[Case], prompt: Prompt, repeats: int) -> dict[str, dict[str, Any]]:
+def seconds(source: Source, chosen: Iterable[Case], prompt: Prompt, repeats: int) -> dict[str, dict[str, Any]]:
     """Median seconds of denoise and of the whole video by case, or why it was refused.
 
     The cases take turns, so that what slows the machine for a while slows all of them.
     """
     pipeline = Cosmos3Pipeline.from_pretrained(source.checkpoint, source.device)
-    runs: dict[str, list[dict[str, float]]] = {}
+    requests = {case.name: params_of(pipeline.checkpoint.defaults, case, prompt, seed=0) for case in chosen}
+    runs: dict[str, list[dict[str, float]]] = defaultdict(list)
     found: dict[str, dict[str, Any]] = {}
     for _ in range(1 + repeats):
-        for case in (case for case in chosen if case.name not in found):
+        for name in [name for name in requests if name not in found]:
             try:
-                made = pipeline(params_of(pipeline.checkpoint.defaults, case, prompt, seed=0))
-                runs.setdefault(case.name, []).append(made.timings)
+                timings = pipeline(requests[name]).timings
             except InvalidInput as refusal:
-                found[case.name] = {"refused": str(refusal)}
+                found[name] = {"refused": str(refusal)}
+            else:
+                runs[name].append(timings)
     for name, (_, *timed) in runs.items():
         denoise, video = ([run["denoise"] for run in timed], [sum(run.values()) for run in timed])
         found[name] = {"denoise_s": statistics.median(denoise), "video_s": statistics.median(video)}

@@ -12,7 +12,7 @@ sound=$!
 python3 -m training.video_vae --out "$out" 2>&1 | tee "$out/video.log"
 wait "$sound"
 python3 -m training.latents --out "$out" 2>&1 | tee "$out/latents.log"
-for stop in 7500 100000; do # two runs of one schedule, each of less than ten minutes on an H100
-    python3 -m training.transformer --out "$out" --compile --stop-at "$stop" "$@" 2>&1 | tee -a "$out/transformer.log"
-done
+transformer() { python3 -m training.transformer --out "$out" --compile "$@" 2>&1 | tee -a "$out/transformer.log"; }
+transformer "$@" --stop-at 7500 # two runs of one schedule, each of less than ten minutes on an H100
+transformer "$@"
 python3 -m training.export --out "$out" --to "$checkpoint"

@@ -116,10 +116,11 @@ class TransformerTask:
         velocity = forward(noisy, (sigma * TRAIN_TIMESTEPS).floor(), ids)
         errors = [(v.float() - (e - x)).square() for v, e, x in zip(velocity.present, noise, clean, strict=True)]
         loss = (errors[0].mean(1) * weight).mean() / weight.mean()
+        sound = torch.zeros_like(loss)
         if len(errors) > 1:
+            sound = errors[1].mean()
             loss = loss + SOUND_WEIGHT * (errors[1] * self.sound_weights).mean()
-        plain = {name: error.mean() for name, error in zip(("video", "sound"), errors, strict=False)}
-        return {"loss": loss, "sound": torch.zeros_like(loss)} | plain
+        return {"loss": loss, "video": errors[0].mean(), "sound": sound}
 
     def _part(self, draw: Draw) -> Part:
         """Clips and captions of one length; now and then without captions, or without sound."""
