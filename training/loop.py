@@ -282,17 +282,36 @@ def half_forward(task: Task) -> Forward:
 
     def forward(*inputs: Any) -> Any:
         weights = dict(task.module.named_parameters())
-        halves = {name: w if name.startswith(task.fp32) else _half(w) for name, w in weights.items()}
-        return functional_call(task.module, halves, inputs)
+        names = [name for name in weights if not name.startswith(task.fp32)]
+        halves = _Halves.apply(*(weights[name] for name in names))
+        return functional_call(task.module, weights | dict(zip(names, halves, strict=True)), inputs)
 
     return forward
 
 
-def _half(weight: Tensor) -> Tensor:
-    """A bf16 copy; convolution weights in the layout of the tensor cores, which activations then follow."""
-    if weight.ndim == 5:
-        return weight.to(torch.bfloat16, memory_format=torch.channels_last_3d)
-    return weight.to(torch.bfloat16)
+class _Halves(torch.autograd.Function):
+    """bf16 copies of fp32 weights, and fp32 copies of their gradients: few launches for hundreds of small tensors."""
+
+    @staticmethod
+    def forward(ctx: Any, *weights: Tensor) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        halves = tuple(torch.empty_like(w, dtype=torch.bfloat16, memory_format=_layout(w)) for w in weights)
+        torch._foreach_copy_(halves, weights)
+        frozen = [half for half, trained in zip(halves, ctx.needs_input_grad, strict=True) if not trained]
+        ctx.mark_non_differentiable(*frozen)
+        return halves
+
+    @staticmethod
+    def backward(_: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        there = {index: gradient for index, gradient in enumerate(gradients) if gradient is not None}
+        full = {index: torch.empty(half.shape, device=half.device) for index, half in there.items()}
+        torch._foreach_copy_(list(full.values()), list(there.values()))
+        return tuple(full.get(index) for index in range(len(gradients)))
+
+
+def _layout(weight: Tensor) -> torch.memory_format:
+    """For convolutions that of the tensor cores, which activations then follow."""
+    return torch.channels_last_3d if weight.ndim == 5 else torch.contiguous_format
 
 
 def _optimizers(task: Task, settings: Settings, device: torch.device) -> list[torch.optim.Optimizer]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from training.labels import ALONE, MOTIONS, SHAPES, SIDE_BY_SIDE, STACKED, Labels
+from training.labels import ALONE, MOTIONS, SHAPES, SIDE_BY_SIDE, STACKED, Integers, Labels
 
 RADIUS = (0.125, 0.16, 0.205)  # of the circle around a shape, by size
 MARGIN = 0.02  # between a shape and the border of its lane
@@ -90,7 +90,7 @@ def draw_scene(labels: Labels, duration: float, generator: torch.Generator) -> S
     device = generator.device
     shape = (len(labels), SHAPES)
     kind, colour, size, motion, speed, layout, background = (
-        torch.from_numpy(array).to(device)
+        _sent(array, device)
         for array in (
             labels.kind,
             labels.colour,
@@ -124,6 +124,12 @@ def draw_scene(labels: Labels, duration: float, generator: torch.Generator) -> S
         tone=2 * torch.rand(len(labels), 8, generator=generator, device=device) - 1,
         duration=duration,
     )
+
+
+def _sent(array: Integers, device: torch.device) -> Tensor:
+    """``array`` on the device. From pinned memory, for any other copy waits until a GPU has done all it has to do."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def _free(layout: Tensor, radius: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

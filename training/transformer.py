@@ -92,10 +92,11 @@ class TransformerTask:
         self.shift = recipe.generation.flow_shift
         self.cache = cache
         self.batch = batch
-        self.sound_weights = sound_weights(recipe).to(cache.sound.device)
-        self.empty = [torch.from_numpy(ids) for ids in _unconditional(recipe, prompts)]
+        device = cache.video.device  # in time: a copy to the device waits for all that it still has to do
+        self.sound_weights = sound_weights(recipe).to(device)
+        self.empty = [torch.from_numpy(ids).to(device) for ids in _unconditional(recipe, prompts)]
         lengths = cache.lengths.cpu().numpy().ravel()
-        self._of_length = _frequent(lengths, batch // GROUPS)
+        self._of_length = _frequent(lengths, batch // GROUPS, device)
         self._lengths = lengths[np.isin(lengths, list(self._of_length))]
         torch.manual_seed(seed)
         self.module = Trainable(build(recipe), recipe.fps)
@@ -126,15 +127,14 @@ class TransformerTask:
         """Clips and captions of one length; now and then without captions, or without sound."""
         random, captions = draw.numpy, self.cache.lengths.shape[1]
         length = self._lengths[random.integers(len(self._lengths))]
-        chosen = torch.from_numpy(random.choice(self._of_length[length], self.batch // GROUPS)).to(
-            self.cache.ids.device
-        )
+        same = self._of_length[length]
+        chosen = same[torch.randint(len(same), (self.batch // GROUPS,), generator=draw.torch, device=same.device)]
         clips = chosen // captions
         video, sound = self.cache.video[clips].float(), self.cache.sound[clips].float()
         ids = self.cache.ids[clips, chosen % captions, :length].long()
         if random.random() < DROPPED_SHARE:
             empty = self.empty[random.integers(len(self.empty))]
-            ids = empty.to(ids.device).expand(len(ids), -1)
+            ids = empty.expand(len(ids), -1)
         streams = Streams(video, None if random.random() < SILENT_SHARE else sound)
         return Part(streams, self.cache.colour[clips].float(), ids)
 
@@ -181,11 +181,11 @@ def build(recipe: Recipe) -> Transformer:
     return transformer
 
 
-def _frequent(lengths: np.ndarray, count: int) -> dict[int, np.ndarray]:
+def _frequent(lengths: np.ndarray, count: int, device: torch.device) -> dict[int, Tensor]:
     """Where each length is, of those that are there ``count`` times or, if none is, most often."""
     found, counts = np.unique(lengths, return_counts=True)
     kept = found[counts >= min(count, counts.max())]
-    return {int(length): np.flatnonzero(lengths == length) for length in kept}
+    return {int(length): torch.from_numpy(np.flatnonzero(lengths == length)).to(device) for length in kept}
 
 
 def compile_layers() -> None:
