@@ -114,6 +114,14 @@ def test_bf16_copies_give_about_the_same_gradients(name: str, recipe: Recipe, te
     assert tiny.relative_error(gradients[1], gradients[0]) < 0.05
 
 
+def test_frozen_weights_stay_out_of_the_backward(recipe: Recipe, text: Path) -> None:
+    task = make_task("decoder", recipe, text)
+    [inputs] = task.parts(Draw(0, 0, CPU), 0.0)
+    reconstruction, mean, _ = half_forward(task)(*inputs)
+    assert reconstruction.requires_grad
+    assert not mean.requires_grad
+
+
 def test_muon_equals_that_of_pytorch() -> None:
     matrices = [torch.randn(shape) for shape in ((8, 8), (4, 12), (12, 4), (8, 8))]
     ours, theirs = ([torch.nn.Parameter(matrix.clone()) for matrix in matrices] for _ in range(2))
