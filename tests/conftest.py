@@ -123,6 +123,11 @@ def wait_until_healthy(server: Server, process: "subprocess.Popen[bytes]", log: 
     raise TimeoutError(f"the server is not healthy; its log ends with\n{log.read_text()[-4000:]}")
 
 
+def says_unknown(response: httpx.Response) -> bool:
+    """Whether the server does not know what was asked for. Serve's proxy, just started, says 404 too, to any path."""
+    return response.status_code == 404 and response.headers["content-type"] == "application/json"
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print the relative errors against the references, and what was counted under faults and load."""
     for report in terminalreporter.getreports("passed"):

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-from conftest import Server, free_port, ray_process, serve_config, wait_until_healthy
+from conftest import Server, free_port, ray_process, says_unknown, serve_config, wait_until_healthy
 from fakes import DeadlyDenoiser, fake_application, picklable
 from ray import serve
 
@@ -78,7 +78,7 @@ class Killed:
             response = httpx.get(f"{self._url}/{job}", timeout=10)
         except httpx.TransportError:
             return None
-        assert response.status_code != 404, "a job is lost"
+        assert not says_unknown(response), "a job is lost"
         record: dict[str, Any] = response.json()
         return record if response.status_code == 200 else None
 

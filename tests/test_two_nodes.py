@@ -12,7 +12,7 @@ import av
 import httpx
 import pytest
 import yaml
-from conftest import ROOT, Server, free_port, serve_config, wait_until_healthy
+from conftest import ROOT, Server, free_port, says_unknown, serve_config, wait_until_healthy
 from postgres import Postgres, binaries
 from ray.cluster_utils import Cluster
 
@@ -74,9 +74,10 @@ def ended(url: str, job: str) -> dict[str, Any]:
             response = httpx.get(f"{url}/v1/videos/{job}", timeout=10)
         except httpx.TransportError:  # the ingress replica was on the dead node
             continue
-        assert response.status_code != 404, "a job is lost"
-        record = response.json()
-        if response.status_code == 200 and record is not None and record["status"] in ("completed", "failed"):
-            return record
+        assert not says_unknown(response), "a job is lost"
+        if response.status_code == 200:
+            record = response.json()
+            if record["status"] in ("completed", "failed"):
+                return record
         time.sleep(0.1)
     raise TimeoutError(record)
