@@ -123,9 +123,17 @@ def wait_until_healthy(server: Server, process: "subprocess.Popen[bytes]", log: 
     raise TimeoutError(f"the server is not healthy; its log ends with\n{log.read_text()[-4000:]}")
 
 
-def says_unknown(response: httpx.Response) -> bool:
-    """Whether the server does not know what was asked for. Serve's proxy, just started, says 404 too, to any path."""
-    return response.status_code == 404 and response.headers["content-type"] == "application/json"
+def job_record(server_url: str, job: str) -> dict[str, Any] | None:
+    """A job's record; None while the server does not answer. That it does not know the job is an error."""
+    try:
+        response = httpx.get(f"{server_url}/v1/videos/{job}", timeout=10)
+    except httpx.TransportError:
+        return None
+    # Serve's proxy, just started, knows no path until it hears its routes.
+    starting = response.text.startswith(f"Path '{response.url.path}' not found.")
+    assert response.status_code != 404 or starting, "a job is lost"
+    record: dict[str, Any] | None = response.json() if response.status_code == 200 else None
+    return record
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-from conftest import Server, free_port, ray_process, says_unknown, serve_config, wait_until_healthy
+from conftest import Server, free_port, job_record, ray_process, serve_config, wait_until_healthy
 from fakes import DeadlyDenoiser, fake_application, picklable
 from ray import serve
 
@@ -27,6 +27,7 @@ class Killed:
     """A batch of jobs through which something is killed."""
 
     def __init__(self, url: str) -> None:
+        self._server_url = url
         self._url = f"{url}/v1/videos"
         self._jobs: list[str] = []
 
@@ -39,7 +40,7 @@ class Killed:
     def wait_for_step(self, job: int, step: int) -> None:
         deadline = time.monotonic() + 60
         while True:
-            record = self._get(self._jobs[job])
+            record = job_record(self._server_url, self._jobs[job])
             if record and (record["step"] >= step or record["status"] == "completed"):
                 return
             assert time.monotonic() < deadline, record
@@ -57,9 +58,9 @@ class Killed:
         deadline = time.monotonic() + RECOVERY_S
         records: dict[str, dict[str, Any]] = {}
         while len(records) < len(self._jobs):
-            assert time.monotonic() < deadline, [self._get(job) for job in self._jobs]
+            assert time.monotonic() < deadline, [job_record(self._server_url, job) for job in self._jobs]
             for job in self._jobs:
-                record = self._get(job)
+                record = job_record(self._server_url, job)
                 if record and record["status"] in ("completed", "failed"):
                     records[job] = record
             time.sleep(0.1)
@@ -71,16 +72,6 @@ class Killed:
     def forget(self) -> None:
         for job in self._jobs:
             httpx.delete(f"{self._url}/{job}", timeout=60)
-
-    def _get(self, job: str) -> dict[str, Any] | None:
-        """None while the server does not answer."""
-        try:
-            response = httpx.get(f"{self._url}/{job}", timeout=10)
-        except httpx.TransportError:
-            return None
-        assert not says_unknown(response), "a job is lost"
-        record: dict[str, Any] = response.json()
-        return record if response.status_code == 200 else None
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import av
 import httpx
 import pytest
 import yaml
-from conftest import ROOT, Server, free_port, says_unknown, serve_config, wait_until_healthy
+from conftest import ROOT, Server, free_port, job_record, serve_config, wait_until_healthy
 from postgres import Postgres, binaries
 from ray.cluster_utils import Cluster
 
@@ -68,16 +68,9 @@ def test_the_jobs_of_a_node_that_dies_are_done_on_the_other(two_nodes: tuple[str
 
 def ended(url: str, job: str) -> dict[str, Any]:
     deadline = time.monotonic() + 120
-    record: dict[str, Any] | None = None
     while time.monotonic() < deadline:
-        try:
-            response = httpx.get(f"{url}/v1/videos/{job}", timeout=10)
-        except httpx.TransportError:  # the ingress replica was on the dead node
-            continue
-        assert not says_unknown(response), "a job is lost"
-        if response.status_code == 200:
-            record = response.json()
-            if record["status"] in ("completed", "failed"):
-                return record
+        record = job_record(url, job)  # none where the ingress replica was on the dead node
+        if record and record["status"] in ("completed", "failed"):
+            return record
         time.sleep(0.1)
     raise TimeoutError(record)

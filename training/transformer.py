@@ -92,7 +92,7 @@ class TransformerTask:
         self.shift = recipe.generation.flow_shift
         self.cache = cache
         self.batch = batch
-        device = cache.video.device  # in time: a copy to the device waits for all that it still has to do
+        device = cache.video.device  # copies are made here, for in a step each would wait until a GPU is idle
         self.sound_weights = sound_weights(recipe).to(device)
         self.empty = [torch.from_numpy(ids).to(device) for ids in _unconditional(recipe, prompts)]
         lengths = cache.lengths.cpu().numpy().ravel()
