@@ -136,6 +136,14 @@ def job_record(server_url: str, job: str) -> dict[str, Any] | None:
     return record
 
 
+def ended_job(server_url: str, job: str, deadline: float) -> dict[str, Any]:
+    """Its record once it has ended, whatever dies meanwhile; by ``deadline`` of the monotonic clock."""
+    while not (record := job_record(server_url, job)) or record["status"] not in ("completed", "failed"):
+        assert time.monotonic() < deadline, record
+        time.sleep(0.1)
+    return record
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print the relative errors against the references, and what was counted under faults and load."""
     for report in terminalreporter.getreports("passed"):

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-from conftest import Server, free_port, job_record, ray_process, serve_config, wait_until_healthy
+from conftest import Server, ended_job, free_port, job_record, ray_process, serve_config, wait_until_healthy
 from fakes import DeadlyDenoiser, fake_application, picklable
 from ray import serve
 
@@ -27,20 +27,19 @@ class Killed:
     """A batch of jobs through which something is killed."""
 
     def __init__(self, url: str) -> None:
-        self._server_url = url
-        self._url = f"{url}/v1/videos"
+        self._url = url
         self._jobs: list[str] = []
 
     def submit(self, jobs: int = JOBS) -> None:
         for seed in range(jobs):
-            response = httpx.post(self._url, json=REQUEST | {"seed": seed}, timeout=60)
+            response = httpx.post(f"{self._url}/v1/videos", json=REQUEST | {"seed": seed}, timeout=60)
             assert response.status_code == 200, response.text
             self._jobs.append(response.json()["id"])
 
     def wait_for_step(self, job: int, step: int) -> None:
         deadline = time.monotonic() + 60
         while True:
-            record = job_record(self._server_url, self._jobs[job])
+            record = job_record(self._url, self._jobs[job])
             if record and (record["step"] >= step or record["status"] == "completed"):
                 return
             assert time.monotonic() < deadline, record
@@ -49,29 +48,21 @@ class Killed:
     def wait_for_jobs(self, count: int) -> None:
         """Until the server holds so many, other clients' among them."""
         deadline = time.monotonic() + 60
-        while len(httpx.get(self._url, timeout=60).json()["data"]) < count:
+        while len(httpx.get(f"{self._url}/v1/videos", timeout=60).json()["data"]) < count:
             assert time.monotonic() < deadline
             time.sleep(0.02)
 
     def finish(self) -> list[dict[str, Any]]:
         """The records of all jobs, once all have ended."""
         deadline = time.monotonic() + RECOVERY_S
-        records: dict[str, dict[str, Any]] = {}
-        while len(records) < len(self._jobs):
-            assert time.monotonic() < deadline, [job_record(self._server_url, job) for job in self._jobs]
-            for job in self._jobs:
-                record = job_record(self._server_url, job)
-                if record and record["status"] in ("completed", "failed"):
-                    records[job] = record
-            time.sleep(0.1)
-        return [records[job] for job in self._jobs]
+        return [ended_job(self._url, job, deadline) for job in self._jobs]
 
     def videos(self) -> list[bytes]:
-        return [httpx.get(f"{self._url}/{job}/content", timeout=60).content for job in self._jobs]
+        return [httpx.get(f"{self._url}/v1/videos/{job}/content", timeout=60).content for job in self._jobs]
 
     def forget(self) -> None:
         for job in self._jobs:
-            httpx.delete(f"{self._url}/{job}", timeout=60)
+            httpx.delete(f"{self._url}/v1/videos/{job}", timeout=60)
 
 
 @pytest.fixture(scope="module")

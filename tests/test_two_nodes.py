@@ -12,12 +12,13 @@ import av
 import httpx
 import pytest
 import yaml
-from conftest import ROOT, Server, free_port, job_record, serve_config, wait_until_healthy
+from conftest import ROOT, Server, ended_job, free_port, serve_config, wait_until_healthy
 from postgres import Postgres, binaries
 from ray.cluster_utils import Cluster
 
 REQUEST = {"prompt": "a ball", "size": "96x64", "num_frames": 9, "num_inference_steps": 6, "generate_sound": True}
 JOBS = 4
+END_S = 120
 
 
 @pytest.fixture
@@ -56,21 +57,11 @@ def test_the_jobs_of_a_node_that_dies_are_done_on_the_other(two_nodes: tuple[str
         httpx.post(f"{url}/v1/videos", json=REQUEST | {"seed": seed // 2}, timeout=60).json()["id"]
         for seed in range(2 * JOBS)
     ]
-    ended(url, jobs[0])
+    ended_job(url, jobs[0], time.monotonic() + END_S)
     cluster.remove_node(second, allow_graceful=False)
-    records = [ended(url, job) for job in jobs]
+    records = [ended_job(url, job, time.monotonic() + END_S) for job in jobs]
     assert [record["status"] for record in records] == ["completed"] * 2 * JOBS
     videos = [httpx.get(f"{url}/v1/videos/{job}/content", timeout=60).content for job in jobs]
     assert videos[::2] == videos[1::2], "the same seed gives the same bytes on whichever node"
     with av.open(io.BytesIO(videos[0])) as video:
         assert len(list(video.decode(video=0))) == REQUEST["num_frames"]
-
-
-def ended(url: str, job: str) -> dict[str, Any]:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        record = job_record(url, job)  # none where the ingress replica was on the dead node
-        if record and record["status"] in ("completed", "failed"):
-            return record
-        time.sleep(0.1)
-    raise TimeoutError(record)
