@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.judge import Verdict, judge, rounded
+from benchmarks.judge import Verdict, judge
 from benchmarks.measure import environment, relative_error
 from benchmarks.quality_cases import BOTH_PARTS, Case, Prompt, cases, draw_prompts, params_of
 from cosmos3_models import Cosmos3Pipeline, GenerationParams, InvalidInput
@@ -122,7 +122,7 @@ def compare(clips: Sequence[Clip], default: Sequence[Clip]) -> dict[str, Any]:
     return {
         "mean": _mean(accuracy),
         "fall": fall,
-        "fall_error": float(np.linalg.norm(_shares(default, expected) - _shares(clips, accuracy))),
+        "fall_error": float(np.linalg.norm(_raised(default, expected) - _raised(clips, accuracy))),
         "worse": fall > ALLOWED_FALL,
         "latent_error": statistics.mean(errors),
         "accuracy": accuracy,
@@ -137,20 +137,25 @@ def _accuracy(clips: Sequence[Clip]) -> dict[str, float]:
 
 
 def _mean(accuracy: dict[str, float]) -> float:
-    return statistics.mean(share for name, share in accuracy.items() if name != DELAY)
+    return statistics.mean(_shares(accuracy).values())
 
 
-def _shares(clips: Sequence[Clip], accuracy: dict[str, float]) -> NDArray[np.float64]:
+def _shares(accuracy: dict[str, float]) -> dict[str, float]:
+    return {name: share for name, share in accuracy.items() if name != DELAY}
+
+
+def _raised(clips: Sequence[Clip], accuracy: dict[str, float]) -> NDArray[np.float64]:
     """(clips,): by how much each of them raises the mean over attributes, to first order; the delta method's terms.
 
     An attribute of few clips, such as the click, weighs much in them.
     """
+    shares = _shares(accuracy)
     raised = np.zeros(len(clips))
-    names = [name for name in accuracy if name != DELAY]
-    for name in names:
+    for name, share in shares.items():
         answers = [clip.verdict.right.get(name, []) for clip in clips]
-        raised += [sum(found) - accuracy[name] * len(found) for found in answers] / np.sum([*map(len, answers)])
-    return raised / len(names)
+        surplus = np.array([sum(found) - share * len(found) for found in answers])
+        raised += surplus / sum(map(len, answers))
+    return raised / len(shares)
 
 
 def _distance(clip: Clip, default: Clip) -> float:
@@ -220,9 +225,9 @@ def _cells(row: dict[str, Any]) -> dict[str, str]:
     change = f"{0 - 100 * row['fall']:+.1f} ± {100 * row['fall_error']:.1f}"
     known |= {"verdict": "worse" if row["worse"] else "", "latent_error": f"{row['latent_error']:.3f}"}
     known |= {"mean %": f"{100 * row['mean']:.1f}", "change": change}
-    accuracy = rounded(row["accuracy"])
-    shares = {name: f"{100 * share:.1f}" for name, share in accuracy.items() if name != DELAY}
-    return known | shares | ({DELAY: str(accuracy[DELAY])} if DELAY in accuracy else {})
+    accuracy = row["accuracy"]  # a share that was rounded before would be rounded twice
+    shares = {name: f"{100 * share:.1f}" for name, share in _shares(accuracy).items()}
+    return known | shares | ({DELAY: f"{accuracy[DELAY]:.4f}"} if DELAY in accuracy else {})
 
 
 def _parser() -> argparse.ArgumentParser:
