@@ -5,6 +5,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from sqlalchemy import (
     JSON,
@@ -22,6 +23,7 @@ from sqlalchemy import (
     create_engine,
     event,
     inspect,
+    select,
     text,
 )
 from sqlalchemy.engine import URL, make_url
@@ -35,11 +37,17 @@ logger = logging.getLogger("ray.serve")
 SCHEMA_LOCK = 0xC0503  # PostgreSQL's advisory locks go by number
 ADMISSION_LOCK = SCHEMA_LOCK + 1
 BUSY_TIMEOUT_S = 5
+NETWORK_TIMEOUT_S = 10  # a PostgreSQL host that does not acknowledge for so long has vanished
 MAX_MESSAGE_CHARS = 1024
 START_PATIENCE_S = 60.0
 
 METADATA = MetaData()
-VERSION = Table("schema_version", METADATA, Column("version", Integer, nullable=False))
+VERSION = Table(
+    "schema_version",
+    METADATA,
+    Column("version", Integer, nullable=False),
+    Column("database_id", String(32)),  # tells this table's files from those of others in one media store
+)
 JOBS = Table(
     "jobs",
     METADATA,
@@ -74,7 +82,10 @@ JOBS = Table(
     sqlite_autoincrement=True,  # a number is never given twice, so that order is order of arrival
 )
 
-MIGRATIONS: tuple[tuple[str, ...], ...] = ((),)
+MIGRATIONS: tuple[tuple[str, ...], ...] = (
+    (),
+    ("ALTER TABLE schema_version ADD COLUMN database_id VARCHAR(32)",),
+)
 """SQL that leads from version n to n + 1, at index n; version 1 is what ``METADATA`` made first."""
 
 
@@ -89,7 +100,7 @@ class Job:
         owner: token of the claim under which somebody works on it.
         attempts: times that its denoise was begun.
         steps: of the denoise; ``step`` of them are done.
-        media: what its files' names begin with.
+        media: what its files' names begin with: the database's folder and the claim's token.
     """
 
     seq: int
@@ -141,10 +152,10 @@ def _postgresql_now(*_: Any, **__: Any) -> str:
     return "extract(epoch from clock_timestamp())::double precision"
 
 
-def prepare(database_url: str) -> None:
-    """Create the table or bring an older one to this release's version. Several processes may do so at once.
+def prepare(database_url: str) -> str:
+    """Create the table or bring an older one to this release's version; the database's id.
 
-    Waits for a database that is not up yet.
+    Several processes may do so at once. Waits for a database that is not up yet.
 
     Raises:
         ValueError: the database is of another kind, or of a newer release.
@@ -157,17 +168,20 @@ def prepare(database_url: str) -> None:
     _configure(engine)
     deadline = time.monotonic() + START_PATIENCE_S
     try:
-        while not _upgraded(engine):
+        while (database_id := _upgraded(engine)) is None:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"the job table cannot be reached at {url.render_as_string()}")
             time.sleep(0.5)
+        return database_id
     finally:
         engine.dispose()
 
 
 def connect(database_url: str) -> AsyncEngine:
     """The engine over a prepared database."""
-    engine = create_async_engine(_with_driver(database_url, "aiosqlite"), pool_pre_ping=True)
+    # A pooler may give each transaction another server connection, which knows no prepared statement of ours.
+    options: dict[str, Any] = {} if is_sqlite(database_url) else {"connect_args": {"prepare_threshold": None}}
+    engine = create_async_engine(_with_driver(database_url, "aiosqlite"), pool_pre_ping=True, **options)
     _configure(engine.sync_engine)
     return engine
 
@@ -181,8 +195,20 @@ def _with_driver(database_url: str, sqlite_driver: str) -> URL:
     if is_sqlite(database_url):
         return url.set(drivername=f"sqlite+{sqlite_driver}")
     if url.get_backend_name() == "postgresql":
-        return url.set(drivername="postgresql+psycopg").update_query_dict({"connect_timeout": str(BUSY_TIMEOUT_S)})
+        return url.set(drivername="postgresql+psycopg").update_query_dict(_postgresql_limits(url))
     raise ValueError(f"database_url: got {url.drivername!r}, expected sqlite or postgresql")
+
+
+def _postgresql_limits(url: URL) -> dict[str, str]:
+    """libpq's parameters by which a host that has vanished is noticed; what the URL itself says counts more."""
+    limits = {
+        "connect_timeout": str(BUSY_TIMEOUT_S),
+        "keepalives_idle": str(NETWORK_TIMEOUT_S),
+        "keepalives_interval": "2",
+        "keepalives_count": "3",
+        "tcp_user_timeout": str(NETWORK_TIMEOUT_S * 1000),
+    }
+    return {name: value for name, value in limits.items() if name not in url.query}
 
 
 def _configure(engine: Engine) -> None:
@@ -198,17 +224,16 @@ def _configure_sqlite(connection: Any, _: Any) -> None:
     cursor.close()
 
 
-def _upgraded(engine: Engine) -> bool:
+def _upgraded(engine: Engine) -> str | None:
     try:
         with engine.begin() as connection:
-            _upgrade(connection)
+            return _upgrade(connection)
     except OperationalError:
         logger.warning("The job table cannot be reached.", exc_info=True)
-        return False
-    return True
+        return None
 
 
-def _upgrade(connection: Connection) -> None:
+def _upgrade(connection: Connection) -> str:
     current = len(MIGRATIONS)
     if connection.dialect.name == "postgresql":
         connection.execute(text(f"SELECT pg_advisory_xact_lock({SCHEMA_LOCK})"))
@@ -217,10 +242,12 @@ def _upgrade(connection: Connection) -> None:
     if not inspect(connection).has_table(VERSION.name):
         METADATA.create_all(connection)
         connection.execute(VERSION.insert().values(version=current))
-    found = connection.execute(VERSION.select()).scalar_one()
+    found = connection.execute(select(VERSION.c.version)).scalar_one()
     if found > current:
         raise ValueError(f"the job table is of version {found}, expected at most {current}: a newer release wrote it")
     for statements in MIGRATIONS[found:]:
         for statement in statements:
             connection.exec_driver_sql(statement)
     connection.execute(VERSION.update().values(version=current))
+    connection.execute(VERSION.update().where(VERSION.c.database_id.is_(None)).values(database_id=uuid4().hex))
+    return connection.execute(select(VERSION.c.database_id)).scalar_one()

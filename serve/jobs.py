@@ -5,14 +5,15 @@ lease. Every later write names the token, so a runner that lost its job can no l
 database's own.
 """
 
+import asyncio
 import secrets
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Row, Update, and_, bindparam, func, insert, or_, select, text, update
-from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy import ColumnElement, Row, Select, Update, and_, bindparam, func, insert, or_, select, text, update
+from sqlalchemy.exc import InterfaceError, InternalError, OperationalError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -20,8 +21,11 @@ from serve.errors import DatabaseUnavailable
 from serve.job_schema import ADMISSION_LOCK, JOBS, MAX_MESSAGE_CHARS, Job, Now, connect
 
 ACTIVE = ("queued", "in_progress")
-QUEUED = select(func.count()).select_from(JOBS).where(JOBS.c.status == "queued")
+OUTAGES = (OperationalError, InterfaceError, InternalError, ProgrammingError, PoolTimeout)
+"""What a database that cannot serve raises. The statements are ours, so ``ProgrammingError`` is no fault of theirs: a
+pooler says so while its server is away."""
 RATED_JOBS = 9  # the last finished ones, by which time to come is estimated
+TRANSACTION_TIMEOUT_S = 10.0  # psycopg may take as long again to give up a connection
 
 
 @dataclass(frozen=True)
@@ -112,12 +116,19 @@ LOST = Outcome("attempts_exhausted", "the processes that worked on this job died
 class JobTable:
     """All of the SQL, over a database that ``prepare`` has seen.
 
+    Applications with other checkpoints may share the table: a job is claimed, counted and failed for its attempts by
+    those of its own model alone.
+
     Every method raises ``DatabaseUnavailable`` while the database cannot be reached or written.
+
+    Args:
+        model: whose jobs to work on.
     """
 
-    def __init__(self, settings: JobSettings) -> None:
+    def __init__(self, settings: JobSettings, model: str) -> None:
         self._engine = connect(settings.database_url)
         self._settings = settings
+        self._model = model
 
     async def close(self) -> None:
         await self._engine.dispose()
@@ -128,7 +139,7 @@ class JobTable:
             known = select(JOBS).where(JOBS.c.idempotency_key == new.idempotency_key)
             if new.idempotency_key and (row := (await connection.execute(known)).one_or_none()):
                 return _job(row)
-            if (await connection.execute(QUEUED)).scalar_one() >= self._settings.max_queued_jobs:
+            if (await connection.execute(self._queued())).scalar_one() >= self._settings.max_queued_jobs:
                 return None
             values = {
                 **new._asdict(),
@@ -177,7 +188,7 @@ class JobTable:
         head = select(JOBS.c.seq).where(self._claimable()).order_by(JOBS.c.seq).limit(1)
         head = head.with_for_update(skip_locked=True).correlate(None)
         held = JOBS.alias("held")
-        live = held.c.lease_until > Now()
+        live = and_(held.c.model == self._model, held.c.lease_until > Now())
         waiting = select(func.count()).where(live, held.c.owner.is_not(None), held.c.status == "queued")
         denoising = select(func.count()).where(live, held.c.status == "in_progress", held.c.stage == "denoiser")
         room = or_(waiting.scalar_subquery() < 1, waiting.scalar_subquery() < denoising.scalar_subquery())
@@ -269,7 +280,7 @@ class JobTable:
         reasons = [
             (CANCELLED, JOBS.c.cancel_requested),
             (DEADLINE, JOBS.c.deadline_at <= Now()),
-            (LOST, JOBS.c.attempts >= self._settings.max_attempts),
+            (LOST, and_(JOBS.c.model == self._model, JOBS.c.attempts >= self._settings.max_attempts)),
         ]
         settled = 0
         async with self._transaction() as connection:
@@ -280,7 +291,7 @@ class JobTable:
 
     async def queued(self) -> int:
         async with self._transaction() as connection:
-            return (await connection.execute(QUEUED)).scalar_one()
+            return (await connection.execute(self._queued())).scalar_one()
 
     async def has_claimable(self) -> bool:
         query = select(JOBS.c.seq).where(self._claimable()).limit(1)
@@ -291,8 +302,10 @@ class JobTable:
         """What an estimate of waiting times needs."""
         running_s = func.coalesce(Now() - JOBS.c.started_at, 0.0)
         names = ActiveJob._fields[:-1]
-        active = select(*(JOBS.c[name] for name in names), running_s).where(JOBS.c.status.in_(ACTIVE))
-        finished = select(JOBS.c.work, JOBS.c.pixel_frames, JOBS.c.stage_durations).where(JOBS.c.status == "completed")
+        ours = JOBS.c.model == self._model
+        active = select(*(JOBS.c[name] for name in names), running_s).where(ours, JOBS.c.status.in_(ACTIVE))
+        finished = select(JOBS.c.work, JOBS.c.pixel_frames, JOBS.c.stage_durations)
+        finished = finished.where(ours, JOBS.c.status == "completed")
         finished = finished.order_by(JOBS.c.completed_at.desc()).limit(RATED_JOBS)
         async with self._transaction() as connection:
             return Load(
@@ -307,15 +320,18 @@ class JobTable:
             return [_job(row) for row in await connection.execute(expired)]
 
     async def media(self) -> set[str]:
-        """What the names of all files in use begin with: those of finished jobs, and of claims that may yet finish."""
+        """The tokens with which all files in use begin: those of finished jobs, and of claims that may yet finish."""
         finished = select(JOBS.c.media).where(JOBS.c.media.is_not(None))
         held = select(JOBS.c.owner).where(JOBS.c.owner.is_not(None))
         async with self._transaction() as connection:
-            names = set((await connection.execute(finished)).scalars())
-            return names | set((await connection.execute(held)).scalars())
+            names = [*(await connection.execute(finished)).scalars(), *(await connection.execute(held)).scalars()]
+            return {name.rpartition("/")[2] for name in names}
+
+    def _queued(self) -> Select[int]:
+        return select(func.count()).where(JOBS.c.model == self._model, JOBS.c.status == "queued")
 
     def _claimable(self) -> ColumnElement[bool]:
-        may_run = and_(~JOBS.c.cancel_requested, JOBS.c.deadline_at > Now())
+        may_run = and_(JOBS.c.model == self._model, ~JOBS.c.cancel_requested, JOBS.c.deadline_at > Now())
         return and_(JOBS.c.status.in_(ACTIVE), _free(), may_run, JOBS.c.attempts < self._settings.max_attempts)
 
     def _ended(self, status: str) -> dict[str, Any]:
@@ -338,9 +354,13 @@ class JobTable:
     @asynccontextmanager
     async def _transaction(self) -> AsyncIterator[AsyncConnection]:
         try:
-            async with self._engine.begin() as connection:
-                yield connection
-        except (OperationalError, InterfaceError, PoolTimeout) as error:
+            async with asyncio.timeout(TRANSACTION_TIMEOUT_S), self._engine.begin() as connection:
+                try:
+                    yield connection
+                except (InternalError, ProgrammingError):
+                    await connection.invalidate()  # another one may lead to a server that takes writes
+                    raise
+        except (*OUTAGES, TimeoutError) as error:
             raise DatabaseUnavailable("the job table cannot be reached; try again", retry_after_s=5) from error
 
     @asynccontextmanager

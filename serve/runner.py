@@ -6,11 +6,11 @@ So Serve sees the work: it drains before a replica stops, and it can be scaled b
 import asyncio
 import contextvars
 import logging
-import re
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
+from itertools import chain, repeat
 from typing import Any, TypeVar
 
 from ray import serve
@@ -36,11 +36,10 @@ KICK_DELAY_S = 0.1
 RECONCILE_PERIOD_S = 1.0
 EXPIRY_PERIOD_S = 60.0
 ORPHAN_PERIOD_S = 600.0
-ORPHAN_AGE_S = 3600.0  # a file without a record may be one whose record is about to be written
+ORPHAN_AGE_S = 3600.0  # at least: a file without a record may be one whose record is about to be written
 RELEASE_DELAY_S = 2.0
 DATABASE_WAIT_S = 1.0
-OURS = re.compile(r"[0-9a-f]{32}\.")
-STORE_WAITS_S = (0.5, 1, 2, 4, 8, 15)  # between tries to store a finished video
+STORE_WAITS_S = (0.5, 1, 2, 4, 8, 15)  # between tries to store a finished video; the last one again and again
 
 
 NOT_BEGUN = Progress()
@@ -71,6 +70,7 @@ class JobRunner:
         tokenizer, denoiser, video_decoder, sound_decoder: handles of the stages.
         settings: of the job table.
         media_url: where the videos go.
+        model: whose jobs to make.
     """
 
     def __init__(
@@ -81,12 +81,14 @@ class JobRunner:
         sound_decoder: DeploymentHandle[Any],
         settings: JobSettings,
         media_url: str,
+        model: str,
     ) -> None:
-        prepare(settings.database_url)
-        self._table = JobTable(settings)
+        self._folder = prepare(settings.database_url)  # of the media store; others may use the store as well
+        self._table = JobTable(settings, model)
         self._media = MediaStore(media_url)
         self._graph = Graph(tokenizer, denoiser, video_decoder, sound_decoder, settings.max_attempts)
         self._settings = settings
+        self._runners: Any = None  # this deployment's own handle
         self._held: dict[str, Held] = {}
         self._metrics = JobMetrics()
         self._errands: set[asyncio.Future[None]] = set()
@@ -135,7 +137,7 @@ class JobRunner:
             await self._store(held, await self._drive(held))
         except Revoked:
             await self._settle(held)
-        except (QueueFull, NotReady, MediaUnavailable) as error:
+        except (QueueFull, NotReady) as error:
             await self._give_back(held, error)
         except ServingError as error:
             await self._fail(held, Outcome(error.code, error.message))
@@ -178,28 +180,28 @@ class JobRunner:
             SUFFIX["thumbnail"]: video["thumbnail"],
             SUFFIX["spritesheet"]: video["spritesheet"],
         }
+        media = f"{self._folder}/{held.owner}"
         for suffix, data in files.items():
-            await self._write(held.owner + suffix, data)
+            await self._write(media + suffix, data)
         durations = video["record"]["stage_durations"] | {"storing": round(time.perf_counter() - start, 3)}
         size = sum(map(len, files.values()))
         held.ending = True
-        if not await _persist(lambda: self._table.complete(held.owner, held.owner, size, durations)):
-            await remove_files(self._media, held.owner)
+        if not await _persist(lambda: self._table.complete(held.owner, media, size, durations)):
+            with suppress(MediaUnavailable):  # the sweep of files without a record will find them
+                await remove_files(self._media, media)
             raise Revoked
         self._metrics.completed(durations, held.job.steps, size)
-        for stage, seconds in durations.items():
-            _log("stage", held, stage=stage, seconds=seconds)
-        _log("completed", held, bytes=size)
+        _log("completed", held, bytes=size, **{f"{stage}_s": seconds for stage, seconds in durations.items()})
 
     async def _write(self, name: str, data: bytes) -> None:
-        """Store a file. A video that took minutes to make outwaits a store that refuses it for a while."""
-        for wait_s in STORE_WAITS_S:
+        """Store a file. A video that took minutes to make waits for the store until its job's deadline, which ends
+        this task."""
+        for wait_s in chain(STORE_WAITS_S, repeat(STORE_WAITS_S[-1])):
             try:
                 return await self._media.write(name, data)
             except MediaUnavailable:
                 logger.warning(f"The media store refuses {name}; next try in {wait_s} s.", exc_info=True)
                 await asyncio.sleep(wait_s)
-        return await self._media.write(name, data)
 
     async def _give_back(self, held: Held, error: ServingError) -> None:
         """Let the job be claimed again, unless it has been begun as often as it may."""
@@ -253,11 +255,13 @@ class JobRunner:
                 await remove_files(self._media, job.media)
 
     async def remove_orphans(self) -> None:
-        """Remove what runners left that died between a file and its record."""
-        old = await self._media.older_than(ORPHAN_AGE_S)
+        """Remove what runners of this database left that died between a file and its record.
+
+        Only files that are older than any record: a database that was put back to an earlier state may miss some.
+        """
+        old = await self._media.older_than(max(ORPHAN_AGE_S, self._settings.retention_s), self._folder)
         used = await self._table.media()
-        # The store may hold files of others; ours begin with a claim's token.
-        orphans = [name for name in old if OURS.match(name) and name.split(".")[0] not in used]
+        orphans = [name for name in old if name.split("/")[-1].split(".")[0] not in used]
         await self._media.remove(*orphans)
         if orphans:
             logger.info(f"Removed {len(orphans)} files without a record.")
@@ -269,12 +273,14 @@ class JobRunner:
         task.add_done_callback(self._errands.discard)
 
     def _kick(self) -> None:
-        """Ask any runner to claim a job, outside the present request, whose end would cancel it."""
-        contextvars.Context().run(self._send_kick)
+        """Ask any runner to claim a job."""
+        self._soon(self._send_kick)
 
-    def _send_kick(self) -> None:
-        app = serve.get_replica_context().app_name
-        serve.get_deployment_handle(type(self).__name__, app).work.remote()
+    async def _send_kick(self) -> None:
+        if self._runners is None:  # asks Serve's controller, and blocks while that is away
+            app = serve.get_replica_context().app_name
+            self._runners = await asyncio.to_thread(serve.get_deployment_handle, type(self).__name__, app)
+        contextvars.Context().run(self._runners.work.remote)  # the end of the present request must not cancel it
 
 
 async def _persist(write: Callable[[], Awaitable[T]]) -> T:

@@ -1,10 +1,14 @@
 """Where finished videos are kept: a folder, or any object store that fsspec knows. A file is whole or absent."""
 
 import asyncio
+import logging
 import os
+import secrets
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,7 +20,14 @@ from serve.errors import MediaUnavailable
 
 T = TypeVar("T")
 
+logger = logging.getLogger("ray.serve")
+
 UNFINISHED = ".part"
+TIMEOUT_S = 60.0  # of one call to the store
+SLOWEST_BYTES_PER_S = 1 << 20  # at which a file is still worth waiting for
+THREADS = 16  # that may wait for the store; a store that hangs must not take those of others
+WHOLE_OR_ABSENT = {"abfs", "abfss", "adl", "az", "gcs", "gs", "memory", "oci", "r2", "s3", "s3a"}
+"""Protocols of stores in which a file under writing is not seen, so that it needs no other name meanwhile."""
 
 
 class MediaStore:
@@ -28,11 +39,12 @@ class MediaStore:
 
     def __init__(self, url: str) -> None:
         self._fs, self._root = fsspec.url_to_fs(url, use_listings_cache=False)
-        self._fs.makedirs(self._root, exist_ok=True)
+        self._threads = ThreadPoolExecutor(THREADS, "media")
+        self._make_root()
 
     async def write(self, name: str, data: bytes) -> None:
-        """Store ``data``; nobody sees the file before it is whole."""
-        await self._try(lambda: self._write(self._path(name), data))
+        """Store ``data`` as ``name`` or ``folder/name``; nobody sees the file before it is whole."""
+        await self._try(lambda: self._write(self._path(name), data), TIMEOUT_S + len(data) / SLOWEST_BYTES_PER_S)
 
     async def local(self, name: str) -> tuple[Path, bool] | None:
         """A file on this machine with the content, and whether it is a copy to be removed; None if there is none."""
@@ -42,17 +54,34 @@ class MediaStore:
         """Remove those of the files that exist."""
         await self._try(lambda: self._remove(names))
 
-    async def older_than(self, age_s: float) -> list[str]:
-        """The names of all files that were last written so long ago."""
-        return await self._try(lambda: self._older_than(age_s))
+    async def older_than(self, age_s: float, folder: str) -> list[str]:
+        """``folder/name`` of all files in a folder that were last written so long ago."""
+        return await self._try(lambda: self._older_than(age_s, folder))
+
+    def _make_root(self) -> None:
+        try:
+            self._fs.makedirs(self._root, exist_ok=True)
+        except Exception:
+            if isinstance(self._fs, LocalFileSystem):
+                raise
+            # A store may refuse to make what is there already, and still take files.
+            logger.warning("The media store refuses to make its folder; files are written all the same.", exc_info=True)
 
     def _write(self, path: str, data: bytes) -> None:
-        with self._fs.open(path + UNFINISHED, "wb") as file:
-            file.write(data)
-            if isinstance(self._fs, LocalFileSystem):
-                file.flush()
-                os.fsync(file.fileno())
-        self._fs.mv(path + UNFINISHED, path)
+        if isinstance(self._fs, LocalFileSystem):
+            _write_to_disk(Path(path), Path(self._root), data)
+        elif WHOLE_OR_ABSENT.isdisjoint(_protocols(self._fs)):
+            part = _unfinished(path)
+            self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+            try:
+                self._fs.pipe_file(part, data)
+                self._fs.mv(part, path)
+            except Exception:
+                with suppress(Exception):
+                    self._fs.rm_file(part)
+                raise
+        else:
+            self._fs.pipe_file(path, data)
 
     def _local(self, path: str) -> tuple[Path, bool] | None:
         if not self._fs.exists(path):
@@ -69,18 +98,63 @@ class MediaStore:
             if self._fs.exists(path):
                 self._fs.rm_file(path)
 
-    def _older_than(self, age_s: float) -> list[str]:
-        files = [entry for entry in self._fs.ls(self._root, detail=True) if entry["type"] == "file"]
-        return [Path(file["name"]).name for file in files if _written_at(file) < time.time() - age_s]
+    def _older_than(self, age_s: float, folder: str) -> list[str]:
+        if not self._fs.exists(self._path(folder)):
+            return []
+        files = [entry for entry in self._fs.ls(self._path(folder), detail=True) if entry["type"] == "file"]
+        old = [file for file in files if _written_at(file) < time.time() - age_s]
+        return [f"{folder}/{Path(file['name']).name}" for file in old]
 
     def _path(self, name: str) -> str:
         return f"{self._root.rstrip('/')}/{name}"
 
-    async def _try(self, action: Callable[[], T]) -> T:
+    async def _try(self, action: Callable[[], T], timeout_s: float = TIMEOUT_S) -> T:
         try:
-            return await asyncio.to_thread(action)
+            async with asyncio.timeout(timeout_s):
+                return await asyncio.get_running_loop().run_in_executor(self._threads, action)
         except Exception as error:  # each store has its own kinds
             raise MediaUnavailable("the media store does not answer; try again", retry_after_s=5) from error
+
+
+def _write_to_disk(path: Path, root: Path, data: bytes) -> None:
+    """Write a file that is there, whole, even if the machine loses its power the moment after."""
+    if path.parent != root and not path.parent.is_dir():
+        path.parent.mkdir(exist_ok=True)  # without its parents: the root may be a disk that is away
+        _sync_folder(root)
+    part = Path(_unfinished(str(path)))
+    try:
+        with part.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Write the folder's list of names to disk, where the system can."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:  # not on Windows
+        return
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _unfinished(path: str) -> str:
+    """A name of its own for each try: one that was given up may still be writing."""
+    return f"{path}.{secrets.token_hex(4)}{UNFINISHED}"
+
+
+def _protocols(filesystem: Any) -> set[str]:
+    names = filesystem.protocol
+    return {names} if isinstance(names, str) else set(names)
 
 
 def _written_at(file: dict[str, Any]) -> float:

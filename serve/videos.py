@@ -45,13 +45,12 @@ class Content(NamedTuple):
 class Videos:
     """What can be done with stored videos. Holds no state, so that any number of replicas may have one."""
 
-    def __init__(self, settings: JobSettings, media: MediaStore) -> None:
-        self.table = JobTable(settings)
+    def __init__(self, settings: JobSettings, media: MediaStore, model: str) -> None:
+        self.table = JobTable(settings, model)
         self._media = media
+        self._model = model
 
-    async def submit(
-        self, params: GenerationParams, model: str, idempotency_key: str | None, request_id: str | None
-    ) -> Video:
+    async def submit(self, params: GenerationParams, idempotency_key: str | None, request_id: str | None) -> Video:
         """Store a job.
 
         Raises:
@@ -64,7 +63,7 @@ class Videos:
             raise InvalidRequest(told, "Idempotency-Key")
         fields = params.model_dump()
         new = NewJob(
-            model=model,
+            model=self._model,
             params=fields,
             work=work(params),
             pixel_frames=params.pixel_frames,

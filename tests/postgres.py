@@ -6,8 +6,12 @@ import signal
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import psutil
 import psycopg
 
 
@@ -56,6 +60,22 @@ class Postgres:
         """End at once, without a word to those who are connected."""
         self._server.send_signal(how)
         self._server.wait(timeout=30)
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """All of its processes stand still meanwhile: connections stay open and nothing answers."""
+        processes = [psutil.Process(self._server.pid), *psutil.Process(self._server.pid).children(recursive=True)]
+        for process in processes:
+            process.suspend()
+        try:
+            yield
+        finally:
+            for process in processes:
+                process.resume()
+
+    def end_sessions(self, but: "psycopg.Connection[Any]") -> None:
+        """Close every connection but one."""
+        but.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()")
 
     def remove(self) -> None:
         """End it for good."""

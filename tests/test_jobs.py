@@ -14,7 +14,7 @@ from conftest import free_port
 from postgres import Postgres, binaries
 from sqlalchemy import create_engine, text
 
-from serve import job_schema
+from serve import job_schema, jobs
 from serve.errors import DatabaseUnavailable
 from serve.job_schema import Job, prepare
 from serve.jobs import JobSettings, JobTable, NewJob, Outcome, Progress
@@ -56,7 +56,7 @@ def run(settings: JobSettings, scenario: Callable[[JobTable], Awaitable[T]]) -> 
     """A scenario on a table whose connections are closed afterwards."""
 
     async def scene() -> T:
-        table = JobTable(settings)
+        table = JobTable(settings, "m")
         try:
             return await scenario(table)
         finally:
@@ -330,8 +330,49 @@ def test_an_older_table_is_brought_up_and_a_newer_one_refused(url: str, monkeypa
         with engine.connect() as connection:
             assert connection.execute(text("SELECT id, note FROM jobs")).one() == (job.id, "kept")
         engine.dispose()
-    with pytest.raises(ValueError, match="version 2, expected at most 1"):
+    with pytest.raises(ValueError, match="version 3, expected at most 2"):
         prepare(url)
+
+
+def test_the_first_releases_table_gets_an_id_and_keeps_its_rows(url: str) -> None:
+    database_id = prepare(url)
+    assert prepare(url) == database_id
+    job = run(replace(SETTINGS, database_url=url), submitted)
+    engine = create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
+    with engine.begin() as connection:
+        connection.execute(text("ALTER TABLE schema_version DROP COLUMN database_id"))
+        connection.execute(text("UPDATE schema_version SET version = 1"))
+    engine.dispose()
+    given = prepare(url)
+    assert len(given) == 32
+    assert given != database_id
+    assert prepare(url) == given
+    assert run(replace(SETTINGS, database_url=url), lambda table: table.get(job.id)) == job
+
+
+def test_two_databases_have_two_ids(tmp_path: Path) -> None:
+    assert prepare(f"sqlite:///{tmp_path}/one.sqlite") != prepare(f"sqlite:///{tmp_path}/other.sqlite")
+
+
+def test_a_runner_claims_counts_and_judges_the_jobs_of_its_own_model_alone(settings: JobSettings) -> None:
+    async def scenario(table: JobTable) -> None:
+        theirs = JobTable(replace(settings, max_attempts=1), "other")
+        foreign = await submitted(table, NEW._replace(model="other"))
+        ours = await submitted(table)
+        assert await table.queued() == await theirs.queued() == 1
+        assert [job.seq for job in (await table.load()).active] == [ours.seq]
+        claim, owner = await claimed(table)
+        assert claim.id == ours.id, "the older job is another model's"
+        await table.start(owner)
+        await table.release(owner)
+        assert await theirs.settle() == 0, "one attempt is enough for their rules, but it is not theirs"
+        claim, owner = await claimed(theirs)
+        assert claim.id == foreign.id
+        assert not await theirs.has_claimable()
+        assert await table.has_claimable()
+        await theirs.close()
+
+    run(settings, scenario)
 
 
 def test_another_kind_of_database_is_refused() -> None:
@@ -356,6 +397,44 @@ def test_a_locked_sqlite_file_is_unavailable_and_comes_back(tmp_path: Path, monk
         await submitted(table)
 
     run(replace(SETTINGS, database_url=url), scenario)
+
+
+@pytest.mark.parametrize("url", ["postgresql"], indirect=True)
+def test_a_postgresql_that_does_not_answer_is_unavailable_within_the_limit(
+    postgres: Postgres, settings: JobSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "TRANSACTION_TIMEOUT_S", 1.0)
+
+    async def scenario(table: JobTable) -> None:
+        job = await submitted(table)
+        with postgres.frozen():
+            for attempt in (table.get(job.id), table.submit(NEW)):
+                began = time.monotonic()
+                with pytest.raises(DatabaseUnavailable):
+                    await attempt
+                assert time.monotonic() - began < 20, "psycopg itself takes ten seconds to give up"
+        assert await read(table, job) == job
+
+    run(settings, scenario)
+
+
+@pytest.mark.parametrize("url", ["postgresql"], indirect=True)
+def test_a_postgresql_that_takes_no_writes_is_unavailable_until_it_does(
+    postgres: Postgres, settings: JobSettings
+) -> None:
+    async def scenario(table: JobTable) -> None:
+        job = await submitted(table)
+        with psycopg.connect(postgres.url, autocommit=True) as connection:
+            connection.execute("ALTER DATABASE postgres SET default_transaction_read_only = on")
+            postgres.end_sessions(connection)
+            for attempt in (table.submit(NEW), table.claim(), table.cancel(job.id)):
+                with pytest.raises(DatabaseUnavailable):
+                    await attempt
+            connection.execute("SET default_transaction_read_only = off")
+            connection.execute("ALTER DATABASE postgres RESET default_transaction_read_only")
+        assert await table.claim() is not None, "by a new connection, without a restart"
+
+    run(settings, scenario)
 
 
 @pytest.mark.parametrize("url", ["postgresql"], indirect=True)

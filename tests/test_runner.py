@@ -9,21 +9,25 @@ from types import SimpleNamespace
 from typing import Any
 
 from serve.app import AppArgs
+from serve.job_schema import prepare
 from serve.jobs import JobTable, NewJob
 from serve.runner import ORPHAN_AGE_S, JobRunner
 from serve.storage import MediaStore
+from serve.videos import SUFFIX
 
 NEW = NewJob(model="m", params={}, work=1.0, pixel_frames=1.0, steps=1)
 
 
-def with_runner(folder: Path, scenario: Callable[[JobRunner, JobTable, MediaStore], Awaitable[None]]) -> None:
+def with_runner(
+    folder: Path, scenario: Callable[[JobRunner, JobTable, MediaStore], Awaitable[None]], **changes: Any
+) -> None:
     """A scenario on a runner that is given no work."""
-    args = AppArgs(data_dir=str(folder), retention_s=0.2)
+    args = AppArgs(**{"data_dir": str(folder), "retention_s": 0.2} | changes)
     stage: Any = SimpleNamespace(options=lambda **_: None)
 
     async def scene() -> None:
-        runner = JobRunner(stage, stage, stage, stage, args.job_settings(), args.media())
-        table = JobTable(args.job_settings())
+        runner = JobRunner(stage, stage, stage, stage, args.job_settings(), args.media(), "m")
+        table = JobTable(args.job_settings(), "m")
         await scenario(runner, table, MediaStore(args.media()))
         await table.close()
         await runner.close()
@@ -31,44 +35,96 @@ def with_runner(folder: Path, scenario: Callable[[JobRunner, JobTable, MediaStor
     asyncio.run(scene())
 
 
-async def finish(table: JobTable, media: MediaStore) -> str:
+async def finish(table: JobTable, media: MediaStore, folder: str) -> str:
     """A job whose video is stored; what its files' names begin with."""
     await table.submit(NEW)
     job = await table.claim()
     assert job is not None
     assert job.owner is not None
     await table.start(job.owner)
-    for suffix in (".mp4", ".thumbnail.jpg", ".spritesheet.jpg"):
-        await media.write(job.owner + suffix, b"x")
-    assert await table.complete(job.owner, job.owner, 3, {"denoiser": 1.0})
-    return job.owner
+    prefix = f"{folder}/{job.owner}"
+    for suffix in SUFFIX.values():
+        await media.write(prefix + suffix, b"x")
+    assert await table.complete(job.owner, prefix, 3, {"denoiser": 1.0})
+    return prefix
 
 
 def test_record_and_files_expire_together(tmp_path: Path) -> None:
     async def scenario(runner: JobRunner, table: JobTable, media: MediaStore) -> None:
-        await finish(table, media)
+        folder = database_id(tmp_path)
+        await finish(table, media, folder)
         await asyncio.sleep(0.3)
-        kept = await finish(table, media)
+        kept = await finish(table, media, folder)
         await runner.remove_expired()
         assert [job.media for job in await table.page(None, 9, newest_first=True)] == [kept]
-        assert {path.name.split(".")[0] for path in (tmp_path / "media").iterdir()} == {kept}
+        assert files(tmp_path) == {kept + suffix for suffix in SUFFIX.values()}
 
     with_runner(tmp_path, scenario)
 
 
 def test_old_files_without_a_record_are_swept_and_all_others_stay(tmp_path: Path) -> None:
     async def scenario(runner: JobRunner, table: JobTable, media: MediaStore) -> None:
-        kept = await finish(table, media)
-        orphans = [f"{'a' * 32}.mp4", f"{'b' * 32}.mp4.part"]
-        others = ["holiday.mp4", f"{'c' * 32}.mp4"]
+        folder = database_id(tmp_path)
+        kept = await finish(table, media, folder)
+        orphans = [f"{folder}/{'a' * 32}.mp4", f"{folder}/{'b' * 32}.mp4.0123.part"]
+        others = [
+            f"{folder}/{'c' * 32}.mp4",  # which is new
+            "holiday.mp4",
+            f"{'d' * 32}.mp4",  # of a release that had no folders
+            f"{'e' * 32}/{'f' * 32}.mp4",  # another database's
+        ]
         for name in (*orphans, *others):
             await media.write(name, b"x")
-        old = time.time() - ORPHAN_AGE_S - 1
-        for path in (tmp_path / "media").iterdir():
-            if path.name != others[1]:  # which is new
-                os.utime(path, (old, old))
+        for name in files(tmp_path) - {others[0]}:
+            age(tmp_path / "media" / name, ORPHAN_AGE_S + 1)
         await runner.remove_orphans()
-        left = {path.name for path in (tmp_path / "media").iterdir()}
-        assert left == {*others, *(kept + suffix for suffix in (".mp4", ".thumbnail.jpg", ".spritesheet.jpg"))}
+        assert files(tmp_path) == {*others, *(kept + suffix for suffix in SUFFIX.values())}
 
     with_runner(tmp_path, scenario)
+
+
+def test_a_database_put_back_to_an_earlier_state_loses_no_file_that_a_record_may_yet_name(tmp_path: Path) -> None:
+    """The rows of the last hours are missing until a newer copy is put in place; their videos must still be there."""
+
+    async def scenario(runner: JobRunner, table: JobTable, media: MediaStore) -> None:
+        prefix = await finish(table, media, database_id(tmp_path))
+        (job,) = await table.page(None, 9, newest_first=True)
+        await table.delete(job.id)
+        for name in files(tmp_path):
+            age(tmp_path / "media" / name, ORPHAN_AGE_S + 60)
+        await runner.remove_orphans()
+        assert files(tmp_path) == {prefix + suffix for suffix in SUFFIX.values()}
+
+    with_runner(tmp_path, scenario, retention_s=604_800)
+
+
+def test_a_server_leaves_the_videos_of_another_one_in_the_same_store_alone(tmp_path: Path) -> None:
+    media_url = str(tmp_path / "media")
+    finished: list[str] = []
+
+    async def make(_: JobRunner, table: JobTable, media: MediaStore) -> None:
+        finished.append(await finish(table, media, database_id(tmp_path / "production")))
+        for name in files(tmp_path):
+            age(tmp_path / "media" / name, 10 * 604_800)
+
+    async def sweep(runner: JobRunner, *_: object) -> None:
+        await runner.remove_orphans()
+        assert files(tmp_path) == {finished[0] + suffix for suffix in SUFFIX.values()}
+
+    with_runner(tmp_path / "production", make, media_url=media_url)
+    with_runner(tmp_path / "staging", sweep, media_url=media_url)
+
+
+def database_id(folder: Path) -> str:
+    return prepare(AppArgs(data_dir=str(folder)).job_settings().database_url)
+
+
+def files(folder: Path) -> set[str]:
+    """All of the media store, by name below it."""
+    media = folder / "media"
+    return {str(path.relative_to(media)) for path in media.rglob("*") if path.is_file()}
+
+
+def age(path: Path, age_s: float) -> None:
+    old = time.time() - age_s
+    os.utime(path, (old, old))
