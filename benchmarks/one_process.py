@@ -14,6 +14,7 @@ from cosmos3_models.checkpoint import Checkpoint
 from cosmos3_models.media import mux
 from cosmos3_models.params import Approximation, GenerationParams
 from cosmos3_models.weights import resolve_device
+from serve.app import AppArgs
 from serve.schema import VideoRequest
 from serve.stages import Denoiser, SoundDecoder, Tokenizer, VideoDecoder
 
@@ -65,15 +66,16 @@ class OneProcess:
         target = resolve_device(device)[0].type
         self._defaults = Checkpoint.open(checkpoint).defaults
         self._tokenizer = Tokenizer(checkpoint)
-        self._denoiser = Denoiser(checkpoint, target, approximation, "auto")
-        self._video_decoder = VideoDecoder(checkpoint, target)
-        self._sound_decoder = SoundDecoder(checkpoint, target)
+        patience = AppArgs().patience()
+        self._denoiser = Denoiser(checkpoint, target, approximation, "auto", patience)
+        self._video_decoder = VideoDecoder(checkpoint, target, patience)
+        self._sound_decoder = SoundDecoder(checkpoint, target, patience)
 
     async def make(self, fields: dict[str, Any], path: Path) -> Made:
         """One video, in the order of ``serve.graph``."""
         marks = {"begin": time.perf_counter()}
         params = VideoRequest(**fields).params(self._defaults)
-        ids = await self._tokenizer.encode(params)
+        ids = self._tokenizer.encode(params)
         marks["tokenizer"] = time.perf_counter()
         items = [item async for item in self._denoiser.denoise(ids, params)]
         latents = [item for item in items if not isinstance(item, int | str)]

@@ -7,15 +7,17 @@ import ray
 from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 from ray.serve import Application
+from ray.serve._private.constants import RAY_SERVE_ENABLE_HA_PROXY
 from ray.serve.config import RequestRouterConfig
 
-from cosmos3_models.checkpoint import DEMO, Offload
+from cosmos3_models.checkpoint import DEMO, Checkpoint, Offload
 from cosmos3_models.params import Approximation
 from serve.ingress import Ingress, ServedModel
 from serve.job_schema import is_sqlite
 from serve.jobs import JobSettings
 from serve.runner import JobRunner
 from serve.stages import Denoiser, SoundDecoder, Tokenizer, VideoDecoder
+from serve.worker import Patience
 
 
 class AppArgs(BaseModel):
@@ -33,7 +35,9 @@ class AppArgs(BaseModel):
         media_url: path or fsspec URL of the videos; None is a folder in ``data_dir``.
         max_queued_jobs: jobs that may wait; more are refused.
         job_deadline_s: a job that has not ended so long after its creation fails.
-        lease_s: a job whose runner is not heard of for so long is given to another one.
+        lease_s: a job whose runner is not heard of for so long is given to another one, and work whose caller has
+            died stops within this time.
+        step_timeout_s: a replica is replaced when a step takes longer than this and longer than can be expected of it.
         retention_s: an ended job's record and files are kept for so long.
         approximation: what requests give up for speed unless they say otherwise; nothing by default.
         api_keys, api_keys_file: who may come in, in place or one to a line of a file; none: everybody.
@@ -53,6 +57,7 @@ class AppArgs(BaseModel):
     max_queued_jobs: Annotated[int, Field(ge=1)] = 256
     job_deadline_s: Annotated[float, Field(gt=0)] = 86_400
     lease_s: Annotated[float, Field(ge=1)] = 15
+    step_timeout_s: Annotated[float, Field(ge=1)] = 30
     retention_s: Annotated[float, Field(gt=0)] = 604_800
     approximation: Approximation = Approximation()
     api_keys: tuple[Annotated[str, Field(min_length=16)], ...] = ()
@@ -67,6 +72,9 @@ class AppArgs(BaseModel):
             job_deadline_s=self.job_deadline_s,
             retention_s=self.retention_s,
         )
+
+    def patience(self) -> Patience:
+        return Patience(self.lease_s, self.step_timeout_s)
 
     def media(self) -> str:
         return self.media_url or str(self._folder() / "media")
@@ -89,8 +97,11 @@ class Placement(NamedTuple):
     sound_decoder: float = 0
 
 
-LOOKS = RequestRouterConfig(initial_backoff_s=0.01, max_backoff_s=0.02)
-"""How often who waits for a busy replica looks whether it is free. Serve's half a second would idle a GPU."""
+POLLS = {"initial_backoff_s": 0.01, "max_backoff_s": 0.02}
+"""How often a router asks a busy replica whether it is free. Serve's half a second would idle a GPU."""
+
+ROUTER = {} if RAY_SERVE_ENABLE_HA_PROXY else {"request_router_class": "serve.callers:CallerRouter"}
+"""Names the caller of each request. Ray's HAProxy takes no router of an application's own."""
 
 ENVIRONMENT = {
     "OMP_WAIT_POLICY": "PASSIVE",  # stages that share cores must not spin while they wait for their threads
@@ -108,14 +119,17 @@ def build_app(args: AppArgs) -> Application:
     settings, media = args.job_settings(), args.media()
     on_head = is_sqlite(settings.database_url) or args.media_url is None  # files of one machine
     stage = (args.checkpoint, place.device)
+    patience = args.patience()
+    denoiser = (*stage, args.approximation, args.offload_text, patience)
     stages = (
         _deployment(Tokenizer, args, slots=8).bind(args.checkpoint),
-        _deployment(Denoiser, args, slots=1, gpus=place.denoiser).bind(*stage, args.approximation, args.offload_text),
-        _deployment(VideoDecoder, args, slots=1, gpus=place.video_decoder).bind(*stage),
-        _deployment(SoundDecoder, args, slots=1, gpus=place.sound_decoder).bind(*stage),
+        _deployment(Denoiser, args, slots=1, gpus=place.denoiser).bind(*denoiser),
+        _deployment(VideoDecoder, args, slots=1, gpus=place.video_decoder).bind(*stage, patience),
+        _deployment(SoundDecoder, args, slots=1, gpus=place.sound_decoder).bind(*stage, patience),
     )
     # Both only wait: for them a slot is a job that is made, or a client that waits.
-    runner = _deployment(JobRunner, args, slots=64, on_head=on_head).bind(*stages, settings, media)
+    name = Checkpoint.open(args.checkpoint).name
+    runner = _deployment(JobRunner, args, slots=64, on_head=on_head).bind(*stages, settings, media, name)
     ingress = _deployment(serve.ingress()(Ingress), args, slots=256, on_head=on_head)
     model = ServedModel(args.checkpoint, place.device, args.approximation, args.max_pixel_frames)
     return ingress.bind(*stages, runner, model, settings, media, args.all_api_keys())
@@ -144,7 +158,7 @@ def _deployment(stage: type, args: AppArgs, *, slots: int, gpus: float = 0, on_h
         stage,
         name=stage.__name__,
         max_ongoing_requests=slots,
-        request_router_config=LOOKS,
+        request_router_config=RequestRouterConfig(**POLLS, **ROUTER),
         # Long requests survive an update or a downscale: the old replica leaves when it is done.
         graceful_shutdown_timeout_s=args.longest_request_s,
         ray_actor_options=actor,

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from typing import Any, NamedTuple
 
@@ -34,6 +35,9 @@ logger = logging.getLogger("ray.serve")
 
 REPLICA_DIED = (RayActorError, ReplicaUnavailableError)
 
+MUXERS = ThreadPoolExecutor(2, "mux")
+"""Threads of their own: those of asyncio may all wait for a store or a controller that does not answer."""
+
 
 class Latents(NamedTuple):
     """Where the clean latents lie."""
@@ -45,11 +49,12 @@ class Latents(NamedTuple):
 class Graph:
     """Drives one request through the stages.
 
-    Stages are pure functions of their inputs, so one whose replica died is run again and gives the same result.
+    Stages are pure functions of their inputs, so one that was lost with its replica, or that failed for another reason
+    than its request, is run again and gives the same result.
 
     Args:
         tokenizer, denoiser, video_decoder, sound_decoder: handles of the stages.
-        max_attempts: runs of a stage before its replicas' deaths fail the request.
+        max_attempts: runs of a stage before it fails the request.
     """
 
     def __init__(
@@ -83,7 +88,7 @@ class Graph:
                         yield event
                 return
             except ObjectLostError as error:  # the node that held the latents is gone
-                self._note_loss("latents", attempt, error)
+                self._note_failure("latents", attempt, error)
 
     async def check(self, params: GenerationParams) -> None:
         """Raise ``InvalidRequest`` for what the tokenizer alone can tell: a prompt of too many tokens."""
@@ -99,18 +104,19 @@ class Graph:
                     latents = item
                     continue
                 if item == 0:
-                    clock.lap("queue")
+                    clock.lap("lost" if "queue" in clock.laps else "queue")
                 yield clock.progress("denoiser", item, params.num_inference_steps)
         clock.lap("denoiser")
         yield clock.progress("decoders", 0, 1)
         video, sound = await self._decode(latents, params, arrays)
         clock.lap("decoders")
-        mp4 = await asyncio.to_thread(mux, video.track.mp4, sound.track if sound else None)
+        tracks = video.track.mp4, sound.track if sound else None
+        mp4 = await asyncio.get_running_loop().run_in_executor(MUXERS, mux, *tracks)
         clock.lap("mux")
         yield _finished(mp4, video, sound, video_record(params, model, clock.laps), arrays)
 
     async def _denoise(self, ids: PromptIds, params: GenerationParams) -> AsyncGenerator[int | Latents, None]:
-        """Steps done, then where the latents lie. Starts over, from step 0, when the replica dies."""
+        """Steps done, then where the latents lie. Starts over, from step 0, when the replica dies or fails."""
         for attempt in range(1, self._max_attempts + 1):
             call = StreamingCall(self._denoiser.denoise.remote, ids, params)
             try:
@@ -121,10 +127,9 @@ class Graph:
                 await complete  # raises if the replica died among the latents
                 yield Latents(*latents)
                 return
-            except REPLICA_DIED as error:
-                self._note_loss("denoiser", attempt, error)
             except Exception as error:
-                raise _for_client("denoiser", error) from error
+                call.leave()  # a replica that cannot be reached may still work on it
+                self._try_again_or_raise("denoiser", attempt, error)
             except BaseException:  # cancelled or closed
                 call.leave()
                 raise
@@ -145,23 +150,34 @@ class Graph:
         return video, sound[0] if sound else None
 
     async def _call(self, stage: str, method: Callable[..., Any], *args: Any) -> Any:
-        """The result of a unary stage, run again while its replicas die."""
+        """The result of a unary stage, run again while its replicas die or fail."""
         for attempt in range(1, self._max_attempts + 1):
             response = method(*args)
             try:
                 return await response
-            except REPLICA_DIED as error:
-                self._note_loss(stage, attempt, error)
             except Exception as error:
-                raise _for_client(stage, error) from error
+                response.cancel()
+                self._try_again_or_raise(stage, attempt, error)
             except BaseException:  # cancelled
                 response.cancel()
                 raise
 
-    def _note_loss(self, stage: str, attempt: int, error: Exception) -> None:
-        logger.warning(f"Attempt {attempt} of {self._max_attempts} in the {stage} was lost: {type(error).__name__}.")
+    def _try_again_or_raise(self, stage: str, attempt: int, error: Exception) -> None:
+        """Return if the stage is to be run again: nothing but the stage itself is to blame, and attempts remain."""
+        if (reason := _reason_not_to_retry(stage, error)) is not None:
+            raise reason from error
+        self._note_failure(stage, attempt, error)
+
+    def _note_failure(self, stage: str, attempt: int, error: Exception) -> None:
+        lost = isinstance(error, (*REPLICA_DIED, ObjectLostError))
+        logger.warning(
+            f"Attempt {attempt} of {self._max_attempts} in the {stage} {'was lost' if lost else 'failed'}: "
+            f"{type(error).__name__}.",
+            exc_info=None if lost else error,
+        )
         if attempt == self._max_attempts:
-            raise StageFailed(f"the {stage} was lost {attempt} times while it worked on this request") from error
+            what = f"was lost {attempt} times while it worked" if lost else f"failed {attempt} times"
+            raise StageFailed(f"the {stage} {what} on this request") from error
 
 
 class _Clock:
@@ -198,8 +214,8 @@ def _finished(
     return finished
 
 
-def _for_client(stage: str, error: Exception) -> Exception:
-    """The error as the client shall see it, but for lost objects, which are ours to replace."""
+def _reason_not_to_retry(stage: str, error: Exception) -> Exception | None:
+    """What to raise at once: the request's own fault, a stage that takes no requests, or lost latents."""
     cause = error.cause if isinstance(error, RayTaskError) else error
     if isinstance(cause, InvalidInput):
         return InvalidRequest.of(cause)
@@ -209,5 +225,4 @@ def _for_client(stage: str, error: Exception) -> Exception:
         return NotReady(f"the {stage} is not running")
     if isinstance(error, ObjectLostError):
         return error
-    logger.exception(f"The {stage} failed.")
-    return StageFailed(f"the {stage} failed on this request")
+    return None

@@ -16,6 +16,7 @@ from cosmos3_models.checkpoint import Checkpoint
 from cosmos3_models.config import require_sound
 from cosmos3_models.params import Approximation, check_device, check_pixel_frames
 from serve.api import create_api
+from serve.callers import cancelled_with_caller
 from serve.errors import DatabaseUnavailable, InvalidRequest
 from serve.graph import Graph
 from serve.job_schema import prepare
@@ -70,10 +71,11 @@ class Ingress:
         self._defaults = self._checkpoint.defaults.model_copy(update=model.approximation.model_dump())
         self._model = model
         self._graph = Graph(tokenizer, denoiser, video_decoder, sound_decoder, settings.max_attempts)
+        self._lease_s = settings.lease_s
         self._runner = runner
         self._api_keys = api_keys
         prepare(settings.database_url)
-        self.videos = Videos(settings, MediaStore(media_url))
+        self.videos = Videos(settings, MediaStore(media_url), self._checkpoint.name)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return create_api(self, self._api_keys)
@@ -93,7 +95,8 @@ class Ingress:
     async def stream(self, request: VideoRequest | dict[str, Any], arrays: bool = False) -> AsyncGenerator[Event, None]:
         """The same, with a progress event for every step on the way; the video is the last event."""
         params = self._params(request)
-        async with aclosing(self._graph.run(params, self._checkpoint.name, arrays)) as events:
+        events = self._graph.run(params, self._checkpoint.name, arrays)
+        async with cancelled_with_caller(self._lease_s / 3), aclosing(events):
             async for event in events:
                 yield event
 
@@ -113,7 +116,7 @@ class Ingress:
         """
         params = self._params(request)
         await self._graph.check(params)
-        video = await self.videos.submit(params, self._checkpoint.name, idempotency_key, request_id)
+        video = await self.videos.submit(params, idempotency_key, request_id)
         # In a context of its own: a client that leaves before the answer must not take the job along.
         contextvars.Context().run(self._runner.work.remote)
         return video

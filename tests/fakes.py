@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ray import cloudpickle, serve
 
 from cosmos3_models import GenerationParams
+from cosmos3_models.checkpoint import Checkpoint
 from cosmos3_models.media import VideoWriter
 from cosmos3_models.prompt import PromptIds
 from serve.app import AppArgs
@@ -85,7 +86,9 @@ def fake_application(
     )
     settings, media = args.job_settings(), args.media()
     model = ServedModel(args.checkpoint, "cpu", args.approximation, args.max_pixel_frames)
-    return ingress.bind(*stages, runner.bind(*stages, settings, media), model, settings, media)
+    return ingress.bind(
+        *stages, runner.bind(*stages, settings, media, Checkpoint.open(args.checkpoint).name), model, settings, media
+    )
 
 
 @contextmanager

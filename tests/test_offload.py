@@ -17,6 +17,7 @@ from cosmos3_models.token_ops import joined
 from cosmos3_models.transformer import OFFLOADED, Condition, Transformer
 from cosmos3_models.weights import load_transformer
 from serve import stages
+from serve.app import AppArgs
 
 CPU, META, GPU = torch.device("cpu"), torch.device("meta"), torch.device("cuda")
 LAYERS = 5
@@ -139,7 +140,7 @@ def test_the_denoisers_log_tells_where_the_text_tower_is(
 ) -> None:
     told: list[str] = []
     monkeypatch.setattr(stages.logger, "info", told.append)
-    stages.Denoiser(str(tiny_checkpoint), "cpu", Approximation(), offload_text)
+    stages.Denoiser(str(tiny_checkpoint), "cpu", Approximation(), offload_text, AppArgs().patience())
     assert any("text tower in host memory" in line for line in told) is offload_text
 
 
