@@ -7,72 +7,25 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
-import httpx
 import psutil
 import pytest
-from conftest import Server, ended_job, free_port, job_record, ray_process, serve_config, wait_until_healthy
+from batch import JOBS, RECOVERY_S, REQUEST, Batch
+from conftest import Server, free_port, ray_process, serve_config, wait_until_healthy
 from fakes import DeadlyDenoiser, fake_application, picklable
 from ray import serve
 
 from serve.app import AppArgs
 
-REQUEST = {"prompt": "a ball", "size": "192x128", "num_frames": 9, "num_inference_steps": 10, "generate_sound": True}
-JOBS = 3
-RECOVERY_S = 90  # Serve looks at its proxy each 10 s and waits for three failures
-
-
-class Killed:
-    """A batch of jobs through which something is killed."""
-
-    def __init__(self, url: str) -> None:
-        self._url = url
-        self._jobs: list[str] = []
-
-    def submit(self, jobs: int = JOBS) -> None:
-        for seed in range(jobs):
-            response = httpx.post(f"{self._url}/v1/videos", json=REQUEST | {"seed": seed}, timeout=60)
-            assert response.status_code == 200, response.text
-            self._jobs.append(response.json()["id"])
-
-    def wait_for_step(self, job: int, step: int) -> None:
-        deadline = time.monotonic() + 60
-        while True:
-            record = job_record(self._url, self._jobs[job])
-            if record and (record["step"] >= step or record["status"] == "completed"):
-                return
-            assert time.monotonic() < deadline, record
-            time.sleep(0.02)
-
-    def wait_for_jobs(self, count: int) -> None:
-        """Until the server holds so many, other clients' among them."""
-        deadline = time.monotonic() + 60
-        while len(httpx.get(f"{self._url}/v1/videos", timeout=60).json()["data"]) < count:
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-
-    def finish(self) -> list[dict[str, Any]]:
-        """The records of all jobs, once all have ended."""
-        deadline = time.monotonic() + RECOVERY_S
-        return [ended_job(self._url, job, deadline) for job in self._jobs]
-
-    def videos(self) -> list[bytes]:
-        return [httpx.get(f"{self._url}/v1/videos/{job}/content", timeout=60).content for job in self._jobs]
-
-    def forget(self) -> None:
-        for job in self._jobs:
-            httpx.delete(f"{self._url}/v1/videos/{job}", timeout=60)
-
 
 @pytest.fixture(scope="module")
 def undisturbed(server: Server) -> list[bytes]:
     """The videos of the batch when nothing dies."""
-    batch = Killed(server.url)
+    batch = Batch(server.url)
     batch.submit()
     assert all(record["attempts"] == 1 for record in batch.finish())
     videos = batch.videos()
-    batch.forget()
+    batch.delete()
     assert len(set(videos)) == JOBS
     return videos
 
@@ -84,7 +37,7 @@ def undisturbed(server: Server) -> list[bytes]:
 def test_no_job_is_lost_when_a_process_dies(
     server: Server, undisturbed: list[bytes], victims: str, record_property: Callable[[str, object], None]
 ) -> None:
-    batch = Killed(server.url)
+    batch = Batch(server.url)
     batch.submit()
     batch.wait_for_step(1, 2)  # one is done or decodes, one denoises, one waits
     for victim in victims.split():
@@ -96,7 +49,7 @@ def test_no_job_is_lost_when_a_process_dies(
     assert [record["status"] for record in records] == ["completed"] * JOBS
     assert all(record["attempts"] <= 2 for record in records)
     assert batch.videos() == undisturbed
-    batch.forget()
+    batch.delete()
     again = sum(record["attempts"] > 1 for record in records)
     record_property(
         "fault",
@@ -110,7 +63,7 @@ def test_a_job_that_kills_whoever_works_on_it_fails_with_a_reason(
     args = AppArgs(checkpoint=str(tiny_checkpoint), data_dir=str(tmp_path), max_attempts=2)
     with picklable():
         serve.run(fake_application(args, 0.1, denoiser=DeadlyDenoiser), name="deadly", route_prefix="/deadly")
-        batch = Killed(f"{server.url}/deadly")
+        batch = Batch(f"{server.url}/deadly")
         batch.submit(1)
         (record,) = batch.finish()
         serve.delete("deadly")
@@ -169,7 +122,7 @@ def command_line_client(url: str, out: Path) -> subprocess.Popen[bytes]:
 def test_no_job_is_lost_when_the_whole_server_is_killed_and_started_again(
     whole_server: WholeServer, undisturbed: list[bytes], tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
-    batch = Killed(whole_server.url)
+    batch = Batch(whole_server.url)
     batch.submit()
     batch.wait_for_step(0, 1)
     client = command_line_client(whole_server.url, tmp_path / "client.mp4")
