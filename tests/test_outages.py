@@ -88,6 +88,20 @@ def test_a_job_outlives_a_database_that_goes_away_and_comes_back(application: Ap
         assert httpx.get(f"{application.url}/{video}/content", timeout=60).status_code == 200
 
 
+def test_a_job_outlives_a_database_that_stands_still_for_longer_than_a_lease(application: Application) -> None:
+    """As when its host is cut off: connections stay open, and nothing answers."""
+    running, waiting = application.submit(), application.submit()
+    application.wait_for(running, "in_progress", step=2)
+    with application.postgres.frozen():
+        refused = httpx.post(application.url, json=REQUEST, timeout=60)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "database_unavailable")
+        time.sleep(LEASE_S)
+    for video in (running, waiting):
+        record = application.wait_for(video, "completed", "failed")
+        assert record["status"] == "completed"
+        assert record["attempts"] <= 2
+
+
 def test_a_finished_video_outwaits_a_media_store_that_refuses(application: Application) -> None:
     away = application.media.with_name("away")
     video = application.submit()

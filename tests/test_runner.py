@@ -1,15 +1,21 @@
 """What a runner does besides its jobs: record and file go together, and files without a record go too."""
 
 import asyncio
+import math
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
+from cosmos3_models import GenerationParams
+from serve import runner as runner_module
 from serve.app import AppArgs
-from serve.job_schema import prepare
+from serve.errors import MediaUnavailable
+from serve.job_schema import Job, prepare
 from serve.jobs import JobTable, NewJob
 from serve.runner import ORPHAN_AGE_S, JobRunner
 from serve.storage import MediaStore
@@ -128,3 +134,67 @@ def files(folder: Path) -> set[str]:
 def age(path: Path, age_s: float) -> None:
     old = time.time() - age_s
     os.utime(path, (old, old))
+
+
+class Refusing(MediaStore):
+    """A store that refuses the first so many writes."""
+
+    def __init__(self, url: str, refusals: float) -> None:
+        super().__init__(url)
+        self.refusals = refusals
+
+    async def write(self, name: str, data: bytes) -> None:
+        self.refusals -= 1
+        if self.refusals >= 0:
+            raise MediaUnavailable("the media store does not answer; try again")
+        await super().write(name, data)
+
+
+class MadeAtOnce:
+    """A graph without stages."""
+
+    async def run(self, params: GenerationParams, model: str) -> AsyncGenerator[dict[str, Any], None]:
+        yield {"type": "progress", "stage": "denoiser", "step": 0, "steps": 1}
+        yield {
+            "type": "video",
+            "mp4": b"x",
+            "thumbnail": b"x",
+            "spritesheet": b"x",
+            "record": {"model": model, "prompt": params.prompt, "stage_durations": {"denoiser": 1.0}},
+        }
+
+
+async def made(runner: JobRunner, table: JobTable, media: MediaStore) -> Job:
+    """A job that the runner has made, with that store."""
+    graph: Any = MadeAtOnce()
+    runner._graph, runner._media = graph, media
+    submitted = await table.submit(NEW._replace(params={"prompt": "x"}))
+    assert submitted is not None
+    await runner.work()
+    job = await table.get(submitted.id)
+    assert job is not None
+    return job
+
+
+def test_a_finished_video_waits_for_its_store_for_as_long_as_it_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner_module, "STORE_WAITS_S", (0.0, 0.001))
+
+    async def scenario(runner: JobRunner, table: JobTable, media: MediaStore) -> None:
+        del media
+        job = await made(runner, table, Refusing(str(tmp_path / "media"), refusals=200))
+        assert (job.status, job.attempts) == ("completed", 1), "it was not denoised again"
+
+    with_runner(tmp_path, scenario, retention_s=600)
+
+
+def test_a_store_that_stays_away_ends_the_job_at_its_deadline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner_module, "STORE_WAITS_S", (0.01,))
+
+    async def scenario(runner: JobRunner, table: JobTable, media: MediaStore) -> None:
+        del media
+        job = await made(runner, table, Refusing(str(tmp_path / "media"), refusals=math.inf))
+        assert (job.status, job.error_code, job.attempts) == ("failed", "deadline_exceeded", 1)
+
+    with_runner(tmp_path, scenario, retention_s=600, job_deadline_s=1)
