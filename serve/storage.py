@@ -2,10 +2,10 @@
 
 import asyncio
 import os
-import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,10 +13,12 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from serve.errors import MediaUnavailable
+from serve.folders import FILE_MODE, make_private_folder
 
 T = TypeVar("T")
 
 UNFINISHED = ".part"
+BLOCK_BYTES = 1 << 20  # read at a time, in one request to an object store
 
 
 class MediaStore:
@@ -28,15 +30,31 @@ class MediaStore:
 
     def __init__(self, url: str) -> None:
         self._fs, self._root = fsspec.url_to_fs(url, use_listings_cache=False)
-        self._fs.makedirs(self._root, exist_ok=True)
+        if isinstance(self._fs, LocalFileSystem):
+            make_private_folder(Path(self._root))
+        else:
+            self._fs.makedirs(self._root, exist_ok=True)
 
     async def write(self, name: str, data: bytes) -> None:
         """Store ``data``; nobody sees the file before it is whole."""
         await self._try(lambda: self._write(self._path(name), data))
 
-    async def local(self, name: str) -> tuple[Path, bool] | None:
-        """A file on this machine with the content, and whether it is a copy to be removed; None if there is none."""
-        return await self._try(lambda: self._local(self._path(name)))
+    async def size(self, name: str) -> int | None:
+        """The file's bytes; None if there is none."""
+        return await self._try(lambda: self._size(self._path(name)))
+
+    async def read(self, name: str, start: int, end: int) -> AsyncIterator[bytes]:
+        """The bytes from ``start`` to before ``end``, block by block.
+
+        Raises:
+            FileNotFoundError: there is none, or no longer.
+        """
+        for first in range(start, end, BLOCK_BYTES):
+            last = min(end, first + BLOCK_BYTES)
+            block = await self._try(partial(self._block, self._path(name), first, last))
+            if block is None:
+                raise FileNotFoundError(name)
+            yield block
 
     async def remove(self, *names: str) -> None:
         """Remove those of the files that exist."""
@@ -48,21 +66,25 @@ class MediaStore:
 
     def _write(self, path: str, data: bytes) -> None:
         with self._fs.open(path + UNFINISHED, "wb") as file:
+            if isinstance(self._fs, LocalFileSystem):
+                os.fchmod(file.fileno(), FILE_MODE)
             file.write(data)
             if isinstance(self._fs, LocalFileSystem):
                 file.flush()
                 os.fsync(file.fileno())
         self._fs.mv(path + UNFINISHED, path)
 
-    def _local(self, path: str) -> tuple[Path, bool] | None:
-        if not self._fs.exists(path):
+    def _size(self, path: str) -> int | None:
+        try:
+            return int(self._fs.info(path)["size"])
+        except FileNotFoundError:
             return None
-        if isinstance(self._fs, LocalFileSystem):
-            return Path(path), False
-        handle, copy = tempfile.mkstemp()
-        os.close(handle)
-        self._fs.get_file(path, copy)
-        return Path(copy), True
+
+    def _block(self, path: str, start: int, end: int) -> bytes | None:
+        try:
+            return bytes(self._fs.cat_file(path, start=start, end=end))
+        except FileNotFoundError:
+            return None
 
     def _remove(self, names: tuple[str, ...]) -> None:
         for path in map(self._path, names):
