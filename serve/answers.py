@@ -39,6 +39,8 @@ class Answers:
 
         head = scope["method"] == "HEAD"
         try:
+            if not scope["query_string"].isascii():
+                raise InvalidRequest("query: got a byte that is not ASCII, expected it percent-encoded")
             await self._app({**scope, "method": "GET", IS_HEAD: True} if head else scope, receive, answer)
         except Exception as error:
             if started:  # nothing but a broken connection can tell the client
@@ -57,7 +59,7 @@ async def answer_error(request: Request, error: Exception) -> Response:
 
 
 def _as_serving_error(request: Request, error: Exception) -> ServingError:
-    where = f"{request.method} {request.url.path}"
+    where = f"{request.method} {request.scope['path']}"
     if isinstance(error, RequestValidationError):
         found = error.errors()[0]
         name = str(found["loc"][-1])

@@ -199,7 +199,7 @@ def _kept(videos: Videos) -> APIRouter:
         """Server-sent events: every step, then the end. Goes on behind ``Last-Event-ID``."""
         await videos.retrieve(video_id)  # an unknown id is an answer of its own, not an event
         if IS_HEAD in request.scope:
-            return Response(media_type="text/event-stream", headers=STREAM_HEADERS)
+            return StreamingResponse(iter(()), media_type="text/event-stream", headers=STREAM_HEADERS)
         return EventResponse(streams, _event_stream(videos, video_id, last_event_id))
 
     return router

@@ -94,10 +94,12 @@ def _multipart_fields(content_type: str, body: bytes) -> list[tuple[str, str]]:
 
 
 def _parts(content_type: str, body: bytes) -> list[Part]:
-    """The parts of a body that is whole; what follows its last boundary does not count."""
+    """The parts of a body that is whole; what stands before the first boundary or after the last does not count."""
     _, options = parse_options_header(content_type)
-    if b"boundary" not in options:
-        raise ValueError("it names no boundary")
+    boundary = options.get(b"boundary", b"")
+    first = (b"\r\n" + body).find(b"\r\n--" + boundary)
+    if not boundary or first < 0:
+        raise ValueError("the boundary that separates its parts is missing")
     parts: list[Part] = []
     header, ended = (bytearray(), bytearray()), []
 
@@ -108,7 +110,7 @@ def _parts(content_type: str, body: bytes) -> list[Part]:
             text.clear()
 
     parser = MultipartParser(
-        options[b"boundary"],
+        boundary,
         {
             "on_part_begin": lambda: parts.append(Part({}, bytearray())),
             "on_header_field": lambda data, start, end: header[0].extend(data[start:end]),
@@ -118,7 +120,7 @@ def _parts(content_type: str, body: bytes) -> list[Part]:
             "on_end": lambda: ended.append(True),
         },
     )
-    parser.write(body)
+    parser.write(body[first:])
     if not ended:
         raise ValueError("it is cut short")
     return parts
