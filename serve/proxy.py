@@ -39,8 +39,9 @@ class OneErrorForm:
             if exchange.started:
                 raise
         if not exchange.started:
-            error = exchange.replacement or _lost()
-            await error_response(error, exchange.kept)(scope, receive, send)
+            # Its id, given or made up, is among the request's headers now.
+            kept = {"X-Request-ID": Headers(scope=scope).get("x-request-id", "")} | exchange.wait
+            await error_response(exchange.replacement or _lost(), kept)(scope, receive, send)
 
 
 class _Exchange:
@@ -50,13 +51,13 @@ class _Exchange:
         self._send = send
         self.started = False
         self.replacement: ServingError | None = None
-        self.kept: dict[str, str] = {}
+        self.wait: dict[str, str] = {}
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.replacement = _own_error(message)
-            headers = Headers(raw=message["headers"])
-            self.kept = {name: headers[name] for name in ("x-request-id", "retry-after") if name in headers}
+            if retry_after := Headers(raw=message["headers"]).get("retry-after"):
+                self.wait = {"Retry-After": retry_after}
         if self.replacement is None:
             self.started = True
             await self._send(message)
