@@ -1,5 +1,6 @@
 """What a caller may ask for, with every limit in one place."""
 
+import re
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -68,13 +69,15 @@ def _check_side(value: int) -> int:
     return value
 
 
-def _refuse_bool(value: object) -> object:
-    if isinstance(value, bool):
+def _plain_number(value: object) -> object:
+    """Refuse what pydantic takes for a number and nobody writes as one: true, "1_000", " 5 ", "nan"."""
+    if isinstance(value, bool) or (isinstance(value, str) and not NUMBER_TEXT.fullmatch(value)):
         raise ValueError("a number")
     return value
 
 
-Number = BeforeValidator(_refuse_bool)
+NUMBER_TEXT = re.compile(r"-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?")
+Number = BeforeValidator(_plain_number)
 Text = Annotated[str, Field(max_length=MAX_PROMPT_CHARS)]
 Prompt = Annotated[Text, AfterValidator(_check_text)]
 Frames = Annotated[int, Number, Field(ge=1, le=MAX_FRAMES), AfterValidator(_check_frames)]
@@ -92,7 +95,7 @@ class CheckedModel(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    def __init__(self, **fields: Any) -> None:
+    def __init__(self, /, **fields: Any) -> None:  # the slash, so that a client's field may be called self
         try:
             super().__init__(**fields)
         except ValidationError as error:

@@ -1,36 +1,40 @@
 """HTTP routes in the shape of OpenAI's video API, and the one error form."""
 
-import hashlib
-import hmac
 import json
-import logging
-from collections.abc import AsyncIterator, Sequence
+import string
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Annotated, Any, Literal, Protocol
+from urllib.parse import quote
 
 from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, StreamingResponse
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi.responses import HTMLResponse, StreamingResponse
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
-from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
 
-from serve.body import FORM_TYPES, read_body
-from serve.errors import InvalidRequest, MethodNotAllowed, NotFound, NotReady, QueueFull, ServingError, Unauthorized
+from cosmos3_models.params import Number
+from serve.access import OPEN, Access, Cors, Guard
+from serve.answers import IS_HEAD, Answers, answer_error, error_response
+from serve.body import FORM_TYPES, JSON_TYPE, read_body
+from serve.content import content_response
+from serve.errors import InvalidRequest, NotReady, QueueFull, ServingError
+from serve.keys import ApiKeys, key_check
 from serve.page import read_page
 from serve.schema import FinishedVideo, ModelCard, Video, VideoDeleted, VideoList, VideoRequest
-from serve.videos import MAX_KEY_CHARS, MEDIA_TYPE, Content, Variant, Videos
-
-logger = logging.getLogger("ray.serve")
+from serve.videos import IDEMPOTENCY_KEY, MEDIA_TYPE, Variant, Videos
 
 POLL_MS = (500, 5000)  # what clients are told to wait between two looks
 POLL_PART = 20  # of the time to come
 MAX_STREAMS = 192  # of events, open at a time: each holds one of the ingress's slots (serve/app.py) until its job ends
+STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # nginx would hold events back
+HEADER_SAFE = string.printable.strip().replace("%", "") + " "  # what a header may hold as it is
 
 REQUEST_SCHEMA: dict[str, Any] = {
     "requestBody": {
         "required": True,
-        "content": {kind: {"schema": VideoRequest.model_json_schema()} for kind in ("application/json", *FORM_TYPES)},
+        "content": {kind: {"schema": VideoRequest.model_json_schema()} for kind in (JSON_TYPE, *FORM_TYPES)},
     }
 }
 Responses = dict[int | str, dict[str, Any]]
@@ -62,6 +66,7 @@ FILES: Responses = {
     status: {"content": {kind: {} for kind in sorted(set(MEDIA_TYPE.values()))}, "description": told}
     for status, told in ((200, "The file."), (206, "A range of the file."))
 }
+FILES[304] = {"description": "The client has this file already."}
 EVENTS: Responses = {200: {"content": {"text/event-stream": {}}, "description": "Every step, then the end."}}
 
 
@@ -81,15 +86,19 @@ class VideoService(Protocol):
     async def unready_stages(self) -> Sequence[str]: ...
 
 
-def create_api(service: VideoService, api_keys: tuple[str, ...] = ()) -> FastAPI:
-    """The routes over ``service``, for those who have one of the keys if there are any."""
+def create_api(service: VideoService, access: Access = OPEN) -> FastAPI:
+    """The routes over ``service``, for those whom ``access`` lets in.
+
+    Raises:
+        ValueError: the file of keys holds none.
+    """
     api = FastAPI(title="Cosmos3 video generation", docs_url="/docs", redoc_url=None)
 
-    @api.get("/health", responses=_errors(503))
-    async def health() -> dict[str, str]:
+    @api.get("/health", response_model=dict[str, str], responses=_errors(503))
+    async def health() -> Any:
         """200 once every stage can take requests, 503 before."""
-        if unready := await service.unready_stages():
-            raise NotReady(f"not ready: {', '.join(unready)}")
+        if unready := await service.unready_stages():  # asked too often for a line in the log
+            return error_response(NotReady(f"not ready: {', '.join(unready)}"))
         return {"status": "ok"}
 
     page, page_headers = read_page()
@@ -98,12 +107,17 @@ def create_api(service: VideoService, api_keys: tuple[str, ...] = ()) -> FastAPI
     async def web_page() -> HTMLResponse:
         return HTMLResponse(page, headers=page_headers)
 
-    guard = [Depends(key_check(api_keys))] if api_keys else []
-    refused = _errors(401) if api_keys else {}
+    keys = ApiKeys(access.api_keys, access.api_keys_file)
+    checks = [Depends(key_check(keys))] if keys.guard else []
+    refused = _errors(401, 503) if keys.guard else {}
     for router in (_making(service), _kept(service.videos)):
-        api.include_router(router, prefix="/v1", dependencies=guard, responses=refused)
-    for kind in (ServingError, HTTPException, RequestValidationError, Exception):
+        api.include_router(router, prefix="/v1", dependencies=[*checks, Depends(check_query)], responses=refused)
+    for kind in (ServingError, HTTPException, RequestValidationError):
         api.add_exception_handler(kind, answer_error)
+    api.add_middleware(Guard, access)  # the last one that is added is the first one that sees a request
+    api.add_middleware(Answers)
+    api.add_middleware(Cors, access)
+    _describe(api)
     return api
 
 
@@ -111,11 +125,11 @@ def _making(service: VideoService) -> APIRouter:
     """Routes that make videos, and what is known of the model."""
     router = APIRouter()
 
-    @router.post("/videos", openapi_extra=REQUEST_SCHEMA, responses=_errors(400, 409, 413, 429, 503))
+    @router.post("/videos", openapi_extra=REQUEST_SCHEMA, responses=_errors(409, 413, 429, 503))
     async def create(
         request: Request,
         response: Response,
-        idempotency_key: Annotated[str | None, Header(min_length=1, max_length=MAX_KEY_CHARS)] = None,
+        idempotency_key: Annotated[str | None, Header(pattern=IDEMPOTENCY_KEY)] = None,
     ) -> Video:
         """Store a job and answer with its record; once it is answered it is not lost."""
         request_id = request.headers.get("x-request-id")
@@ -126,7 +140,7 @@ def _making(service: VideoService) -> APIRouter:
     @router.post(
         "/videos/sync",
         openapi_extra=REQUEST_SCHEMA,
-        responses=MP4 | _errors(400, 413, 429, 500, 503),
+        responses=MP4 | _errors(413, 429, 503),
         response_class=Response,
     )
     async def generate(request: Request) -> Response:
@@ -146,10 +160,10 @@ def _kept(videos: Videos) -> APIRouter:
     """Routes over stored jobs and videos."""
     router, streams = APIRouter(), EventStreams()
 
-    @router.get("/videos", responses=_errors(400, 404, 503))
+    @router.get("/videos", responses=_errors(404, 503))
     async def list_videos(
         after: Annotated[str | None, Query(description="id of the last video of the page before")] = None,
-        limit: Annotated[int, Query(ge=1, le=100)] = 20,
+        limit: Annotated[int, Number, Query(ge=1, le=100)] = 20,
         order: Literal["asc", "desc"] = "desc",
     ) -> VideoList:
         """Videos by order of arrival, the newest first unless ``order`` says otherwise."""
@@ -167,22 +181,26 @@ def _kept(videos: Videos) -> APIRouter:
         """Stop making the video, if it is being made, and forget it."""
         return await videos.delete(video_id)
 
-    @router.get("/videos/{video_id}/content", responses=FILES | _errors(400, 404, 503), response_class=FileResponse)
-    async def content(video_id: str, variant: Variant = "video") -> FileResponse:
+    @router.get(
+        "/videos/{video_id}/content", responses=FILES | _errors(404, 412, 416, 503), response_class=StreamingResponse
+    )
+    async def content(request: Request, video_id: str, variant: Variant = "video") -> Response:
         """The mp4, or a JPEG of it; takes range requests."""
-        return _file(await videos.content(video_id, variant))
+        return await content_response(request, await videos.content(video_id, variant), IS_HEAD in request.scope)
 
     @router.get(
-        "/videos/{video_id}/events", responses=EVENTS | _errors(400, 404, 429, 503), response_class=StreamingResponse
+        "/videos/{video_id}/events", responses=EVENTS | _errors(404, 429, 503), response_class=StreamingResponse
     )
     async def events(
-        video_id: str, last_event_id: Annotated[int | None, Header(description="of the last event seen")] = None
-    ) -> StreamingResponse:
+        request: Request,
+        video_id: str,
+        last_event_id: Annotated[int | None, Number, Header(description="of the last event seen")] = None,
+    ) -> Response:
         """Server-sent events: every step, then the end. Goes on behind ``Last-Event-ID``."""
         await videos.retrieve(video_id)  # an unknown id is an answer of its own, not an event
-        streams.check()
-        events = streams.counted(_event_stream(videos, video_id, last_event_id))
-        return StreamingResponse(events, media_type="text/event-stream")
+        if IS_HEAD in request.scope:
+            return StreamingResponse(iter(()), media_type="text/event-stream", headers=STREAM_HEADERS)
+        return EventResponse(streams, _event_stream(videos, video_id, last_event_id))
 
     return router
 
@@ -193,32 +211,41 @@ class EventStreams:
     def __init__(self) -> None:
         self._open = 0
 
-    def check(self) -> None:
-        """Raise ``QueueFull`` where one more is too many."""
+    @contextmanager
+    def one(self) -> Iterator[None]:
+        """Count a stream while it is open; raise ``QueueFull`` where one more is too many."""
         if self._open >= MAX_STREAMS:
             raise QueueFull(f"{self._open} streams of events are open, which is the most; try again", retry_after_s=5)
-
-    async def counted(self, events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         self._open += 1
         try:
-            async for event in events:
-                yield event
+            yield
         finally:
             self._open -= 1
 
 
-def key_check(api_keys: tuple[str, ...]) -> Any:
-    """A dependency that lets in who names one of the keys."""
-    known = [hashlib.sha256(key.encode()).digest() for key in api_keys]
-    Bearer = Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))]
+class EventResponse(StreamingResponse):
+    """Server-sent events; refused where too many are open."""
 
-    async def check(credentials: Bearer) -> None:
-        got = hashlib.sha256((credentials.credentials if credentials else "").encode()).digest()
-        # All are compared, each in constant time, so that the time taken tells nothing.
-        if not any([hmac.compare_digest(got, key) for key in known]):
-            raise Unauthorized("Authorization: got no valid key, expected 'Bearer KEY' with a key of this server")
+    def __init__(self, streams: EventStreams, events: AsyncIterator[bytes]) -> None:
+        super().__init__(events, headers=STREAM_HEADERS, media_type="text/event-stream")
+        self._streams = streams
 
-    return check
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._streams.one():
+            await super().__call__(scope, receive, send)
+
+
+async def check_query(request: Request) -> None:
+    """A dependency that refuses what a route would ignore: unknown keys of the query, and one that is given twice."""
+    known = [field.alias for field in request.scope["route"].dependant.query_params]
+    seen = set()
+    for name, value in request.query_params.multi_items():
+        if name not in known:
+            told = f"one of {', '.join(known)}" if known else "no query"
+            raise InvalidRequest(f"{name[:80]}: got {value[:80]!r}, expected {told}, because this key is unknown", name)
+        if name in seen:
+            raise InvalidRequest(f"{name}: got the key twice, expected it once", name)
+        seen.add(name)
 
 
 async def _event_stream(videos: Videos, video_id: str, last_event: int | None) -> AsyncIterator[bytes]:
@@ -228,17 +255,6 @@ async def _event_stream(videos: Videos, video_id: str, last_event: int | None) -
         else:
             number, event = numbered
             yield format_sse_event(data_str=json.dumps(event), id=str(number))
-
-
-def _file(content: Content) -> FileResponse:
-    cleanup = BackgroundTask(content.path.unlink) if content.temporary else None
-    return FileResponse(
-        content.path,
-        media_type=content.media_type,
-        filename=content.filename,
-        content_disposition_type="inline",
-        background=cleanup,
-    )
 
 
 def _poll_ms(video: Video) -> str:
@@ -252,34 +268,31 @@ def _errors(*statuses: int) -> Responses:
 
 
 def timing_headers(record: dict[str, Any]) -> dict[str, str]:
-    """Model, seed and seconds of a finished video."""
+    """Model, seed and seconds of a finished video. A name that is not ASCII is percent-encoded."""
     durations = record["stage_durations"]
     return {
-        "X-Model": record["model"],
+        "X-Model": quote(record["model"], safe=HEADER_SAFE),
         "X-Seed": str(record["seed"]),
         "X-Inference-Time-S": f"{sum(durations.values()):.3f}",
         "X-Stage-Durations": json.dumps(durations),
     }
 
 
-async def answer_error(request: Request, error: Exception) -> Response:
-    """Every failure in the one form; what is not the client's doing leaves its trace in the log alone."""
-    known = error if isinstance(error, ServingError) else _as_serving_error(request, error)
-    trace = None if known is error else error
-    logger.log(
-        logging.ERROR if trace else logging.WARNING, f"{request.method} {request.url.path}: {known}", exc_info=trace
-    )
-    return JSONResponse(known.body, known.status, known.headers)
+def _describe(api: FastAPI) -> None:
+    """Let the OpenAPI document promise the answers that any route can give, and not FastAPI's 422, which none does."""
+    generate = api.openapi
 
+    def openapi() -> dict[str, Any]:
+        document = generate()
+        for path, operations in document["paths"].items():
+            for operation in operations.values():
+                operation["responses"].pop("422", None)
+                statuses = (400, 403, 421, 500) if path.startswith("/v1/") else (403, 421, 500)
+                for status in statuses:
+                    operation["responses"].setdefault(str(status), ERROR)
+        schemas = document["components"]["schemas"]
+        for name in ("HTTPValidationError", "ValidationError"):
+            schemas.pop(name, None)
+        return document
 
-def _as_serving_error(request: Request, error: Exception) -> ServingError:
-    if isinstance(error, RequestValidationError):
-        found = error.errors()[0]
-        name = str(found["loc"][-1])
-        return InvalidRequest(f"{name}: got {str(found['input'])[:80]!r}, expected: {found['msg']}", name)
-    where = f"{request.method} {request.url.path}"
-    if isinstance(error, HTTPException) and error.status_code == 404:
-        return NotFound(f"no such route: {where}")
-    if isinstance(error, HTTPException) and error.status_code == 405:
-        return MethodNotAllowed(f"the route does not take this method: {where}")
-    return ServingError("internal error; the log has the details under this request's id")
+    api.openapi = openapi  # type: ignore[method-assign]

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import ray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from ray import serve
 from ray.serve import Application
 from ray.serve._private.constants import RAY_SERVE_ENABLE_HA_PROXY
@@ -12,9 +12,11 @@ from ray.serve.config import RequestRouterConfig
 
 from cosmos3_models.checkpoint import DEMO, Checkpoint, Offload
 from cosmos3_models.params import Approximation
+from serve.access import HOST_PATTERN, ORIGIN_PATTERN, Access
 from serve.ingress import Ingress, ServedModel
 from serve.job_schema import is_sqlite
 from serve.jobs import JobSettings
+from serve.keys import check_key, check_key_file
 from serve.runner import JobRunner
 from serve.stages import Denoiser, SoundDecoder, Tokenizer, VideoDecoder
 from serve.worker import Patience
@@ -41,9 +43,11 @@ class AppArgs(BaseModel):
         retention_s: an ended job's record and files are kept for so long.
         approximation: what requests give up for speed unless they say otherwise; nothing by default.
         api_keys, api_keys_file: who may come in, in place or one to a line of a file; none: everybody.
+        allowed_hosts: host names, besides addresses and localhost, under which the server answers.
+        allowed_origins: of web pages of others that may use it.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)  # some are secret
 
     checkpoint: Annotated[str, Field(min_length=1)] = DEMO
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -60,8 +64,10 @@ class AppArgs(BaseModel):
     step_timeout_s: Annotated[float, Field(ge=1)] = 30
     retention_s: Annotated[float, Field(gt=0)] = 604_800
     approximation: Approximation = Approximation()
-    api_keys: tuple[Annotated[str, Field(min_length=16)], ...] = ()
-    api_keys_file: str | None = None
+    api_keys: tuple[Annotated[str, AfterValidator(check_key)], ...] = ()
+    api_keys_file: Annotated[str, Field(min_length=1)] | None = None
+    allowed_hosts: tuple[Annotated[str, Field(pattern=HOST_PATTERN)], ...] = ()
+    allowed_origins: tuple[Annotated[str, Field(pattern=ORIGIN_PATTERN)], ...] = ()
 
     def job_settings(self) -> JobSettings:
         return JobSettings(
@@ -79,10 +85,17 @@ class AppArgs(BaseModel):
     def media(self) -> str:
         return self.media_url or str(self._folder() / "media")
 
-    def all_api_keys(self) -> tuple[str, ...]:
-        """The keys of both places; blank lines of the file do not count."""
-        lines = Path(self.api_keys_file).expanduser().read_text().splitlines() if self.api_keys_file else []
-        return (*self.api_keys, *filter(None, map(str.strip, lines)))
+    def access(self) -> Access:
+        """Who may use the API.
+
+        Raises:
+            ValueError: the file of keys is not what it should be.
+        """
+        # Not resolved: a mounted secret is a link that is changed to point at the new keys.
+        file = self.api_keys_file and str(Path(self.api_keys_file).expanduser().absolute())
+        if file:
+            check_key_file(file)
+        return Access(self.api_keys, file, self.allowed_hosts, self.allowed_origins)
 
     def _folder(self) -> Path:
         return Path(self.data_dir).expanduser().resolve()
@@ -132,7 +145,7 @@ def build_app(args: AppArgs) -> Application:
     runner = _deployment(JobRunner, args, slots=64, on_head=on_head).bind(*stages, settings, media, name)
     ingress = _deployment(serve.ingress()(Ingress), args, slots=256, on_head=on_head)
     model = ServedModel(args.checkpoint, place.device, args.approximation, args.max_pixel_frames)
-    return ingress.bind(*stages, runner, model, settings, media, args.all_api_keys())
+    return ingress.bind(*stages, runner, model, settings, media, args.access())
 
 
 def choose_placement(device: Literal["auto", "cpu", "cuda"]) -> Placement:

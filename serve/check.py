@@ -9,9 +9,12 @@ from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 from ray.serve.schema import ServeDeploySchema
 
-from serve.app import AppArgs
+from serve.app import AppArgs, build_app
+
+SECRET = ("api_keys", "database_url")
 
 
 def problems(text: str) -> list[str]:
@@ -22,13 +25,35 @@ def problems(text: str) -> list[str]:
             return [f"got a YAML {type(config).__name__}, expected a mapping"]
         found = list(_unknown_keys(config, ServeDeploySchema, ""))
         ServeDeploySchema.model_validate(config)
-        for application in config["applications"]:
-            AppArgs.model_validate(application.get("args") or {})
     except yaml.YAMLError as error:
         return [f"not YAML: {error}"]
     except ValidationError as error:
         return found + [f"{'.'.join(map(str, e['loc']))}: got {e['input']!r}, {e['msg']}" for e in error.errors()]
-    return found
+    ours = [application for application in config["applications"] if _is_ours(application["import_path"])]
+    return found + [problem for application in ours for problem in _argument_problems(application.get("args") or {})]
+
+
+def _is_ours(import_path: str) -> bool:
+    """Whether an application is this project's, in either of the forms in which Serve takes a path."""
+    return import_path.replace(":", ".") == f"{build_app.__module__}.{build_app.__name__}"
+
+
+def _argument_problems(args: dict[str, Any]) -> list[str]:
+    try:
+        AppArgs.model_validate(args).access()
+    except ValidationError as error:
+        return [_told(found) for found in error.errors()]
+    except ValueError as error:
+        return [str(error)]
+    return []
+
+
+def _told(found: ErrorDetails) -> str:
+    """One problem, with the value where it is no secret and no key's."""
+    name = str(found["loc"][0]) if found["loc"] else ""
+    secret = name in SECRET or name not in AppArgs.model_fields
+    got = "" if secret else f"got {found['input']!r}, "
+    return f"{'.'.join(map(str, found['loc']))}: {got}{found['msg'].removeprefix('Value error, ')}"
 
 
 def _unknown_keys(data: dict[str, Any], model: type[BaseModel], where: str) -> Iterator[str]:

@@ -6,22 +6,34 @@ from cosmos3_models import InvalidInput
 
 
 class ServingError(Exception):
-    """An answer other than success. ``message`` is written for the client: no trace, path or secret."""
+    """An answer other than success. ``message`` is written for the client: no trace, path or secret.
+
+    Args:
+        headers: further ones of the answer.
+    """
 
     status = 500
     type = "server_error"
     code = "internal_error"
 
-    def __init__(self, message: str, param: str | None = None, retry_after_s: float | None = None) -> None:
-        super().__init__(message, param, retry_after_s)
+    def __init__(
+        self,
+        message: str,
+        param: str | None = None,
+        retry_after_s: float | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(message, param, retry_after_s, headers)
         self.message, self.param, self.retry_after_s = message, param, retry_after_s
+        self._headers = headers or {}
 
     def __str__(self) -> str:
         return self.message
 
     @property
     def headers(self) -> dict[str, str]:
-        return {} if self.retry_after_s is None else {"Retry-After": f"{self.retry_after_s:.0f}"}
+        wait = {} if self.retry_after_s is None else {"Retry-After": f"{self.retry_after_s:.0f}"}
+        return self._headers | wait
 
     @property
     def body(self) -> dict[str, Any]:
@@ -51,6 +63,22 @@ class Unauthorized(ServingError):
         return {"WWW-Authenticate": "Bearer"}
 
 
+class OriginNotAllowed(ServingError):
+    """The request comes from a web page of another origin."""
+
+    status = 403
+    type = "invalid_request_error"
+    code = "origin_not_allowed"
+
+
+class HostNotAllowed(ServingError):
+    """The URL names a host that this server does not answer for."""
+
+    status = 421
+    type = "invalid_request_error"
+    code = "host_not_allowed"
+
+
 class NotFound(ServingError):
     status = 404
     type = "invalid_request_error"
@@ -63,10 +91,27 @@ class MethodNotAllowed(ServingError):
     code = "method_not_allowed"
 
 
+class TimedOut(ServingError):
+    status = 408
+    code = "timed_out"
+
+
 class Conflict(ServingError):
     status = 409
     type = "invalid_request_error"
     code = "idempotency_key_reused"
+
+
+class PreconditionFailed(ServingError):
+    status = 412
+    type = "invalid_request_error"
+    code = "precondition_failed"
+
+
+class RangeNotSatisfiable(ServingError):
+    status = 416
+    type = "invalid_request_error"
+    code = "range_not_satisfiable"
 
 
 class TooLarge(ServingError):

@@ -15,17 +15,18 @@ from cosmos3_models import GenerationParams, InvalidInput
 from cosmos3_models.checkpoint import Checkpoint
 from cosmos3_models.config import require_sound
 from cosmos3_models.params import Approximation, check_device, check_pixel_frames
+from serve import health
+from serve.access import OPEN, Access
 from serve.api import create_api
 from serve.callers import cancelled_with_caller
-from serve.errors import DatabaseUnavailable, InvalidRequest
+from serve.errors import InvalidRequest
 from serve.graph import Graph
+from serve.health import Look
 from serve.job_schema import prepare
 from serve.jobs import JobSettings
 from serve.schema import Event, FinishedVideo, ModelCard, Video, VideoDeleted, VideoList, VideoRequest, read_request
 from serve.storage import MediaStore
 from serve.videos import Videos
-
-DATABASE = "database"
 
 
 class ServedModel(NamedTuple):
@@ -52,7 +53,7 @@ class Ingress:
         model: what the stages serve; only its configs are read here.
         settings: of the job table.
         media_url: where the videos are kept.
-        api_keys: who may come in; none: everybody.
+        access: who may come in, and from where.
     """
 
     def __init__(
@@ -65,7 +66,7 @@ class Ingress:
         model: ServedModel,
         settings: JobSettings,
         media_url: str,
-        api_keys: tuple[str, ...] = (),
+        access: Access = OPEN,
     ) -> None:
         self._checkpoint = Checkpoint.open(model.checkpoint)
         self._defaults = self._checkpoint.defaults.model_copy(update=model.approximation.model_dump())
@@ -73,12 +74,13 @@ class Ingress:
         self._graph = Graph(tokenizer, denoiser, video_decoder, sound_decoder, settings.max_attempts)
         self._lease_s = settings.lease_s
         self._runner = runner
-        self._api_keys = api_keys
+        self._access = access
+        self._looks = [Look("Serve's controller", self._unready_deployments), Look("database", self._unready_database)]
         prepare(settings.database_url)
         self.videos = Videos(settings, MediaStore(media_url), self._checkpoint.name)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return create_api(self, self._api_keys)
+        return create_api(self, self._access)
 
     async def generate(self, request: VideoRequest | dict[str, Any], arrays: bool = False) -> FinishedVideo:
         """One finished video: mp4 bytes, JPEG thumbnail and record, and with ``arrays`` frames and waveform.
@@ -152,17 +154,19 @@ class Ingress:
 
     async def unready_stages(self) -> Sequence[str]:
         """The deployments of the graph without a running replica, and the database if it does not answer."""
+        return await health.unready(self._looks)
+
+    async def _unready_deployments(self) -> Sequence[str]:
         name = serve.get_replica_context().app_name
         application = (await asyncio.to_thread(serve.status)).applications.get(name)
         if application is None:
             return [name]
         stages = application.deployments.items()
-        unready = [name for name, stage in stages if stage.replica_states.get(ReplicaState.RUNNING, 0) == 0]
-        try:
-            await self.videos.table.queued()
-        except DatabaseUnavailable:
-            unready.append(DATABASE)
-        return unready
+        return [name for name, stage in stages if stage.replica_states.get(ReplicaState.RUNNING, 0) == 0]
+
+    async def _unready_database(self) -> Sequence[str]:
+        await self.videos.table.queued()
+        return []
 
     def _params(self, request: VideoRequest | dict[str, Any]) -> GenerationParams:
         try:

@@ -32,6 +32,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
+from serve.folders import make_private_file, make_private_folder
+
 logger = logging.getLogger("ray.serve")
 
 SCHEMA_LOCK = 0xC0503  # PostgreSQL's advisory locks go by number
@@ -162,8 +164,9 @@ def prepare(database_url: str) -> str:
         TimeoutError: it cannot be reached.
     """
     url = _with_driver(database_url, "pysqlite")
-    if url.get_backend_name() == "sqlite" and url.database:
-        Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+    if url.get_backend_name() == "sqlite" and url.database not in (None, "", ":memory:"):
+        make_private_folder(Path(url.database).parent)
+        make_private_file(Path(url.database))  # SQLite gives the files beside it the same mode
     engine = create_engine(url)
     _configure(engine)
     deadline = time.monotonic() + START_PATIENCE_S

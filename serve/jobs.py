@@ -143,24 +143,27 @@ class JobTable:
                 return None
             values = {
                 **new._asdict(),
-                "id": f"video_{secrets.token_hex(16)}",
+                "id": secrets.token_hex(16),
                 "status": "queued",
                 "created_at": Now(),
                 "deadline_at": Now() + self._settings.job_deadline_s,
             }
-            return _job((await connection.execute(insert(JOBS).values(values).returning(JOBS))).one())
+            seq = (await connection.execute(insert(JOBS).values(values).returning(JOBS.c.seq))).scalar_one()
+            # The id says when the job came, so that a page can begin after it even when its row is gone.
+            named = update(JOBS).where(JOBS.c.seq == seq).values(id=f"video_{seq:012x}{secrets.token_hex(10)}")
+            return _job((await connection.execute(named.returning(JOBS))).one())
 
     async def get(self, job_id: str) -> Job | None:
         async with self._transaction() as connection:
             row = (await connection.execute(select(JOBS).where(JOBS.c.id == job_id))).one_or_none()
             return None if row is None else _job(row)
 
-    async def page(self, after: Job | None, limit: int, newest_first: bool) -> list[Job]:
-        """Up to ``limit`` jobs behind ``after`` in order of arrival, or from the newest backwards."""
+    async def page(self, after: int | None, limit: int, newest_first: bool) -> list[Job]:
+        """Up to ``limit`` jobs behind the ``seq`` ``after`` in order of arrival, or from the newest backwards."""
         order = JOBS.c.seq.desc() if newest_first else JOBS.c.seq
         query = select(JOBS).order_by(order).limit(limit)
         if after is not None:
-            query = query.where(JOBS.c.seq < after.seq if newest_first else JOBS.c.seq > after.seq)
+            query = query.where(JOBS.c.seq < after if newest_first else JOBS.c.seq > after)
         async with self._transaction() as connection:
             return [_job(row) for row in await connection.execute(query)]
 

@@ -44,10 +44,10 @@ class VideoRequest(CheckedModel):
 
     prompt: Prompt
     model: str | None = None
-    size: Annotated[str, Field(pattern=r"^[1-9]\d{0,4}x[1-9]\d{0,4}$", examples=["1280x720"])] | None = None
+    size: Annotated[str, Field(pattern=r"^[1-9][0-9]{0,4}x[1-9][0-9]{0,4}$", examples=["1280x720"])] | None = None
     width: Side | None = None
     height: Side | None = None
-    seconds: Annotated[str, BeforeValidator(_number_text), Field(pattern=r"^\d{1,4}(\.\d{1,6})?$")] | None = None
+    seconds: Annotated[str, BeforeValidator(_number_text), Field(pattern=r"^[0-9]{1,4}(\.[0-9]{1,6})?$")] | None = None
     num_frames: Frames | None = None
     fps: FrameRate | None = None
     negative_prompt: Text | None = None

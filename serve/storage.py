@@ -4,12 +4,12 @@ import asyncio
 import logging
 import os
 import secrets
-import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +17,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from serve.errors import MediaUnavailable
+from serve.folders import FILE_MODE, FOLDER_MODE, make_private_folder
 
 T = TypeVar("T")
 
@@ -25,6 +26,7 @@ logger = logging.getLogger("ray.serve")
 UNFINISHED = ".part"
 TIMEOUT_S = 60.0  # of one call to the store
 SLOWEST_BYTES_PER_S = 1 << 20  # at which a file is still worth waiting for
+BLOCK_BYTES = 1 << 20  # read at a time, in one request to an object store
 THREADS = 16  # that may wait for the store; a store that hangs must not take those of others
 WHOLE_OR_ABSENT = {"abfs", "abfss", "adl", "az", "gcs", "gs", "memory", "oci", "r2", "s3", "s3a"}
 """Protocols of stores in which a file under writing is not seen, so that it needs no other name meanwhile."""
@@ -46,9 +48,22 @@ class MediaStore:
         """Store ``data`` as ``name`` or ``folder/name``; nobody sees the file before it is whole."""
         await self._try(lambda: self._write(self._path(name), data), TIMEOUT_S + len(data) / SLOWEST_BYTES_PER_S)
 
-    async def local(self, name: str) -> tuple[Path, bool] | None:
-        """A file on this machine with the content, and whether it is a copy to be removed; None if there is none."""
-        return await self._try(lambda: self._local(self._path(name)))
+    async def size(self, name: str) -> int | None:
+        """The file's bytes; None if there is none."""
+        return await self._try(lambda: self._size(self._path(name)))
+
+    async def read(self, name: str, start: int, end: int) -> AsyncIterator[bytes]:
+        """The bytes from ``start`` to before ``end``, block by block.
+
+        Raises:
+            FileNotFoundError: there is none, or no longer.
+        """
+        for first in range(start, end, BLOCK_BYTES):
+            last = min(end, first + BLOCK_BYTES)
+            block = await self._try(partial(self._block, self._path(name), first, last))
+            if block is None:
+                raise FileNotFoundError(name)
+            yield block
 
     async def remove(self, *names: str) -> None:
         """Remove those of the files that exist."""
@@ -59,11 +74,11 @@ class MediaStore:
         return await self._try(lambda: self._older_than(age_s, folder))
 
     def _make_root(self) -> None:
+        if isinstance(self._fs, LocalFileSystem):
+            return make_private_folder(Path(self._root))
         try:
             self._fs.makedirs(self._root, exist_ok=True)
         except Exception:
-            if isinstance(self._fs, LocalFileSystem):
-                raise
             # A store may refuse to make what is there already, and still take files.
             logger.warning("The media store refuses to make its folder; files are written all the same.", exc_info=True)
 
@@ -83,15 +98,17 @@ class MediaStore:
         else:
             self._fs.pipe_file(path, data)
 
-    def _local(self, path: str) -> tuple[Path, bool] | None:
-        if not self._fs.exists(path):
+    def _size(self, path: str) -> int | None:
+        try:
+            return int(self._fs.info(path)["size"])
+        except FileNotFoundError:
             return None
-        if isinstance(self._fs, LocalFileSystem):
-            return Path(path), False
-        handle, copy = tempfile.mkstemp()
-        os.close(handle)
-        self._fs.get_file(path, copy)
-        return Path(copy), True
+
+    def _block(self, path: str, start: int, end: int) -> bytes | None:
+        try:
+            return bytes(self._fs.cat_file(path, start=start, end=end))
+        except FileNotFoundError:
+            return None
 
     def _remove(self, names: tuple[str, ...]) -> None:
         for path in map(self._path, names):
@@ -119,11 +136,11 @@ class MediaStore:
 def _write_to_disk(path: Path, root: Path, data: bytes) -> None:
     """Write a file that is there, whole, even if the machine loses its power the moment after."""
     if path.parent != root and not path.parent.is_dir():
-        path.parent.mkdir(exist_ok=True)  # without its parents: the root may be a disk that is away
+        path.parent.mkdir(mode=FOLDER_MODE, exist_ok=True)  # without its parents: the root may be a disk that is away
         _sync_folder(root)
     part = Path(_unfinished(str(path)))
     try:
-        with part.open("wb") as file:
+        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, FILE_MODE), "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

@@ -5,10 +5,11 @@ import re
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from functools import partial
+from typing import Any, Literal
 
 from cosmos3_models import GenerationParams
+from serve.content import Content
 from serve.errors import Conflict, InvalidRequest, MediaUnavailable, NotFound, QueueFull
 from serve.estimate import Estimate, estimate, retry_after_s
 from serve.job_schema import Job
@@ -21,7 +22,9 @@ SUFFIX: dict[Variant, str] = {"video": ".mp4", "thumbnail": ".thumbnail.jpg", "s
 MEDIA_TYPE: dict[Variant, str] = {"video": "video/mp4", "thumbnail": "image/jpeg", "spritesheet": "image/jpeg"}
 
 VIDEO_ID = re.compile(r"video_[0-9a-f]{32}")
-MAX_KEY_CHARS = 255
+OF_ARRIVAL = re.compile(r"video_(0000[0-9a-f]{8})[0-9a-f]{20}")  # ids of older releases hold no number
+IDEMPOTENCY_KEY = r"^[ -~]{1,255}$"
+MAX_REQUEST_ID_CHARS = 255
 WATCH_PERIOD_S = 0.25
 SILENCE_S = 15.0  # proxies close connections on which nothing is said for a minute or so
 DENOISED_PERCENT = 95  # of the progress shown; what follows is short
@@ -31,15 +34,6 @@ QUEUED_EVENT, LAST_EVENT = 998, 999
 
 
 NumberedEvent = tuple[int, dict[str, Any]]
-
-
-class Content(NamedTuple):
-    """A file to send. ``temporary``: remove it afterwards."""
-
-    path: Path
-    media_type: str
-    filename: str
-    temporary: bool
 
 
 class Videos:
@@ -55,11 +49,11 @@ class Videos:
 
         Raises:
             QueueFull: with the time after which a place is expected to be free.
-            InvalidRequest: the idempotency key is empty or too long.
+            InvalidRequest: the idempotency key is empty, too long or not in ASCII.
             Conflict: the idempotency key belongs to another request.
         """
-        if idempotency_key is not None and not 0 < len(idempotency_key) <= MAX_KEY_CHARS:
-            told = f"Idempotency-Key: got {len(idempotency_key)} characters, expected 1 to {MAX_KEY_CHARS}"
+        if idempotency_key is not None and not re.fullmatch(IDEMPOTENCY_KEY, idempotency_key):
+            told = f"Idempotency-Key: got {idempotency_key[:80]!r}, expected 1 to 255 printable ASCII characters"
             raise InvalidRequest(told, "Idempotency-Key")
         fields = params.model_dump()
         new = NewJob(
@@ -69,7 +63,7 @@ class Videos:
             pixel_frames=params.pixel_frames,
             steps=params.num_inference_steps,
             idempotency_key=idempotency_key,
-            request_id=request_id and request_id[:MAX_KEY_CHARS],
+            request_id=request_id and request_id[:MAX_REQUEST_ID_CHARS],
         )
         job = await self.table.submit(new)
         if job is None:
@@ -83,7 +77,7 @@ class Videos:
         return await self._shown(await self._job(video_id))
 
     async def list(self, after: str | None, limit: int, order: Literal["asc", "desc"]) -> VideoList:
-        start = None if after is None else await self._job(after)
+        start = None if after is None else await self._place(after)
         jobs = await self.table.page(start, limit + 1, newest_first=order == "desc")
         load = await self._load(jobs)
         page = [_video(job, load) for job in jobs[:limit]]
@@ -109,11 +103,18 @@ class Videos:
         job = await self._job(video_id)
         if job.media is None:
             raise NotFound(f"the video has no content: it is {job.status}", "video_id")
-        found = await self._media.local(job.media + SUFFIX[variant])
-        if found is None:
+        name = job.media + SUFFIX[variant]
+        size = await self._media.size(name)
+        if size is None:
             raise NotFound(f"the {variant} of this video is gone", "video_id")
-        path, temporary = found
-        return Content(path, MEDIA_TYPE[variant], job.id + SUFFIX[variant], temporary)
+        return Content(
+            size=size,
+            media_type=MEDIA_TYPE[variant],
+            filename=job.id + SUFFIX[variant],
+            etag=name,  # no other run writes a file of this name
+            modified=job.completed_at or job.created_at,
+            read=partial(self._media.read, name),
+        )
 
     async def events(self, video_id: str, last_event: int | None) -> AsyncGenerator[NumberedEvent | None, None]:
         """Numbered events after ``last_event``: every step, then the end. None where nothing happened for long.
@@ -136,6 +137,15 @@ class Videos:
                 yield None
             await asyncio.sleep(WATCH_PERIOD_S)
         yield seen + 1, {"type": "deleted"}
+
+    async def _place(self, video_id: str) -> int:
+        """Where the video stands, or stood, in order of arrival: its id tells when its row is gone."""
+        try:
+            return (await self._job(video_id)).seq
+        except NotFound:
+            if not (found := OF_ARRIVAL.fullmatch(video_id)):
+                raise
+            return int(found[1], 16)
 
     async def _job(self, video_id: str, find: Callable[[str], Awaitable[Job | None]] | None = None) -> Job:
         """The job that ``find``, by default a look, gives; nothing but an id ever reaches the table."""

@@ -3,17 +3,17 @@
 import json
 import threading
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from conftest import Server
 from fastapi.testclient import TestClient
+from local_api import URL
 
 from cosmos3_models.params import GenerationDefaults
+from serve.access import Access
 from serve.api import create_api
-from serve.app import AppArgs
 from serve.body import MAX_BODY_BYTES
 from serve.errors import StageFailed
 from serve.schema import VideoRequest, read_request
@@ -194,7 +194,7 @@ class FaultyService:
 
 
 def client(error: Exception) -> TestClient:
-    return TestClient(create_api(FaultyService(error)), raise_server_exceptions=False)
+    return TestClient(create_api(FaultyService(error)), URL, raise_server_exceptions=False)
 
 
 def test_a_failed_stage_is_a_500_that_says_which() -> None:
@@ -210,6 +210,7 @@ def test_an_unforeseen_error_tells_the_client_nothing_of_the_inside() -> None:
 
 
 KEY = "0123456789abcdef"
+KEYS = Access(api_keys=(KEY, KEY[::-1]))
 GUARDED = [
     ("POST", SYNC),
     ("POST", "/v1/videos"),
@@ -225,7 +226,7 @@ GUARDED = [
 @pytest.mark.parametrize(("method", "path"), GUARDED)
 @pytest.mark.parametrize("given", [None, "Bearer wrong", f"Basic {KEY}", f"Bearer {KEY}x", "Bearer"])
 def test_without_a_key_nothing_under_v1_answers(method: str, path: str, given: str | None) -> None:
-    guarded = TestClient(create_api(FaultyService(RuntimeError()), (KEY, KEY[::-1])), raise_server_exceptions=False)
+    guarded = TestClient(create_api(FaultyService(RuntimeError()), KEYS), URL, raise_server_exceptions=False)
     headers = {} if given is None else {"Authorization": given}
     response = guarded.request(method, path, headers=headers, json=OK if method == "POST" else None)
     error = check_error(response, 401, "invalid_api_key")
@@ -235,14 +236,8 @@ def test_without_a_key_nothing_under_v1_answers(method: str, path: str, given: s
 
 @pytest.mark.parametrize("key", [KEY, KEY[::-1]])
 def test_each_of_the_keys_opens(key: str) -> None:
-    guarded = TestClient(create_api(FaultyService(StageFailed("in")), (KEY, KEY[::-1])))
+    guarded = TestClient(create_api(FaultyService(StageFailed("in")), KEYS), URL)
     check_error(guarded.post(SYNC, json=OK, headers={"Authorization": f"Bearer {key}"}), 500, "stage_failed")
-
-
-def test_keys_come_from_the_arguments_and_from_a_file(tmp_path: Path) -> None:
-    (tmp_path / "keys").write_text(f"{KEY}\n\n  {KEY[::-1]}  \n")
-    args = AppArgs(api_keys=("f" * 16,), api_keys_file=str(tmp_path / "keys"))
-    assert args.all_api_keys() == ("f" * 16, KEY, KEY[::-1])
 
 
 def test_health_names_the_stages_that_are_not_ready() -> None:

@@ -289,8 +289,8 @@ def test_pages_go_both_ways(settings: JobSettings) -> None:
         jobs = [await submitted(table) for _ in range(5)]
         ids = [job.id for job in jobs]
         assert [job.id for job in await table.page(None, 3, newest_first=True)] == ids[:1:-1]
-        assert [job.id for job in await table.page(jobs[2], 3, newest_first=True)] == [ids[1], ids[0]]
-        assert [job.id for job in await table.page(jobs[2], 3, newest_first=False)] == ids[3:]
+        assert [job.id for job in await table.page(jobs[2].seq, 3, newest_first=True)] == [ids[1], ids[0]]
+        assert [job.id for job in await table.page(jobs[2].seq, 3, newest_first=False)] == ids[3:]
 
     run(settings, scenario)
 

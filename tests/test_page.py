@@ -4,6 +4,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,11 @@ from playwright.sync_api import Browser, Dialog, Page, expect, sync_playwright
 
 from cosmos3_models import GenerationParams
 from cosmos3_models.media import encode_video
+from serve.access import Access
 from serve.api import create_api
+from serve.content import Content
 from serve.schema import Video, VideoList, described
-from serve.videos import Content
+from serve.storage import MediaStore
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = [
@@ -172,9 +175,9 @@ class FakeVideos:
     """One finished video, without a model behind it."""
 
     def __init__(self, folder: Path) -> None:
-        self._file = folder / "video.mp4"
-        frames = np.zeros((9, 32, 48, 3), np.uint8)
-        self._file.write_bytes(encode_video(frames, None, 24, 48_000))
+        self._media = MediaStore(str(folder))
+        self._mp4 = encode_video(np.zeros((9, 32, 48, 3), np.uint8), None, 24, 48_000)
+        (folder / "video.mp4").write_bytes(self._mp4)
 
     async def list(self, *_: Any) -> VideoList:
         params = GenerationParams(prompt="kept", num_frames=9, height=32, width=48)
@@ -185,7 +188,8 @@ class FakeVideos:
         return VideoList(data=[video], first_id=video.id, last_id=video.id, has_more=False)
 
     async def content(self, *_: Any) -> Content:
-        return Content(self._file, "video/mp4", "video.mp4", False)
+        read = partial(self._media.read, "video.mp4")
+        return Content(len(self._mp4), "video/mp4", "video.mp4", "tag", 0, read)
 
 
 class FakeService:
@@ -202,7 +206,7 @@ def locked_url(tmp_path: Path) -> Iterator[str]:
     """The address of a server that wants a key."""
     service: Any = FakeService(tmp_path)
     port = free_port()
-    server = uvicorn.Server(uvicorn.Config(create_api(service, (KEY,)), port=port, log_level="error"))
+    server = uvicorn.Server(uvicorn.Config(create_api(service, Access((KEY,))), port=port, log_level="error"))
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started:

@@ -26,14 +26,11 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MediaStore
 
 
 def content(store: MediaStore, name: str) -> bytes | None:
-    found = asyncio.run(store.local(name))
-    if found is None:
-        return None
-    path, temporary = found
-    data = path.read_bytes()
-    if temporary:
-        path.unlink()
-    return data
+    async def read() -> bytes | None:
+        size = await store.size(name)
+        return None if size is None else b"".join([block async for block in store.read(name, 0, size)])
+
+    return asyncio.run(read())
 
 
 def test_what_is_written_is_read_and_removed(store: MediaStore) -> None:

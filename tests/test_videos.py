@@ -1,12 +1,11 @@
 """Stored videos over the real HTTP server, with the real openai client, and over handles."""
 
-import asyncio
 import io
 import json
 import re
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,6 @@ import httpx
 import openai
 import pytest
 from conftest import Server
-
-from serve import api
-from serve.errors import QueueFull
 
 pytestmark = pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning")  # the shape stays, the service went
 
@@ -114,6 +110,15 @@ def test_the_openai_client_works_unmodified(sdk: openai.OpenAI, server: Server, 
         sdk.videos.create(prompt="x", model="sora-2")
 
 
+def test_the_openai_client_may_delete_what_it_lists(sdk: openai.OpenAI) -> None:
+    videos = [sdk.videos.create(prompt="x", extra_body=ENDLESS).id for _ in range(5)]
+    deleted = []
+    for video in sdk.videos.list(limit=2):
+        deleted.append(sdk.videos.delete(video.id).id)
+    assert deleted == videos[::-1]
+    assert sdk.videos.list().data == []
+
+
 def test_a_failed_job_is_a_record_with_a_code_and_no_http_error(sdk: openai.OpenAI, server: Server) -> None:
     video = sdk.videos.create(prompt="x", extra_body=ENDLESS)
     server.handle.cancel.remote(video.id).result()
@@ -159,7 +164,11 @@ def test_the_content_has_three_variants_and_takes_ranges(client: httpx.Client) -
     assert (part.status_code, part.content) == (206, whole.content[100:200])
     assert part.headers["content-range"] == f"bytes 100-199/{len(whole.content)}"
     assert client.get(url, headers={"range": "bytes=-5"}).content == whole.content[-5:]
-    assert client.get(url, headers={"range": "bytes=99999999-"}).status_code == 416
+    outside = client.get(url, headers={"range": "bytes=99999999-"})
+    assert (outside.status_code, outside.headers["content-range"]) == (416, f"bytes */{len(whole.content)}")
+    assert outside.json()["error"]["code"] == "range_not_satisfiable"
+    assert client.get(url, headers={"if-none-match": whole.headers["etag"]}).status_code == 304
+    assert client.head(url).headers["content-length"] == str(len(whole.content))
     for variant in ("thumbnail", "spritesheet"):
         picture = client.get(url, params={"variant": variant})
         assert picture.headers["content-type"] == "image/jpeg"
@@ -199,26 +208,6 @@ def test_events_go_on_where_a_broken_connection_ended(client: httpx.Client) -> N
     assert list(stream(client, video, last_event_id=seen[-1][0])) == []
     replayed = [event["step"] for _, event in stream(client, video) if event.get("stage") == "denoiser"]
     assert replayed == list(range(13)), "who comes late gets them all"
-
-
-def test_those_who_follow_jobs_leave_room_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api, "MAX_STREAMS", 1)
-    streams = api.EventStreams()
-
-    async def endless() -> AsyncIterator[bytes]:
-        while True:
-            yield b"event"
-
-    async def follow() -> None:
-        streams.check()
-        one = streams.counted(endless())
-        await anext(one)
-        with pytest.raises(QueueFull, match="1 streams of events are open"):
-            streams.check()
-        await one.aclose()
-        streams.check()
-
-    asyncio.run(follow())
 
 
 def test_events_of_a_deleted_job_end(client: httpx.Client) -> None:

@@ -1,0 +1,106 @@
+"""An answer to every request: errors in the one form and in the log, HEAD without a body."""
+
+import json
+import logging
+from collections.abc import Mapping
+from urllib.parse import quote
+
+from fastapi.exceptions import RequestValidationError
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Match
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serve.errors import InvalidRequest, MethodNotAllowed, NotFound, ServingError
+
+logger = logging.getLogger("ray.serve")
+
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
+IS_HEAD = "cosmos3.head"  # in the scope of a HEAD request, which the routes see as a GET
+
+
+class Answers:
+    """Gives every request an answer: to HEAD that of GET without its body, and to what no route foresaw a 500."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        started = False
+
+        async def answer(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send({**message, "body": b""} if head and "body" in message else message)
+
+        head = scope["method"] == "HEAD"
+        try:
+            if not scope["query_string"].isascii():
+                raise InvalidRequest("query: got a byte that is not ASCII, expected it percent-encoded")
+            await self._app({**scope, "method": "GET", IS_HEAD: True} if head else scope, receive, answer)
+        except Exception as error:
+            if started:  # nothing but a broken connection can tell the client
+                raise
+            response = await answer_error(Request(scope), error)
+            await response(scope, receive, answer)
+
+
+async def answer_error(request: Request, error: Exception) -> Response:
+    """Every failure in the one form; what is not the client's doing leaves its trace in the log alone."""
+    known = error if isinstance(error, ServingError) else _as_serving_error(request, error)
+    if isinstance(known, MethodNotAllowed) and request.method == "OPTIONS":
+        return Response(status_code=204, headers=known.headers)
+    log_error(request.scope, known, error)
+    return error_response(known)
+
+
+def _as_serving_error(request: Request, error: Exception) -> ServingError:
+    where = f"{request.method} {request.scope['path']}"
+    if isinstance(error, RequestValidationError):
+        found = error.errors()[0]
+        name = str(found["loc"][-1])
+        expected = found["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+        return InvalidRequest(f"{name}: got {str(found['input'])[:80]!r}, expected {expected}", name)
+    if isinstance(error, ClientDisconnect):  # it will not hear this
+        return InvalidRequest("body: got a part of it, expected all, because the client closed the connection")
+    if isinstance(error, HTTPException) and error.status_code == 404:
+        return NotFound(f"no such route: {where}")
+    if isinstance(error, HTTPException) and error.status_code == 405:
+        allowed = {"Allow": ", ".join((*_allowed_methods(request), "OPTIONS"))}
+        return MethodNotAllowed(f"the route does not take this method: {where}", headers=allowed)
+    if isinstance(error, HTTPException) and error.status_code < 500:
+        return InvalidRequest(error.detail)
+    return ServingError("internal error; the log has the details under this request's id")
+
+
+def _allowed_methods(request: Request) -> list[str]:
+    """All that the path takes; a route of its own knows no other one's."""
+
+    def taken(method: str) -> bool:
+        scope = {**request.scope, "method": "GET" if method == "HEAD" else method}
+        return any(route.matches(scope)[0] is Match.FULL for route in request.app.router.routes)
+
+    return list(filter(taken, METHODS))
+
+
+def error_response(error: ServingError, headers: Mapping[str, str] | None = None) -> Response:
+    """The one JSON form. In ASCII, because a message may quote text that no encoding can carry."""
+    body = json.dumps(error.body).encode("ascii")
+    return Response(body, error.status, {**(headers or {}), **error.headers}, "application/json")
+
+
+def log_error(scope: Scope, answer: ServingError, raised: BaseException) -> None:
+    """One line where the client is at fault; an error with its trace where the server is."""
+    request_id = Headers(scope=scope).get("x-request-id", "-")
+    line = f"{scope['method']} {quote(scope['path'])} {answer.status} {request_id}: {answer}"
+    ours = answer.status >= 500
+    logger.log(logging.ERROR if ours else logging.WARNING, _printable(line), exc_info=raised if ours else None)
+
+
+def _printable(text: str) -> str:
+    """A client's text must not start a line of the log, or hold what a log file cannot."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)

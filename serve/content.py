@@ -1,0 +1,129 @@
+"""A stored file as an HTTP answer: whole, one range of it, or nothing where the client has it already (RFC 9110)."""
+
+import re
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC
+from email.utils import formatdate, parsedate_to_datetime
+from typing import NamedTuple
+
+from starlette.datastructures import Headers
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+
+from serve.errors import NotFound, PreconditionFailed, RangeNotSatisfiable
+
+RANGE = re.compile(r"\s*bytes\s*=\s*([0-9]*)-([0-9]*)\s*", re.IGNORECASE)
+ETAG = re.compile(r'(?:W/)?"[^"]*"')
+MAX_DIGITS = 18  # no file is longer
+
+
+class Content(NamedTuple):
+    """A file to send.
+
+    Attributes:
+        etag: without quotes; the same bytes have the same one on every replica and in every store.
+        modified: seconds since the epoch.
+        read: the bytes from a first to before an end, in blocks. Raises ``FileNotFoundError``.
+    """
+
+    size: int
+    media_type: str
+    filename: str
+    etag: str
+    modified: float
+    read: Callable[[int, int], AsyncIterator[bytes]]
+
+
+async def content_response(request: Request, content: Content, head: bool) -> Response:
+    """The answer to a GET, or to a HEAD, which has no ranges.
+
+    Raises:
+        ServingError: a precondition fails, the range lies outside, or the file went meanwhile.
+    """
+    headers = {
+        "ETag": f'"{content.etag}"',
+        "Last-Modified": formatdate(content.modified, usegmt=True),
+        "Cache-Control": "private, no-cache",  # a deleted video is gone from caches as well
+    }
+    if _not_modified(request.headers, content, headers):
+        return Response(status_code=304, headers=headers)
+    headers |= {
+        "Accept-Ranges": "bytes",
+        "Content-Disposition": f'inline; filename="{content.filename}"',
+        "Content-Type": content.media_type,
+        "X-Content-Type-Options": "nosniff",
+    }
+    part = None if head else _range(request.headers, content, headers)
+    start, end = part or (0, content.size)
+    headers["Content-Length"] = str(end - start)
+    if part:
+        headers["Content-Range"] = f"bytes {start}-{end - 1}/{content.size}"
+    if head:
+        return Response(headers=headers)
+    return StreamingResponse(await _begun(content.read(start, end)), 206 if part else 200, headers)
+
+
+def _not_modified(asked: Headers, content: Content, ours: dict[str, str]) -> bool:
+    """Whether the client has the file already; by tag, and only without one by date."""
+    if (expected := asked.get("if-match")) is not None:
+        if expected.strip() != "*" and ours["ETag"] not in ETAG.findall(expected):
+            raise PreconditionFailed(f"If-Match: got {expected[:80]!r}, expected {ours['ETag']}", "If-Match")
+    elif (since := _seconds(asked.get("if-unmodified-since"))) is not None and int(content.modified) > since:
+        told = f"If-Unmodified-Since: got an older time, expected {ours['Last-Modified']}"
+        raise PreconditionFailed(told, "If-Unmodified-Since")
+    if (known := asked.get("if-none-match")) is not None:
+        return known.strip() == "*" or ours["ETag"] in {tag.removeprefix("W/") for tag in ETAG.findall(known)}
+    since = _seconds(asked.get("if-modified-since"))
+    return since is not None and int(content.modified) <= since
+
+
+def _range(asked: Headers, content: Content, ours: dict[str, str]) -> tuple[int, int] | None:
+    """First byte and the one behind the last; None for the whole file, also where the header makes no sense.
+
+    Of several ranges at once, which a server may ignore, the whole file is the answer as well.
+    """
+    found = RANGE.fullmatch(asked.get("range", ""))
+    if found is None or asked.get("if-range", ours["ETag"]) not in (ours["ETag"], ours["Last-Modified"]):
+        return None
+    first, last = (_number(text) for text in found.groups())
+    if first is None:
+        if last is None:
+            return None
+        start, end = max(0, content.size - last), content.size
+    else:
+        if last is not None and last < first:
+            return None
+        start, end = first, content.size if last is None else min(last + 1, content.size)
+    if start >= end:
+        told = f"Range: got {found[0][:80]!r}, expected a part of the {content.size} bytes"
+        raise RangeNotSatisfiable(told, "Range", headers={"Content-Range": f"bytes */{content.size}"})
+    return start, end
+
+
+def _number(digits: str) -> int | None:
+    """Of any number of digits, which ``int`` would refuse."""
+    return int(digits) if 0 < len(digits) <= MAX_DIGITS else (10**MAX_DIGITS if digits else None)
+
+
+def _seconds(date: str | None) -> float | None:
+    """The time of an HTTP date; None where there is none."""
+    try:
+        parsed = parsedate_to_datetime(date or "")
+    except ValueError:
+        return None
+    return (parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)).timestamp()
+
+
+async def _begun(blocks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The same blocks, the first of which is there: a file that is gone is an answer of its own."""
+    try:
+        first = await anext(blocks)
+    except FileNotFoundError:
+        raise NotFound("the file of this video is gone", "video_id") from None
+
+    async def all_blocks() -> AsyncIterator[bytes]:
+        yield first
+        async for block in blocks:
+            yield block
+
+    return all_blocks()

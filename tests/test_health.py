@@ -1,0 +1,106 @@
+"""/health answers in bounded time, whatever its parts do, and costs next to nothing."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from local_api import LocalIngress
+from ray import serve
+
+from cosmos3_models.checkpoint import DEMO
+from serve import health
+from serve.app import AppArgs
+from serve.health import Look
+from serve.ingress import Ingress
+
+
+def test_what_raises_or_hangs_is_named_within_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health, "LIMIT_S", 0.2)
+
+    async def fine() -> Sequence[str]:
+        return ["Denoiser"]
+
+    async def broken() -> Sequence[str]:
+        raise ConnectionError("/secret")
+
+    async def hung() -> Sequence[str]:
+        await asyncio.sleep(3600)
+        return []
+
+    async def scenario() -> None:
+        looks = [Look("stages", fine), Look("controller", broken), Look("database", hung)]
+        started = time.monotonic()
+        assert await health.unready(looks) == ["Denoiser", "controller (ConnectionError)", "database (no answer)"]
+        assert time.monotonic() - started < 0.4
+
+    asyncio.run(scenario())
+
+
+def test_many_probes_of_a_hung_controller_hold_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health, "LIMIT_S", 0.1)
+    free, begun = threading.Event(), []
+
+    async def hung() -> Sequence[str]:
+        begun.append(threading.get_ident())
+        await asyncio.to_thread(free.wait)
+        return []
+
+    async def scenario() -> None:
+        look = Look("controller", hung)
+        for _ in range(5):
+            answers = await asyncio.gather(*(look.unready() for _ in range(100)))
+            assert {tuple(answer) for answer in answers} == {("controller (no answer)",)}
+        assert len(begun) == 1
+        free.set()
+        await asyncio.sleep(0.05)
+        assert await look.unready() == []
+
+    asyncio.run(scenario())
+
+
+def test_a_look_is_good_for_a_second_and_outlives_its_first_caller(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health, "FRESH_S", 0.2)
+    begun = []
+
+    async def count() -> Sequence[str]:
+        begun.append(True)
+        await asyncio.sleep(0.05)
+        return []
+
+    async def scenario() -> None:
+        look = Look("x", count)
+        first = asyncio.create_task(look.unready())
+        await asyncio.sleep(0.01)
+        first.cancel()
+        assert await look.unready() == []
+        assert await look.unready() == []
+        assert len(begun) == 1
+        await asyncio.sleep(0.25)
+        assert await look.unready() == []
+        assert len(begun) == 2
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no controller"), TimeoutError(), KeyError("x")])
+def test_whatever_the_controller_raises_is_an_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    ingress = LocalIngress(AppArgs(checkpoint=DEMO, data_dir=str(tmp_path)))
+    monkeypatch.setattr(serve, "get_replica_context", lambda: SimpleNamespace(app_name="cosmos3"))
+
+    def status() -> Any:
+        raise error
+
+    monkeypatch.setattr(serve, "status", status)
+
+    async def scenario() -> None:
+        assert list(await Ingress.unready_stages(ingress)) == [f"Serve's controller ({type(error).__name__})"]
+        await ingress.videos.table.close()
+
+    asyncio.run(scenario())

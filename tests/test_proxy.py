@@ -1,0 +1,138 @@
+"""What Serve's proxy answers by itself is in the one form as well; what applications answer is left alone."""
+
+import os
+import signal
+import socket
+import threading
+import time
+from typing import Any
+
+import httpx
+import pytest
+from conftest import Server
+from fastapi.testclient import TestClient
+from ray.serve._private.http_util import RequestIdMiddleware, convert_object_to_asgi_messages
+from starlette.responses import PlainTextResponse
+from starlette.types import Receive, Scope, Send
+from test_api import check_error
+
+from serve.proxy import OneErrorForm
+
+NOT_FOUND = "Path '/x' not found. Ping http://.../-/routes for available routes."
+
+
+def client(status: int, text: str, headers: Any = None) -> TestClient:
+    """A client of a proxy that answers by itself."""
+
+    async def proxy(_: Scope, __: Receive, send: Send) -> None:
+        for message in convert_object_to_asgi_messages(text, status, headers):
+            await send(message)
+
+    return TestClient(OneErrorForm(RequestIdMiddleware(proxy)))
+
+
+@pytest.mark.parametrize(
+    ("status", "text", "expected", "code"),
+    [
+        (404, NOT_FOUND, 503, "not_ready"),
+        (408, "Request 1 timed out after 6.0s", 408, "timed_out"),
+        (429, "Request dropped due to backpressure", 429, "queue_full"),
+        (503, "Deployment x is unavailable", 503, "not_ready"),
+    ],
+)
+def test_the_proxys_own_answers_are_in_the_one_form(status: int, text: str, expected: int, code: str) -> None:
+    response = client(status, text, [(b"retry-after", b"7")]).get("/x", headers={"x-request-id": "abc"})
+    check_error(response, expected, code)
+    assert text not in response.text
+    assert response.headers["x-request-id"] == "abc"
+    assert response.headers["retry-after"] == ("1" if status == 404 else "7")
+
+
+@pytest.mark.parametrize("status", [200, 404, 429, 503])
+def test_answers_of_applications_pass(status: int) -> None:
+    plain = TestClient(OneErrorForm(PlainTextResponse("mine", status))).get("/")
+    assert (plain.status_code, plain.text) == (status, "mine")
+
+
+def test_health_and_routes_of_the_proxy_pass() -> None:
+    response = client(200, "success").get("/-/healthz")
+    assert (response.status_code, response.text) == (200, "success")
+
+
+def test_an_ingress_that_dies_is_told_and_may_be_asked_again() -> None:
+    async def nothing(*_: Any) -> None:
+        pass
+
+    async def broken(*_: Any) -> None:
+        raise RuntimeError("/secret")
+
+    async def undecodable(*_: Any) -> None:
+        b"\xff".decode()
+
+    for proxy in (nothing, broken):
+        response = TestClient(OneErrorForm(proxy)).get("/")
+        assert "may or may not have been done" in check_error(response, 503, "not_ready")["message"]
+        assert response.headers["retry-after"] == "1"
+    assert "UTF-8" in check_error(TestClient(OneErrorForm(undecodable)).get("/"), 400, "invalid_value")["message"]
+
+
+def test_an_answer_that_has_begun_is_broken_off() -> None:
+    async def half(_: Scope, __: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        raise RuntimeError("lost")
+
+    with pytest.raises(RuntimeError, match="lost"):
+        TestClient(OneErrorForm(half)).get("/")
+
+
+def raw(server: Server, request: bytes) -> httpx.Response:
+    """The answer to bytes that no client library would send."""
+    url = httpx.URL(server.url)
+    with socket.create_connection((url.host, url.port or 80), timeout=30) as connection:
+        connection.sendall(request)
+        answer = b""
+        while chunk := connection.recv(65_536):
+            answer += chunk
+    head, _, body = answer.partition(b"\r\n\r\n")
+    status, *lines = head.split(b"\r\n")
+    headers = [tuple(line.split(b": ", 1)) for line in lines if not line.lower().startswith(b"transfer-encoding")]
+    if b"chunked" in head.lower():
+        body = b"".join(body.split(b"\r\n")[1::2])
+    return httpx.Response(int(status.split()[1]), headers=headers, content=body)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("header", [b"x-request-id: \xff", b"x-session-id: \xff", b"x-request-timeout-seconds: \xff"])
+def test_headers_that_the_running_proxy_cannot_read_are_refused(server: Server, header: bytes) -> None:
+    response = raw(server, b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n%s\r\n\r\n" % header)
+    check_error(response, 400, "invalid_value")
+
+
+def test_a_path_and_query_of_any_bytes_get_through_the_running_proxy(server: Server) -> None:
+    for target in (b"/v1/videos?after=\xff", b"/v1/videos/%ff%00", b"/%", b"//", b"/v1/videos?%ed%a0%80=1"):
+        response = raw(server, b"GET %s HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n" % target)
+        assert 400 <= response.status_code < 500
+        if "json" in response.headers.get("content-type", ""):
+            assert set(response.json()["error"]) == {"message", "type", "param", "code"}
+        else:
+            assert response.text == "Invalid HTTP request received.", "uvicorn's own, before any application"
+
+
+def test_an_ingress_that_is_killed_leaves_its_clients_an_answer_in_the_one_form(server: Server) -> None:
+    answers: list[httpx.Response] = []
+    request = {"prompt": "x", "size": "512x384", "num_frames": 65, "num_inference_steps": 200}
+
+    def generate() -> None:
+        answers.append(httpx.post(f"{server.url}/v1/videos/sync", json=request, timeout=60))
+
+    waiting = threading.Thread(target=generate)
+    waiting.start()
+    time.sleep(2)
+    os.kill(server.process("Ingress").pid, signal.SIGKILL)
+    waiting.join(timeout=60)
+    check_error(answers[0], 503, "not_ready")
+    assert answers[0].headers["x-request-id"]
+    deadline = time.monotonic() + 60
+    while (response := httpx.get(f"{server.url}/health", timeout=30)).status_code != 200:
+        check_error(response, 503, "not_ready")
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
