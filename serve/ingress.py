@@ -17,6 +17,7 @@ from cosmos3_models.config import require_sound
 from cosmos3_models.params import Approximation, check_device, check_pixel_frames
 from serve.api import create_api
 from serve.errors import DatabaseUnavailable, InvalidRequest
+from serve.estimate import cost_of
 from serve.graph import Graph
 from serve.job_schema import prepare
 from serve.jobs import JobSettings
@@ -93,9 +94,14 @@ class Ingress:
     async def stream(self, request: VideoRequest | dict[str, Any], arrays: bool = False) -> AsyncGenerator[Event, None]:
         """The same, with a progress event for every step on the way; the video is the last event."""
         params = self._params(request)
-        async with aclosing(self._graph.run(params, self._checkpoint.name, arrays)) as events:
-            async for event in events:
-                yield event
+        passes = 1 if params.guidance_scale == 1 else 2
+        # Only the tokenizer knows how long the text is, and next to the media it is short.
+        cost = cost_of(self._checkpoint, self._model.device, params, (0,) * passes)
+        with self.videos.direct.counted(cost, params.num_inference_steps) as note:
+            async with aclosing(self._graph.run(params, self._checkpoint.name, arrays)) as events:
+                async for event in events:
+                    note(event)
+                    yield event
 
     async def submit(
         self,
@@ -112,8 +118,10 @@ class Ingress:
             ServingError: what the request got wrong, or that the queue is full.
         """
         params = self._params(request)
-        await self._graph.check(params)
-        video = await self.videos.submit(params, self._checkpoint.name, idempotency_key, request_id)
+        ids = await self._graph.check(params)
+        tokens = [len(prompt) for prompt in (ids.positive, ids.negative) if prompt is not None]
+        cost = cost_of(self._checkpoint, self._model.device, params, tokens)
+        video = await self.videos.submit(params, self._checkpoint.name, cost, idempotency_key, request_id)
         # In a context of its own: a client that leaves before the answer must not take the job along.
         contextvars.Context().run(self._runner.work.remote)
         return video

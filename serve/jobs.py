@@ -21,7 +21,9 @@ from serve.job_schema import ADMISSION_LOCK, JOBS, MAX_MESSAGE_CHARS, Job, Now, 
 
 ACTIVE = ("queued", "in_progress")
 QUEUED = select(func.count()).select_from(JOBS).where(JOBS.c.status == "queued")
-RATED_JOBS = 9  # the last finished ones, by which time to come is estimated
+RECENT_JOBS = 5000  # finished ones, among which time to come is estimated by
+SAMPLES_PER_SIZE = 5  # the last of each size and number of steps, and no more
+MOST_SAMPLES = 200
 
 
 @dataclass(frozen=True)
@@ -45,13 +47,30 @@ class JobSettings:
     retention_s: float
 
 
+class Cost(NamedTuple):
+    """What a job costs.
+
+    Attributes:
+        model: the served model and its device.
+        mode: label of the approximation.
+        passes: forward passes of a step.
+        text, step, decode: operations of the text tower, of one step and of both decoders.
+    """
+
+    model: str
+    mode: str
+    passes: int
+    text: float
+    step: float
+    decode: float
+
+
 class NewJob(NamedTuple):
     """What a client asked for; see ``Job``."""
 
     model: str
     params: dict[str, Any]
-    work: float
-    pixel_frames: float
+    cost: dict[str, Any]
     steps: int
     idempotency_key: str | None = None
     request_id: str | None = None
@@ -79,22 +98,17 @@ class ActiveJob(NamedTuple):
     stage: str | None
     step: int
     steps: int
-    work: float
-    pixel_frames: float
+    cost: Cost | None
     running_s: float  # since its denoise began
 
 
 class FinishedJob(NamedTuple):
-    work: float
-    pixel_frames: float
+    """What an estimate needs of a job that has completed."""
+
+    cost: Cost
+    steps: int
     stage_durations: dict[str, float]
-
-
-class Load(NamedTuple):
-    """The jobs before the denoisers in order of arrival, and the last finished ones."""
-
-    active: list[ActiveJob]
-    finished: list[FinishedJob]
+    wall_s: float  # since its denoise began
 
 
 class Outcome(NamedTuple):
@@ -287,18 +301,30 @@ class JobTable:
         async with self._transaction() as connection:
             return (await connection.execute(query)).first() is not None
 
-    async def load(self) -> Load:
-        """What an estimate of waiting times needs."""
+    async def active(self) -> list[ActiveJob]:
+        """The jobs that have not ended, in order of arrival."""
         running_s = func.coalesce(Now() - JOBS.c.started_at, 0.0)
         names = ActiveJob._fields[:-1]
-        active = select(*(JOBS.c[name] for name in names), running_s).where(JOBS.c.status.in_(ACTIVE))
-        finished = select(JOBS.c.work, JOBS.c.pixel_frames, JOBS.c.stage_durations).where(JOBS.c.status == "completed")
-        finished = finished.order_by(JOBS.c.completed_at.desc()).limit(RATED_JOBS)
+        query = select(*(JOBS.c[name] for name in names), running_s).where(JOBS.c.status.in_(ACTIVE))
         async with self._transaction() as connection:
-            return Load(
-                [ActiveJob._make(row) for row in await connection.execute(active.order_by(JOBS.c.seq))],
-                [FinishedJob._make(row) for row in await connection.execute(finished)],
-            )
+            rows = [ActiveJob._make(row) for row in await connection.execute(query.order_by(JOBS.c.seq))]
+        return [job._replace(cost=cost_of_row(job.cost)) for job in rows]
+
+    async def finished(self) -> list[FinishedJob]:
+        """The last completed jobs of every size: many small ones do not push out what is known of large ones."""
+        wall_s = (JOBS.c.completed_at - JOBS.c.started_at).label("wall_s")
+        kept = (JOBS.c.cost, JOBS.c.steps, JOBS.c.stage_durations, wall_s, JOBS.c.completed_at)
+        complete = and_(JOBS.c.status == "completed", JOBS.c.started_at.is_not(None))
+        recent = select(*kept).where(complete).order_by(JOBS.c.completed_at.desc()).limit(RECENT_JOBS).subquery()
+        size = [recent.c.cost[field].as_string() for field in ("model", "mode", "passes", "decode")]
+        place = func.row_number().over(partition_by=[*size, recent.c.steps], order_by=recent.c.completed_at.desc())
+        placed = select(recent, place.label("place")).subquery()
+        last = placed.c.place <= SAMPLES_PER_SIZE
+        query = select(*(placed.c[name] for name in FinishedJob._fields)).where(last)
+        async with self._transaction() as connection:
+            rows = await connection.execute(query.order_by(placed.c.completed_at.desc()).limit(MOST_SAMPLES))
+            jobs = [FinishedJob._make(row) for row in rows]
+        return [job._replace(cost=cost) for job in jobs if (cost := cost_of_row(job.cost))]
 
     async def expire(self) -> list[Job]:
         """Take the rows away whose time is over; their files are the caller's to remove."""
@@ -356,6 +382,11 @@ class JobTable:
 
 def _free() -> ColumnElement[bool]:
     return JOBS.c.lease_until <= Now()
+
+
+def cost_of_row(cost: Any) -> Cost | None:
+    """The column ``cost``."""
+    return None if cost is None else Cost(**cost)
 
 
 def _job(row: Row[Any]) -> Job:

@@ -13,7 +13,7 @@ from serve.jobs import JobTable, NewJob
 from serve.runner import ORPHAN_AGE_S, JobRunner
 from serve.storage import MediaStore
 
-NEW = NewJob(model="m", params={}, work=1.0, pixel_frames=1.0, steps=1)
+NEW = NewJob(model="m", params={}, cost={}, steps=1)
 
 
 def with_runner(folder: Path, scenario: Callable[[JobRunner, JobTable, MediaStore], Awaitable[None]]) -> None:
