@@ -56,7 +56,8 @@ class Rates:
         self._samples: dict[tuple[str, ...], list[Sample]] = defaultdict(list)
         for job in finished:
             denoise_s = job.stage_durations["denoiser"]
-            decode_s = max(LEAST_S, job.wall_s - denoise_s)
+            # A video that found the decoder busy was decoded after the one before it.
+            decode_s = max(LEAST_S, min(job.wall_s - denoise_s, job.after_last_s))
             self._add_denoise(job.cost, Sample(_denoise_work(job.cost, job.steps), max(LEAST_S, denoise_s)))
             self._samples[("decode", job.cost.model)].append(Sample(_decode_work(job.cost), decode_s))
         self._rates: dict[tuple[str, ...], Rate] = {}
@@ -127,8 +128,9 @@ class Rates:
 class Schedule:
     """When the active jobs are expected to end.
 
-    The denoisers take what waits in order of arrival, as many at a time as are denoising now. Requests that their
-    clients wait for do not wait in the table but before the denoisers, and so come before the jobs that do.
+    The denoisers take what waits in order of arrival, as many at a time as are denoising now, and one video decoder
+    takes what they leave. Requests that their clients wait for do not wait in the table but before the denoisers, and
+    so come before the jobs that do.
 
     Args:
         active: jobs in order of arrival.
@@ -136,45 +138,49 @@ class Schedule:
     """
 
     def __init__(self, rates: Rates, active: Sequence[ActiveJob], direct: Sequence[ActiveJob] = ()) -> None:
-        rates = rates.with_running([*active, *direct])
-        free = [rates.remaining_s(job) for job in (*active, *direct) if _is_denoising(job)] or [0.0]
+        self._rates = rates.with_running([*active, *direct])
+        queued = [job for job in active if job.status == "queued"]
+        self._positions = {job.seq: position for position, job in enumerate(queued, start=1)}
+        ahead = [request for request in direct if request.status == "queued"]
+        running = [job for job in (*active, *direct) if job.status != "queued"]
+        denoised = [(self._denoised_s(job), job) for job in running]
+        free = [end_s for end_s, job in denoised if _is_denoising(job)] or [0.0]
         heapq.heapify(free)
-        for request in _queued(direct):
-            heapq.heapreplace(free, free[0] + rates.denoise_s(request.cost, request.steps))
-        self._next_start_s = free[0]
-        self._estimates: dict[int, Estimate] = {}
-        for position, job in enumerate(_queued(active), start=1):
-            end = free[0] + rates.denoise_s(job.cost, job.steps)
-            heapq.heapreplace(free, end)
-            self._estimates[job.seq] = Estimate(position, _known(end + rates.decode_s(job.cost)))
-        for job in active:
-            if job.status != "queued":
-                self._estimates[job.seq] = Estimate(0, _known(_to_go_s(job, rates)))
+        starts = [self._take(free, job, denoised) for job in (*ahead, *queued)][len(ahead) :]
+        self._next_start_s = starts[0] if starts else free[0]
+        self._ends = self._decoded(denoised)
 
     def estimate(self, seq: int) -> Estimate:
         """Of the active job ``seq``; nothing of one that is not."""
-        return self._estimates.get(seq, Estimate(0, None))
+        eta_s = self._ends.get(seq, inf)
+        return Estimate(self._positions.get(seq, 0), eta_s if isfinite(eta_s) else None)
 
     @property
     def retry_after_s(self) -> int:
         """Whole seconds until the first of the queued jobs is expected to start and leaves its place."""
         return max(1, ceil(self._next_start_s)) if isfinite(self._next_start_s) else UNKNOWN_RETRY_S
 
+    def _denoised_s(self, job: ActiveJob) -> float:
+        """When a running job's latents are there; they may have been for a while."""
+        if _is_denoising(job):
+            return self._rates.remaining_s(job)
+        return min(0.0, self._rates.denoise_s(job.cost, job.steps) - job.running_s)
 
-def _to_go_s(job: ActiveJob, rates: Rates) -> float:
-    """Seconds until a running job is expected to end."""
-    decode_s = rates.decode_s(job.cost)
-    if _is_denoising(job):
-        return rates.remaining_s(job) + decode_s
-    return min(decode_s, max(0.0, rates.denoise_s(job.cost, job.steps) + decode_s - job.running_s))
+    def _take(self, free: list[float], job: ActiveJob, denoised: list[tuple[float, ActiveJob]]) -> float:
+        """Give a job to the denoiser that is free first; when that is."""
+        start = free[0]
+        end = start + self._rates.denoise_s(job.cost, job.steps)
+        heapq.heapreplace(free, end)
+        denoised.append((end, job))
+        return start
 
-
-def _known(seconds: float) -> float | None:
-    return seconds if isfinite(seconds) else None
-
-
-def _queued(jobs: Iterable[ActiveJob]) -> list[ActiveJob]:
-    return [job for job in jobs if job.status == "queued"]
+    def _decoded(self, denoised: list[tuple[float, ActiveJob]]) -> dict[int, float]:
+        """When each job ends."""
+        ends, free = {}, -inf
+        for end, job in sorted(denoised, key=lambda each: each[0]):
+            free = max(0.0, max(free, end) + self._rates.decode_s(job.cost))
+            ends[job.seq] = free
+        return ends
 
 
 def _is_denoising(job: ActiveJob) -> bool:

@@ -109,6 +109,7 @@ class FinishedJob(NamedTuple):
     steps: int
     stage_durations: dict[str, float]
     wall_s: float  # since its denoise began
+    after_last_s: float  # since the job completed that did so before this one
 
 
 class Outcome(NamedTuple):
@@ -312,15 +313,16 @@ class JobTable:
 
     async def finished(self) -> list[FinishedJob]:
         """The last completed jobs of every size: many small ones do not push out what is known of large ones."""
-        wall_s = (JOBS.c.completed_at - JOBS.c.started_at).label("wall_s")
-        kept = (JOBS.c.cost, JOBS.c.steps, JOBS.c.stage_durations, wall_s, JOBS.c.completed_at)
+        wall_s = JOBS.c.completed_at - JOBS.c.started_at
+        last = func.lag(JOBS.c.completed_at).over(order_by=JOBS.c.completed_at)
+        times = (wall_s.label("wall_s"), func.coalesce(JOBS.c.completed_at - last, wall_s).label("after_last_s"))
+        kept = (JOBS.c.cost, JOBS.c.steps, JOBS.c.stage_durations, JOBS.c.completed_at, *times)
         complete = and_(JOBS.c.status == "completed", JOBS.c.started_at.is_not(None))
         recent = select(*kept).where(complete).order_by(JOBS.c.completed_at.desc()).limit(RECENT_JOBS).subquery()
         size = [recent.c.cost[field].as_string() for field in ("model", "mode", "passes", "decode")]
         place = func.row_number().over(partition_by=[*size, recent.c.steps], order_by=recent.c.completed_at.desc())
         placed = select(recent, place.label("place")).subquery()
-        last = placed.c.place <= SAMPLES_PER_SIZE
-        query = select(*(placed.c[name] for name in FinishedJob._fields)).where(last)
+        query = select(*(placed.c[name] for name in FinishedJob._fields)).where(placed.c.place <= SAMPLES_PER_SIZE)
         async with self._transaction() as connection:
             rows = await connection.execute(query.order_by(placed.c.completed_at.desc()).limit(MOST_SAMPLES))
             jobs = [FinishedJob._make(row) for row in rows]

@@ -14,7 +14,7 @@ from serve.estimate import UNKNOWN_RETRY_S, Rates, Schedule, cost_of, percent
 from serve.jobs import ActiveJob, Cost, FinishedJob
 
 COST = Cost(model="m on cpu", mode="exact", passes=2, text=0, step=100, decode=200)
-DONE = FinishedJob(COST, 10, {"tokenizer": 9, "denoiser": 10}, wall_s=12)
+DONE = FinishedJob(COST, 10, {"tokenizer": 9, "denoiser": 10}, wall_s=12, after_last_s=12)
 QUEUED = ActiveJob(1, "queued", None, 0, 10, COST, 0)
 SIZES = [(64, 64, 5), (64, 64, 33), (128, 128, 17), (192, 192, 33), (256, 256, 33), (384, 256, 49)]
 
@@ -53,6 +53,19 @@ def test_a_decoding_job_needs_the_rest_of_its_decode() -> None:
     assert schedule([job._replace(running_s=50)]).estimate(1) == (0, 0)
 
 
+def test_videos_that_are_denoised_wait_for_the_decoder() -> None:
+    decoding = ActiveJob(1, "in_progress", "decoders", 10, 10, COST._replace(decode=3000), running_s=15)
+    quick = waiting(2, COST._replace(step=10))
+    queue = schedule([decoding, quick])
+    assert queue.estimate(1) == (0, pytest.approx(10 + 30 - 15))
+    assert queue.estimate(2) == (1, pytest.approx(25 + 2)), "its denoise ends before"
+
+
+def test_what_a_video_waited_for_the_decoder_is_not_its_own_cost() -> None:
+    waited = DONE._replace(wall_s=100, after_last_s=2)
+    assert schedule([waiting(1)], [waited]).estimate(1) == (1, pytest.approx(10 + 2))
+
+
 def test_queued_jobs_wait_for_the_running_one_and_those_before_them() -> None:
     queue = schedule([denoising(1, 4), waiting(2), waiting(3)])
     assert queue.estimate(2) == (1, pytest.approx(6 + 10 + 2))
@@ -79,7 +92,7 @@ def test_the_first_job_ever_is_judged_by_its_own_steps_and_nothing_is_claimed_be
 
 
 def test_far_larger_jobs_than_any_so_far_are_not_guessed_at_until_their_first_step() -> None:
-    tiny = [FinishedJob(COST._replace(step=0.1, decode=0.2), 1, {"denoiser": 0.1}, 0.2) for _ in range(100)]
+    tiny = [FinishedJob(COST._replace(step=0.1, decode=0.2), 1, {"denoiser": 0.1}, 0.2, 0.2) for _ in range(100)]
     assert schedule([waiting(1)], tiny).estimate(1) == (1, None)
     assert schedule([waiting(1), waiting(2)], tiny).retry_after_s == 1
     assert schedule([denoising(1, 0), waiting(2)], tiny).retry_after_s == UNKNOWN_RETRY_S
@@ -160,7 +173,7 @@ class Machine:
         denoise, decode = (
             slowed * seconds * (1 + self._noise * self._random.uniform(-1, 1)) for seconds in self.seconds(cost, steps)
         )
-        return FinishedJob(cost, steps, {"denoiser": denoise}, denoise + decode)
+        return FinishedJob(cost, steps, {"denoiser": denoise}, denoise + decode, math.inf)
 
     def ratio(self, cost: Cost, steps: int, finished: Iterable[FinishedJob]) -> float:
         """Estimate over truth of a job that runs alone."""
