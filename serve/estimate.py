@@ -58,9 +58,13 @@ class Rates:
             denoise_s = job.stage_durations["denoiser"]
             # A video that found the decoder busy was decoded after the one before it.
             decode_s = max(LEAST_S, min(job.wall_s - denoise_s, job.after_last_s))
-            self._add_denoise(job.cost, Sample(_denoise_work(job.cost, job.steps), max(LEAST_S, denoise_s)))
-            self._samples[("decode", job.cost.model)].append(Sample(_decode_work(job.cost), decode_s))
+            self._add_denoise(job.cost, job.steps, job.steps, denoise_s)
+            self._samples[("decode", job.cost.model)].append(Sample(_decode_work(job.cost), decode_s, job.cost.decode))
         self._rates: dict[tuple[str, ...], Rate] = {}
+
+    @property
+    def empty(self) -> bool:
+        return not self._samples
 
     def with_running(self, active: Iterable[ActiveJob]) -> "Rates":
         """These, and what is known of running jobs that are larger than any that has finished."""
@@ -73,7 +77,7 @@ class Rates:
         for job in larger:
             assert job.cost is not None
             # When it was looked at, half a step more was done on average.
-            rates._add_denoise(job.cost, Sample(_denoise_work(job.cost, job.step + 0.5), job.running_s))
+            rates._add_denoise(job.cost, job.step + 0.5, job.steps, job.running_s)
         return rates
 
     def denoise(self, cost: Cost) -> Rate:
@@ -115,7 +119,8 @@ class Rates:
         assert job.cost is not None
         return self.denoise(job.cost).largest >= _denoise_work(job.cost, job.steps).flops
 
-    def _add_denoise(self, cost: Cost, sample: Sample) -> None:
+    def _add_denoise(self, cost: Cost, done: float, steps: int, seconds: float) -> None:
+        sample = Sample(_denoise_work(cost, done), max(LEAST_S, seconds), _denoise_work(cost, steps).flops)
         for kind in (("denoise", cost.model, cost.mode), ("denoise", cost.model)):
             self._samples[kind].append(sample)
 

@@ -23,8 +23,15 @@ class Work(NamedTuple):
 
 
 class Sample(NamedTuple):
+    """Work that took so long.
+
+    Attributes:
+        whole: operations of the whole of what the work is a part of.
+    """
+
     work: Work
     seconds: float
+    whole: float
 
 
 class Rate:
@@ -37,7 +44,7 @@ class Rate:
     """
 
     def __init__(self, samples: Sequence[Sample]) -> None:
-        self.largest = max((sample.work.flops for sample in samples), default=0.0)
+        self.largest = max((sample.whole for sample in samples), default=0.0)
         self._rates = _fit(samples) if samples else np.full(len(Work._fields), inf)
 
     @property

@@ -160,7 +160,7 @@ class Videos:
         return Schedule(self._rates, []) if all(job.ended for job in jobs) else await self._schedule()
 
     async def _schedule(self) -> Schedule:
-        if time.monotonic() > self._rates_end:
+        if self._rates.empty or time.monotonic() > self._rates_end:
             self._rates = Rates(await self.table.finished())
             self._rates_end = time.monotonic() + RATES_PERIOD_S
         return Schedule(self._rates, await self.table.active(), self.direct.active())

@@ -87,6 +87,8 @@ def test_the_first_job_ever_is_judged_by_its_own_steps_and_nothing_is_claimed_be
     assert schedule([denoising(1, 0)], []).estimate(1) == (0, None)
     decode_s = 200 / 100  # an operation of the decode takes as long as one of the steps
     assert schedule([denoising(1, 4, running_s=4.5)], []).estimate(1) == (0, pytest.approx(5.5 + decode_s))
+    long = denoising(1, 1, running_s=1.5)._replace(steps=200)
+    assert schedule([long], []).estimate(1) == (0, pytest.approx(198.5 + decode_s))
     both = schedule([denoising(1, 4, running_s=4.5), waiting(2)], [])
     assert both.estimate(2) == (1, pytest.approx(5.5 + 10 + decode_s)), "what waits is judged by what runs"
 
