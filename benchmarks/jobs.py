@@ -51,8 +51,6 @@ def fill(folder: Path, stored: int) -> list[str]:
         "status": "completed",
         "model": "cosmos3-demo",
         "params": params.model_dump(),
-        "work": 1.0,
-        "pixel_frames": 1.0,
         "created_at": now,
         "started_at": now,
         "completed_at": now,

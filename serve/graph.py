@@ -90,9 +90,10 @@ class Graph:
             except ObjectLostError as error:  # the node that held the latents is gone
                 self._note_failure("latents", attempt, error)
 
-    async def check(self, params: GenerationParams) -> None:
-        """Raise ``InvalidRequest`` for what the tokenizer alone can tell: a prompt of too many tokens."""
-        await self._call("tokenizer", self._tokenizer.encode.remote, params)
+    async def check(self, params: GenerationParams) -> PromptIds:
+        """The prompts' ids; raises ``InvalidRequest`` for what the tokenizer alone can tell: too many of them."""
+        ids: PromptIds = await self._call("tokenizer", self._tokenizer.encode.remote, params)
+        return ids
 
     async def _once(self, params: GenerationParams, model: str, arrays: bool) -> AsyncGenerator[Event, None]:
         clock = _Clock()

@@ -20,6 +20,7 @@ from serve.access import OPEN, Access
 from serve.api import create_api
 from serve.callers import cancelled_with_caller
 from serve.errors import InvalidRequest
+from serve.estimate import cost_of
 from serve.graph import Graph
 from serve.health import Look
 from serve.job_schema import prepare
@@ -97,10 +98,15 @@ class Ingress:
     async def stream(self, request: VideoRequest | dict[str, Any], arrays: bool = False) -> AsyncGenerator[Event, None]:
         """The same, with a progress event for every step on the way; the video is the last event."""
         params = self._params(request)
+        passes = 1 if params.guidance_scale == 1 else 2
+        # Only the tokenizer knows how long the text is, and next to the media it is short.
+        cost = cost_of(self._checkpoint, self._model.device, params, (0,) * passes)
         events = self._graph.run(params, self._checkpoint.name, arrays)
-        async with cancelled_with_caller(self._lease_s / 3), aclosing(events):
-            async for event in events:
-                yield event
+        with self.videos.direct.counted(cost, params.num_inference_steps) as note:
+            async with cancelled_with_caller(self._lease_s / 3), aclosing(events):
+                async for event in events:
+                    note(event)
+                    yield event
 
     async def submit(
         self,
@@ -117,8 +123,10 @@ class Ingress:
             ServingError: what the request got wrong, or that the queue is full.
         """
         params = self._params(request)
-        await self._graph.check(params)
-        video = await self.videos.submit(params, idempotency_key, request_id)
+        ids = await self._graph.check(params)
+        tokens = [len(prompt) for prompt in (ids.positive, ids.negative) if prompt is not None]
+        cost = cost_of(self._checkpoint, self._model.device, params, tokens)
+        video = await self.videos.submit(params, cost, idempotency_key, request_id)
         # In a context of its own: a client that leaves before the answer must not take the job along.
         contextvars.Context().run(self._runner.work.remote)
         return video

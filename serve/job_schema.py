@@ -58,8 +58,7 @@ JOBS = Table(
     Column("status", String(16), nullable=False),
     Column("model", String(255), nullable=False),
     Column("params", JSON, nullable=False),
-    Column("work", Float, nullable=False),
-    Column("pixel_frames", Float, nullable=False),
+    Column("cost", JSON),
     Column("idempotency_key", String(255), unique=True),
     Column("request_id", String(255)),
     Column("created_at", Float, nullable=False),
@@ -86,7 +85,13 @@ JOBS = Table(
 
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (),
-    ("ALTER TABLE schema_version ADD COLUMN database_id VARCHAR(32)",),
+    (
+        "ALTER TABLE schema_version ADD COLUMN database_id VARCHAR(32)",
+        # Pixel-frames do not tell how long a job takes; jobs of version 1 have no cost and are not estimated by.
+        "ALTER TABLE jobs ADD COLUMN cost JSON",
+        "ALTER TABLE jobs DROP COLUMN work",
+        "ALTER TABLE jobs DROP COLUMN pixel_frames",
+    ),
 )
 """SQL that leads from version n to n + 1, at index n; version 1 is what ``METADATA`` made first."""
 
@@ -98,7 +103,7 @@ class Job:
     Attributes:
         seq: order of arrival.
         params: the fields of the request's ``GenerationParams``.
-        work: pixel-frames x steps x forward passes of a step.
+        cost: fields of the ``Cost``; None for a row of version 1.
         owner: token of the claim under which somebody works on it.
         attempts: times that its denoise was begun.
         steps: of the denoise; ``step`` of them are done.
@@ -110,8 +115,7 @@ class Job:
     status: str
     model: str
     params: dict[str, Any]
-    work: float
-    pixel_frames: float
+    cost: dict[str, Any] | None
     idempotency_key: str | None
     request_id: str | None
     created_at: float

@@ -24,8 +24,10 @@ ACTIVE = ("queued", "in_progress")
 OUTAGES = (OperationalError, InterfaceError, InternalError, ProgrammingError, PoolTimeout)
 """What a database that cannot serve raises. The statements are ours, so ``ProgrammingError`` is no fault of theirs: a
 pooler says so while its server is away."""
-RATED_JOBS = 9  # the last finished ones, by which time to come is estimated
 TRANSACTION_TIMEOUT_S = 10.0  # psycopg may take as long again to give up a connection
+RECENT_JOBS = 5000  # finished ones, among which time to come is estimated by
+SAMPLES_PER_SIZE = 5  # the last of each size and number of steps, and no more
+MOST_SAMPLES = 200
 
 
 @dataclass(frozen=True)
@@ -49,13 +51,30 @@ class JobSettings:
     retention_s: float
 
 
+class Cost(NamedTuple):
+    """What a job costs.
+
+    Attributes:
+        model: the served model and its device.
+        mode: label of the approximation.
+        passes: forward passes of a step.
+        text, step, decode: operations of the text tower, of one step and of both decoders.
+    """
+
+    model: str
+    mode: str
+    passes: int
+    text: float
+    step: float
+    decode: float
+
+
 class NewJob(NamedTuple):
     """What a client asked for; see ``Job``."""
 
     model: str
     params: dict[str, Any]
-    work: float
-    pixel_frames: float
+    cost: dict[str, Any]
     steps: int
     idempotency_key: str | None = None
     request_id: str | None = None
@@ -83,22 +102,18 @@ class ActiveJob(NamedTuple):
     stage: str | None
     step: int
     steps: int
-    work: float
-    pixel_frames: float
+    cost: Cost | None
     running_s: float  # since its denoise began
 
 
 class FinishedJob(NamedTuple):
-    work: float
-    pixel_frames: float
+    """What an estimate needs of a job that has completed."""
+
+    cost: Cost
+    steps: int
     stage_durations: dict[str, float]
-
-
-class Load(NamedTuple):
-    """The jobs before the denoisers in order of arrival, and the last finished ones."""
-
-    active: list[ActiveJob]
-    finished: list[FinishedJob]
+    wall_s: float  # since its denoise began
+    after_last_s: float  # since the job completed that did so before this one
 
 
 class Outcome(NamedTuple):
@@ -301,20 +316,33 @@ class JobTable:
         async with self._transaction() as connection:
             return (await connection.execute(query)).first() is not None
 
-    async def load(self) -> Load:
-        """What an estimate of waiting times needs."""
+    async def active(self) -> list[ActiveJob]:
+        """The jobs that have not ended, in order of arrival."""
         running_s = func.coalesce(Now() - JOBS.c.started_at, 0.0)
         names = ActiveJob._fields[:-1]
-        ours = JOBS.c.model == self._model
-        active = select(*(JOBS.c[name] for name in names), running_s).where(ours, JOBS.c.status.in_(ACTIVE))
-        finished = select(JOBS.c.work, JOBS.c.pixel_frames, JOBS.c.stage_durations)
-        finished = finished.where(ours, JOBS.c.status == "completed")
-        finished = finished.order_by(JOBS.c.completed_at.desc()).limit(RATED_JOBS)
+        ours = and_(JOBS.c.model == self._model, JOBS.c.status.in_(ACTIVE))
+        query = select(*(JOBS.c[name] for name in names), running_s).where(ours)
         async with self._transaction() as connection:
-            return Load(
-                [ActiveJob._make(row) for row in await connection.execute(active.order_by(JOBS.c.seq))],
-                [FinishedJob._make(row) for row in await connection.execute(finished)],
-            )
+            rows = [ActiveJob._make(row) for row in await connection.execute(query.order_by(JOBS.c.seq))]
+        return [job._replace(cost=cost_of_row(job.cost)) for job in rows]
+
+    async def finished(self) -> list[FinishedJob]:
+        """The last completed jobs of every size: many small ones do not push out what is known of large ones."""
+        wall_s = JOBS.c.completed_at - JOBS.c.started_at
+        last = func.lag(JOBS.c.completed_at).over(order_by=JOBS.c.completed_at)
+        times = (wall_s.label("wall_s"), func.coalesce(JOBS.c.completed_at - last, wall_s).label("after_last_s"))
+        kept = (JOBS.c.cost, JOBS.c.steps, JOBS.c.stage_durations, JOBS.c.completed_at, *times)
+        done = and_(JOBS.c.status == "completed", JOBS.c.started_at.is_not(None))
+        complete = and_(JOBS.c.model == self._model, done)
+        recent = select(*kept).where(complete).order_by(JOBS.c.completed_at.desc()).limit(RECENT_JOBS).subquery()
+        size = [recent.c.cost[field].as_string() for field in ("model", "mode", "passes", "decode")]
+        place = func.row_number().over(partition_by=[*size, recent.c.steps], order_by=recent.c.completed_at.desc())
+        placed = select(recent, place.label("place")).subquery()
+        query = select(*(placed.c[name] for name in FinishedJob._fields)).where(placed.c.place <= SAMPLES_PER_SIZE)
+        async with self._transaction() as connection:
+            rows = await connection.execute(query.order_by(placed.c.completed_at.desc()).limit(MOST_SAMPLES))
+            jobs = [FinishedJob._make(row) for row in rows]
+        return [job._replace(cost=cost) for job in jobs if (cost := cost_of_row(job.cost))]
 
     async def expire(self) -> list[Job]:
         """Take the rows away whose time is over; their files are the caller's to remove."""
@@ -379,6 +407,11 @@ class JobTable:
 
 def _free() -> ColumnElement[bool]:
     return JOBS.c.lease_until <= Now()
+
+
+def cost_of_row(cost: Any) -> Cost | None:
+    """The column ``cost``."""
+    return None if cost is None else Cost(**cost)
 
 
 def _job(row: Row[Any]) -> Job:

@@ -13,8 +13,9 @@ T = TypeVar("T")
 
 TIMEOUT = httpx.Timeout(30, connect=10)
 RETRY_S = 1.0
-GIVE_UP_S = 600.0  # longer than a server takes to restart
-BUSY = (429, 503)
+GIVE_UP_S = 600.0  # from the server's last sign of life; longer than a server takes to restart
+FULL = 429
+BUSY = (FULL, 503)
 ENDS = ("completed", "failed", "deleted")
 
 
@@ -79,7 +80,7 @@ class RemoteVideos:
             nonlocal last_id
             headers = {} if last_id is None else {"Last-Event-ID": last_id}
             with self._open("GET", f"/v1/videos/{video_id}/events", headers=headers) as response:
-                for message in read_messages(response.iter_lines()):
+                for message in read_messages(self._heard(response.iter_lines())):
                     event: dict[str, Any] = json.loads(message.data)
                     last_id = message.id or last_id
                     show(event)
@@ -113,7 +114,7 @@ class RemoteVideos:
 
     def _download(self, video_id: str, part: Path) -> None:
         with self._open("GET", f"/v1/videos/{video_id}/content") as response, part.open("wb") as file:
-            for chunk in response.iter_bytes():
+            for chunk in self._heard(response.iter_bytes()):
                 file.write(chunk)
 
     def _patiently(self, action: Callable[[], T], known: bool = True) -> T:
@@ -134,14 +135,25 @@ class RemoteVideos:
                     self._notice(f"{error}; trying again in {error.wait_s:.0f} s")
                     time.sleep(error.wait_s)
 
+    def _note(self, response: httpx.Response) -> None:
+        """Whether the server is there: a proxy before it may answer for it, but does not say that it is full."""
+        if response.is_success or response.status_code == FULL or _error_of(response) is not None:
+            self._heard_at = time.monotonic()
+
+    def _heard(self, parts: Iterable[T]) -> Iterator[T]:
+        """Parts of an answer, each of which says that the server is there: a stream may run for hours."""
+        for part in parts:
+            self._heard_at = time.monotonic()
+            yield part
+
     @contextmanager
     def _open(self, method: str, path: str, **options: Any) -> Iterator[httpx.Response]:
         """A successful answer, its body not yet read."""
         url = self._http.base_url.join(path)
         try:
             with self._http.stream(method, path, **options) as response:
+                self._note(response)
                 _check(response)
-                self._heard_at = time.monotonic()
                 yield response
         except httpx.ReadTimeout:  # a queue may not move for long, and a stream that is opened anew misses nothing
             raise RemoteError(f"{url} does not answer", wait_s=0) from None
@@ -166,15 +178,20 @@ def read_messages(lines: Iterable[str]) -> Iterator[Message]:
 
 
 def _check(response: httpx.Response) -> None:
-    """Raise what an answer other than success says. One that is not in the server's form is its proxy's, while it
-    starts or stops."""
+    """Raise what an answer other than success says."""
     if response.is_success:
         return
     retry_after = response.headers.get("retry-after", "")
     wait_s = max(RETRY_S, float(retry_after)) if retry_after.isdigit() else RETRY_S
-    response.read()
-    try:
-        message = response.json()["error"]["message"]
-    except (ValueError, LookupError, TypeError):
-        raise RemoteError(f"the server answers {response.status_code} {response.reason_phrase}", wait_s) from None
+    message = _error_of(response)
+    if message is None:
+        raise RemoteError(f"the server answers {response.status_code} {response.reason_phrase}", wait_s)
     raise RemoteError(message, wait_s if response.status_code in BUSY else None)
+
+
+def _error_of(response: httpx.Response) -> str | None:
+    """The message of an error in the server's form. None of another: that is its proxy's, while it starts or stops."""
+    try:
+        return str(json.loads(response.read())["error"]["message"])
+    except (ValueError, LookupError, TypeError):
+        return None

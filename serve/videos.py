@@ -10,10 +10,11 @@ from typing import Any, Literal
 
 from cosmos3_models import GenerationParams
 from serve.content import Content
+from serve.direct import DirectRequests
 from serve.errors import Conflict, InvalidRequest, MediaUnavailable, NotFound, QueueFull
-from serve.estimate import Estimate, estimate, retry_after_s
+from serve.estimate import Rates, Schedule, percent
 from serve.job_schema import Job
-from serve.jobs import JobSettings, JobTable, Load, NewJob
+from serve.jobs import Cost, JobSettings, JobTable, NewJob, cost_of_row
 from serve.schema import Video, VideoDeleted, VideoError, VideoList, described
 from serve.storage import MediaStore
 
@@ -27,7 +28,7 @@ IDEMPOTENCY_KEY = r"^[ -~]{1,255}$"
 MAX_REQUEST_ID_CHARS = 255
 WATCH_PERIOD_S = 0.25
 SILENCE_S = 15.0  # proxies close connections on which nothing is said for a minute or so
-DENOISED_PERCENT = 95  # of the progress shown; what follows is short
+RATES_PERIOD_S = 2.0  # estimates learn of finished jobs so late at most
 EVENTS_OF_AN_ATTEMPT = 1000  # event numbers: steps from 0, then the stages behind them
 STAGE_EVENTS = {"decoders": 500, "storing": 501}
 QUEUED_EVENT, LAST_EVENT = 998, 999
@@ -37,14 +38,23 @@ NumberedEvent = tuple[int, dict[str, Any]]
 
 
 class Videos:
-    """What can be done with stored videos. Holds no state, so that any number of replicas may have one."""
+    """What can be done with stored videos. Any number of replicas may have one.
+
+    Attributes:
+        direct: requests of this process that are not in the table but take its denoisers' time.
+    """
 
     def __init__(self, settings: JobSettings, media: MediaStore, model: str) -> None:
         self.table = JobTable(settings, model)
+        self.direct = DirectRequests()
         self._media = media
         self._model = model
+        self._rates = Rates([])
+        self._rates_end = 0.0
 
-    async def submit(self, params: GenerationParams, idempotency_key: str | None, request_id: str | None) -> Video:
+    async def submit(
+        self, params: GenerationParams, cost: Cost, idempotency_key: str | None, request_id: str | None
+    ) -> Video:
         """Store a job.
 
         Raises:
@@ -59,15 +69,14 @@ class Videos:
         new = NewJob(
             model=self._model,
             params=fields,
-            work=work(params),
-            pixel_frames=params.pixel_frames,
+            cost=cost._asdict(),
             steps=params.num_inference_steps,
             idempotency_key=idempotency_key,
             request_id=request_id and request_id[:MAX_REQUEST_ID_CHARS],
         )
         job = await self.table.submit(new)
         if job is None:
-            wait_s = retry_after_s(await self.table.load())
+            wait_s = (await self._schedule()).retry_after_s
             raise QueueFull("as many videos wait as this server takes; try again later", retry_after_s=wait_s)
         if job.params != fields:
             raise Conflict("Idempotency-Key: got a key of another request, expected a new key for new fields")
@@ -79,8 +88,8 @@ class Videos:
     async def list(self, after: str | None, limit: int, order: Literal["asc", "desc"]) -> VideoList:
         start = None if after is None else await self._place(after)
         jobs = await self.table.page(start, limit + 1, newest_first=order == "desc")
-        load = await self._load(jobs)
-        page = [_video(job, load) for job in jobs[:limit]]
+        schedule = await self._schedule_of(jobs)
+        page = [_video(job, schedule) for job in jobs[:limit]]
         ends = (page[0].id, page[-1].id) if page else (None, None)
         return VideoList(data=page, first_id=ends[0], last_id=ends[1], has_more=len(jobs) > limit)
 
@@ -155,11 +164,17 @@ class Videos:
         return job
 
     async def _shown(self, job: Job) -> Video:
-        return _video(job, await self._load([job]))
+        return _video(job, await self._schedule_of([job]))
 
-    async def _load(self, jobs: Sequence[Job]) -> Load:
+    async def _schedule_of(self, jobs: Sequence[Job]) -> Schedule:
         """What the estimates of these jobs need: nothing, once all have ended."""
-        return Load([], []) if all(job.ended for job in jobs) else await self.table.load()
+        return Schedule(self._rates, []) if all(job.ended for job in jobs) else await self._schedule()
+
+    async def _schedule(self) -> Schedule:
+        if self._rates.empty or time.monotonic() > self._rates_end:
+            self._rates = Rates(await self.table.finished())
+            self._rates_end = time.monotonic() + RATES_PERIOD_S
+        return Schedule(self._rates, await self.table.active(), self.direct.active())
 
 
 async def remove_files(media: MediaStore, prefix: str) -> None:
@@ -167,14 +182,8 @@ async def remove_files(media: MediaStore, prefix: str) -> None:
     await media.remove(*(prefix + suffix for suffix in SUFFIX.values()))
 
 
-def work(params: GenerationParams) -> float:
-    """What denoise time is proportional to: pixel-frames x steps x forward passes of a step."""
-    return float(params.pixel_frames * params.num_inference_steps * (1 if params.guidance_scale == 1 else 2))
-
-
-def _video(job: Job, load: Load) -> Video:
-    waiting = any(active.seq == job.seq for active in load.active)
-    position, eta_s = estimate(load, job.seq) if waiting else Estimate(0, None)
+def _video(job: Job, schedule: Schedule) -> Video:
+    position, eta_s = schedule.estimate(job.seq)
     error = None if job.error_code is None else VideoError(code=job.error_code, message=job.error_message or "")
     return Video(
         **described(GenerationParams(**job.params)),
@@ -199,18 +208,18 @@ def _video(job: Job, load: Load) -> Video:
 def _percent(job: Job) -> int:
     if job.status == "completed":
         return 100
-    return DENOISED_PERCENT * job.step // job.steps
+    return percent(cost_of_row(job.cost), job.step, job.steps)
 
 
 def _events(job: Job, video: Video) -> Iterator[NumberedEvent]:
     """All events of a job up to now, but those of attempts before this one."""
-    start = job.attempts * EVENTS_OF_AN_ATTEMPT
+    start, cost = job.attempts * EVENTS_OF_AN_ATTEMPT, cost_of_row(job.cost)
     if job.status == "queued":
         queued = {"type": "queued", "queue_position": video.queue_position, "eta_s": video.eta_s}
         yield start + QUEUED_EVENT, queued
         return
     for step in range(job.step + 1 if job.attempts else 0):
-        progress = DENOISED_PERCENT * step // job.steps
+        progress = percent(cost, step, job.steps)
         event = {"type": "progress", "stage": "denoiser", "step": step, "steps": job.steps, "progress": progress}
         yield start + step, event | {"eta_s": video.eta_s}
     if job.stage in STAGE_EVENTS:

@@ -17,8 +17,9 @@ import pytest
 from conftest import Server, free_port
 from test_graph import ENDLESS, REQUEST
 
+from serve import remote
 from serve.client import FIELDS, FLAGS
-from serve.remote import Message, read_messages
+from serve.remote import Message, RemoteError, RemoteVideos, read_messages
 from serve.schema import VideoRequest
 
 SMALL = ["--size", "96x64", "--num-frames", "9", "--num-inference-steps", "4"]
@@ -129,7 +130,10 @@ class FakeHandler(BaseHTTPRequestHandler):
     server: Fake
 
     def answer(self) -> None:
-        """Send the next status, headers and body of this route; a body of None breaks the connection."""
+        """Send the next status, headers and body of this route; a status of None breaks the connection.
+
+        A body of several parts takes two seconds to send.
+        """
         self.rfile.read(int(self.headers.get("content-length", 0)))
         route = f"{self.command} {self.path}"
         self.server.asked.append((route, {name.lower(): value for name, value in self.headers.items()}))
@@ -140,7 +144,10 @@ class FakeHandler(BaseHTTPRequestHandler):
         for name, value in headers.items():
             self.send_header(name, value)
         self.end_headers()
-        self.wfile.write(body)
+        for part in [body] if isinstance(body, bytes) else body:
+            self.wfile.write(part)
+            self.wfile.flush()
+            time.sleep(0 if isinstance(body, bytes) else 2 / len(body))
 
     do_GET = do_POST = do_DELETE = answer
 
@@ -225,6 +232,56 @@ def test_a_failed_job_is_its_reason(fake: Fake, tmp_path: Path) -> None:
     done = run(fake.url, "x", "-o", str(tmp_path / "x.mp4"))
     assert done.returncode == 1
     assert done.stderr.endswith("error: the denoiser failed\n")
+
+
+@pytest.fixture
+def impatient(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> RemoteVideos:
+    """A client that gives a server up which is not heard of for a second."""
+    monkeypatch.setattr(remote, "GIVE_UP_S", 1.0)
+    monkeypatch.setattr(remote, "RETRY_S", 0.1)
+    return RemoteVideos(fake.url)
+
+
+DOWN = (502, {"content-type": "text/html"}, b"<h1>Bad gateway</h1>")
+COMMENTS = [b": keep-alive\n\n"] * 10
+
+
+@pytest.mark.parametrize("stream", [[STEP_1] * 10, COMMENTS], ids=["steps", "silence but for comments"])
+def test_a_restart_is_outlasted_at_any_age_of_the_stream(
+    fake: Fake, impatient: RemoteVideos, stream: list[bytes]
+) -> None:
+    fake.script[EVENTS] = [(200, {}, stream), LOST, DOWN, (200, {}, STEP_2 + END)]
+    assert impatient.follow("v", lambda _: None)["type"] == "completed"
+    assert len(fake.script[EVENTS]) == 0
+
+
+def test_a_long_download_that_breaks_off_starts_again(fake: Fake, impatient: RemoteVideos, tmp_path: Path) -> None:
+    broken = (200, {"content-length": "11"}, [b"x"] * 10)
+    fake.script[CONTENT] = [broken, DOWN, (200, {}, b"mp4")]
+    impatient.download("v", tmp_path / "x.mp4")
+    assert (tmp_path / "x.mp4").read_bytes() == b"mp4"
+
+
+@pytest.mark.parametrize("plain", [False, True], ids=["the server's", "its proxy's"])
+def test_a_server_that_says_that_it_is_full_is_not_gone(fake: Fake, impatient: RemoteVideos, plain: bool) -> None:
+    full = (
+        (429, {}, b"Too many requests") if plain else answer(refusal("as many videos wait as this server takes"), 429)
+    )
+    fake.script[SUBMIT] = [full] * 20 + fake.script[SUBMIT]
+    assert impatient.submit({"prompt": "x"}, "key") == "v"
+
+
+def test_a_server_that_is_not_ready_is_there(fake: Fake, impatient: RemoteVideos) -> None:
+    fake.script[EVENTS] = [answer(refusal("the database restarts"), 503)] * 20 + fake.script[EVENTS]
+    assert impatient.follow("v", lambda _: None)["type"] == "completed"
+
+
+def test_a_server_is_given_up_once_it_was_not_heard_of_for_long(fake: Fake, impatient: RemoteVideos) -> None:
+    fake.script[EVENTS] = [(200, {}, [STEP_1] * 10), *[DOWN] * 100]
+    start = time.monotonic()
+    with pytest.raises(RemoteError, match="502 Bad Gateway"):
+        impatient.follow("v", lambda _: None)
+    assert 2.7 < time.monotonic() - start < 8
 
 
 @pytest.mark.parametrize("how", ["argument", "environment"])

@@ -17,10 +17,11 @@ from sqlalchemy import create_engine, text
 from serve import job_schema, jobs
 from serve.errors import DatabaseUnavailable
 from serve.job_schema import Job, prepare
-from serve.jobs import JobSettings, JobTable, NewJob, Outcome, Progress
+from serve.jobs import Cost, JobSettings, JobTable, NewJob, Outcome, Progress
 
 T = TypeVar("T")
-NEW = NewJob(model="m", params={"prompt": "x"}, work=100.0, pixel_frames=10.0, steps=4)
+COST = Cost(model="m on cpu", mode="exact", passes=2, text=10, step=100, decode=50)
+NEW = NewJob(model="m", params={"prompt": "x"}, cost=COST._asdict(), steps=4)
 DURATIONS = {"tokenizer": 0.1, "denoiser": 2.0, "decoders": 1.0}
 SETTINGS = JobSettings("", lease_s=30, max_attempts=3, max_queued_jobs=8, job_deadline_s=100, retention_s=100)
 
@@ -76,6 +77,14 @@ async def claimed(table: JobTable) -> tuple[Job, str]:
     assert job is not None
     assert job.owner is not None
     return job, job.owner
+
+
+async def completed(table: JobTable, new: NewJob = NEW) -> Job:
+    job = await submitted(table, new)
+    _, owner = await claimed(table)
+    await table.start(owner)
+    assert await table.complete(owner, owner, 1, DURATIONS)
+    return await read(table, job)
 
 
 async def read(table: JobTable, job: Job) -> Job:
@@ -334,20 +343,28 @@ def test_an_older_table_is_brought_up_and_a_newer_one_refused(url: str, monkeypa
         prepare(url)
 
 
+def make_version_1(url: str) -> None:
+    """Give the tables the columns that the first release made and filled."""
+    engine = create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
+    with engine.begin() as connection:
+        connection.execute(text("ALTER TABLE schema_version DROP COLUMN database_id"))
+        connection.execute(text("ALTER TABLE jobs DROP COLUMN cost"))
+        for column in ("work", "pixel_frames"):
+            connection.execute(text(f"ALTER TABLE jobs ADD COLUMN {column} FLOAT NOT NULL DEFAULT 1"))
+        connection.execute(text("UPDATE schema_version SET version = 1"))
+    engine.dispose()
+
+
 def test_the_first_releases_table_gets_an_id_and_keeps_its_rows(url: str) -> None:
     database_id = prepare(url)
     assert prepare(url) == database_id
     job = run(replace(SETTINGS, database_url=url), submitted)
-    engine = create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
-    with engine.begin() as connection:
-        connection.execute(text("ALTER TABLE schema_version DROP COLUMN database_id"))
-        connection.execute(text("UPDATE schema_version SET version = 1"))
-    engine.dispose()
+    make_version_1(url)
     given = prepare(url)
     assert len(given) == 32
     assert given != database_id
     assert prepare(url) == given
-    assert run(replace(SETTINGS, database_url=url), lambda table: table.get(job.id)) == job
+    assert run(replace(SETTINGS, database_url=url), lambda table: table.get(job.id)) == replace(job, cost=None)
 
 
 def test_two_databases_have_two_ids(tmp_path: Path) -> None:
@@ -360,7 +377,7 @@ def test_a_runner_claims_counts_and_judges_the_jobs_of_its_own_model_alone(setti
         foreign = await submitted(table, NEW._replace(model="other"))
         ours = await submitted(table)
         assert await table.queued() == await theirs.queued() == 1
-        assert [job.seq for job in (await table.load()).active] == [ours.seq]
+        assert [job.seq for job in await table.active()] == [ours.seq]
         claim, owner = await claimed(table)
         assert claim.id == ours.id, "the older job is another model's"
         await table.start(owner)
@@ -371,6 +388,44 @@ def test_a_runner_claims_counts_and_judges_the_jobs_of_its_own_model_alone(setti
         assert not await theirs.has_claimable()
         assert await table.has_claimable()
         await theirs.close()
+
+    run(settings, scenario)
+
+
+def test_rows_of_version_1_are_shown_and_claimed_and_do_not_spoil_the_estimates(url: str) -> None:
+    prepare(url)
+    settings = replace(SETTINGS, database_url=url)
+    done, waiting = run(settings, completed), run(settings, submitted)
+    make_version_1(url)
+    prepare(url)
+
+    async def scenario(table: JobTable) -> None:
+        assert await read(table, done) == replace(done, cost=None)
+        assert await table.finished() == []
+        assert [(job.seq, job.cost) for job in await table.active()] == [(waiting.seq, None)]
+        assert (await claimed(table))[0].id == waiting.id
+        await submitted(table)
+        assert [job.cost for job in await table.active()] == [None, COST]
+
+    run(settings, scenario)
+
+
+def test_many_small_jobs_do_not_push_out_what_is_known_of_large_ones(
+    settings: JobSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = COST._replace(decode=1)
+
+    async def scenario(table: JobTable) -> None:
+        await completed(table)
+        for _ in range(12):
+            await completed(table, NEW._replace(cost=small._asdict()))
+        await completed(table, NEW._replace(cost=small._asdict(), steps=8))
+        finished = await table.finished()
+        assert [(job.cost, job.steps) for job in finished] == [(small, 8)] + [(small, 4)] * 5 + [(COST, 4)]
+        assert finished[0].stage_durations == DURATIONS
+        assert 0 <= finished[0].wall_s < 60
+        monkeypatch.setattr(jobs, "MOST_SAMPLES", 2)
+        assert len(await table.finished()) == 2
 
     run(settings, scenario)
 

@@ -21,7 +21,7 @@ from serve.runner import ORPHAN_AGE_S, JobRunner
 from serve.storage import MediaStore
 from serve.videos import SUFFIX
 
-NEW = NewJob(model="m", params={}, work=1.0, pixel_frames=1.0, steps=1)
+NEW = NewJob(model="m", params={}, cost={}, steps=1)
 
 
 def with_runner(

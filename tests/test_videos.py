@@ -6,6 +6,7 @@ import re
 import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -252,6 +253,43 @@ def test_the_same_key_again_is_the_same_job_and_another_request_with_it_a_confli
     too_long = client.post("/videos", json=REQUEST, headers={"Idempotency-Key": "x" * 300})
     assert too_long.status_code == 400
     assert too_long.json()["error"]["param"] == "idempotency-key"
+
+
+class Forgetful(BaseHTTPRequestHandler):
+    """A proxy that passes every POST on and loses the answer of the first one."""
+
+    target, lost = "", 0
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["content-length"]))
+        headers = {name: self.headers[name] for name in ("content-type", "idempotency-key") if name in self.headers}
+        answer = httpx.post(self.target + self.path, content=body, headers=headers, timeout=60)
+        if not type(self).lost:
+            type(self).lost += 1
+            return  # the connection closes
+        self.send_response(answer.status_code)
+        self.send_header("content-type", answer.headers["content-type"])
+        self.end_headers()
+        self.wfile.write(answer.content)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.mark.parametrize(("headers", "jobs"), [({"Idempotency-Key": "5a5b"}, 1), ({}, 2)], ids=["key", "no key"])
+def test_the_openai_client_makes_one_job_of_a_lost_answer_if_it_is_given_a_key(
+    server: Server, client: httpx.Client, headers: dict[str, str], jobs: int
+) -> None:
+    handler = type("Handler", (Forgetful,), {"target": server.url})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as proxy:
+        threading.Thread(target=proxy.serve_forever, daemon=True).start()
+        with openai.OpenAI(base_url=f"http://127.0.0.1:{proxy.server_port}/v1", api_key="unused") as sdk:
+            video = sdk.videos.create(prompt="a red ball", extra_body=ENDLESS, extra_headers=headers)
+        proxy.shutdown()
+    stored = [listed["id"] for listed in client.get("/videos").json()["data"]]
+    assert video.id in stored
+    assert len(stored) == jobs
+    assert handler.lost == 1
 
 
 def test_a_prompt_of_too_many_tokens_is_refused_before_it_is_a_job(client: httpx.Client) -> None:
