@@ -61,7 +61,7 @@ def test_health_and_routes_of_the_proxy_pass() -> None:
     assert (response.status_code, response.text) == (200, "success")
 
 
-def test_an_ingress_that_dies_is_told_and_may_be_asked_again() -> None:
+def test_an_ingress_that_dies_is_told_and_may_be_asked_again(caplog: pytest.LogCaptureFixture) -> None:
     async def nothing(*_: Any) -> None:
         pass
 
@@ -75,6 +75,7 @@ def test_an_ingress_that_dies_is_told_and_may_be_asked_again() -> None:
         response = TestClient(OneErrorForm(proxy)).get("/")
         assert "may or may not have been done" in check_error(response, 503, "not_ready")["message"]
         assert response.headers["retry-after"] == "1"
+    assert "RuntimeError: /secret" in caplog.text
     assert "UTF-8" in check_error(TestClient(OneErrorForm(undecodable)).get("/"), 400, "invalid_value")["message"]
 
 
