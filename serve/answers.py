@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from urllib.parse import quote
 
 from fastapi.exceptions import RequestValidationError
-from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -94,9 +93,8 @@ def error_response(error: ServingError, headers: Mapping[str, str] | None = None
 
 
 def log_error(scope: Scope, answer: ServingError, raised: BaseException) -> None:
-    """One line where the client is at fault; an error with its trace where the server is."""
-    request_id = Headers(scope=scope).get("x-request-id", "-")
-    line = f"{scope['method']} {quote(scope['path'])} {answer.status} {request_id}: {answer}"
+    """One line where the client is at fault; an error with its trace where the server is. Serve adds the id."""
+    line = f"{scope['method']} {quote(scope['path'])} {answer.status}: {answer}"
     ours = answer.status >= 500
     logger.log(logging.ERROR if ours else logging.WARNING, _printable(line), exc_info=raised if ours else None)
 

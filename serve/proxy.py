@@ -4,6 +4,7 @@ The proxy answers before a request reaches the ingress, or when the ingress dies
 all. It applies the middleware that ``RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH`` names; deploy.yaml sets it.
 """
 
+import logging
 from typing import Any
 
 from starlette.datastructures import Headers
@@ -12,6 +13,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.answers import error_response
 from serve.errors import InvalidRequest, NotReady, QueueFull, ServingError, TimedOut
+
+logger = logging.getLogger("ray.serve")
 
 RETRY_S = 1
 
@@ -33,11 +36,13 @@ class OneErrorForm:
         exchange = _Exchange(send)
         try:
             await self._app(scope, receive, exchange.send)
-        except UnicodeDecodeError:  # the proxy reads some headers as UTF-8
-            exchange.replacement = InvalidRequest("got a header that is not UTF-8, expected UTF-8 in x- headers")
-        except Exception:
+        except Exception as error:
             if exchange.started:
                 raise
+            if isinstance(error, UnicodeDecodeError):  # the proxy reads some headers as UTF-8
+                exchange.replacement = InvalidRequest("got a header that is not UTF-8, expected UTF-8 in x- headers")
+            else:
+                logger.exception("Serve's proxy failed on a request.")
         if not exchange.started:
             # Its id, given or made up, is among the request's headers now.
             kept = {"X-Request-ID": Headers(scope=scope).get("x-request-id", "")} | exchange.wait

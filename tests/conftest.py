@@ -129,9 +129,7 @@ def job_record(server_url: str, job: str) -> dict[str, Any] | None:
         response = httpx.get(f"{server_url}/v1/videos/{job}", timeout=10)
     except httpx.TransportError:
         return None
-    # Serve's proxy, just started, knows no path until it hears its routes.
-    starting = response.text.startswith(f"Path '{response.url.path}' not found.")
-    assert response.status_code != 404 or starting, "a job is lost"
+    assert response.status_code != 404, "a job is lost"
     record: dict[str, Any] | None = response.json() if response.status_code == 200 else None
     return record
 

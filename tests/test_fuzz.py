@@ -50,6 +50,9 @@ class Raw(NamedTuple):
     body: list[bytes]
     complete: bool = True
 
+    def __repr__(self) -> str:
+        return " ".join(repr(part)[:400] for part in self)
+
 
 def one_of_bytes(*some: bytes, others: SearchStrategy[bytes]) -> SearchStrategy[bytes]:
     return st.one_of(st.sampled_from(some), others)
@@ -265,6 +268,18 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalClient]:
         yield opened
 
 
+def check_form(method: str, status: int, content_type: str | None, body: bytes) -> None:
+    """The answer is none of the server's faults, and in the one form if it is an error."""
+    assert status < 500, body
+    if method == "HEAD":
+        assert body == b""
+    if status >= 400:
+        assert content_type == "application/json", body
+        if method != "HEAD":
+            assert set(json.loads(body)["error"]) == {"message", "type", "param", "code"}
+            assert body.isascii()
+
+
 class Sender:
     """Sends raw requests, and checks the answers."""
 
@@ -279,18 +294,10 @@ class Sender:
         return video
 
     def check(self, request: Raw) -> None:
-        """Send it; the answer is none of the server's faults, and in the one form if it is an error."""
+        """Send it and check the answer."""
         status, headers, body = self._client.call(self._answer, request)
         self.answers[status] += 1
-        assert status < 500, body
-        if status >= 400:
-            assert headers[b"content-type"] == b"application/json"
-            if request.method == "HEAD":
-                assert body == b""
-            else:
-                error = json.loads(body)["error"]
-                assert set(error) == {"message", "type", "param", "code"}
-                assert body.isascii()
+        check_form(request.method, status, headers.get(b"content-type", b"").decode(), body)
         if status == 200 and request.method == "DELETE":
             self.video = self._finished()
         if status == 200 and request.method == "POST" and headers[b"content-type"] == b"application/json":

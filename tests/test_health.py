@@ -52,11 +52,13 @@ def test_many_probes_of_a_hung_controller_hold_one_thread(monkeypatch: pytest.Mo
 
     async def scenario() -> None:
         look = Look("controller", hung)
-        for _ in range(5):
-            answers = await asyncio.gather(*(look.unready() for _ in range(100)))
-            assert {tuple(answer) for answer in answers} == {("controller (no answer)",)}
-        assert len(begun) == 1
-        free.set()
+        try:
+            for _ in range(5):
+                answers = await asyncio.gather(*(look.unready() for _ in range(100)))
+                assert {tuple(answer) for answer in answers} == {("controller (no answer)",)}
+            assert len(begun) == 1
+        finally:
+            free.set()
         await asyncio.sleep(0.05)
         assert await look.unready() == []
 

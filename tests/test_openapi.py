@@ -1,14 +1,23 @@
-"""Whatever a client sends, the answer is one that the served OpenAPI document promises, and never a 5xx."""
+"""Whatever a client sends, the answer is one that the served OpenAPI document promises, and never a 5xx.
+
+``test_fuzz`` sends many more requests to the routes alone; here they pass Ray Serve and its proxy.
+"""
 
 import re
 import subprocess
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from conftest import Server, program
 from fakes import fake_application, picklable
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from ray import serve
+from test_fuzz import FUZZED, Raw, any_request, any_video, check_form
+from test_proxy import raw
 
 from serve.app import AppArgs
 
@@ -38,3 +47,31 @@ def test_no_request_gets_an_answer_that_the_document_does_not_promise(
     assert cases is not None
     assert int(cases[1]) > 300
     record_property("schemathesis", {"cases": int(cases[1]), "failures": 0})
+
+
+OF_THE_CONNECTION = (b"content-length", b"expect", b"host")
+
+
+def test_no_bytes_make_the_running_server_fail(
+    server: Server, url: str, record_property: Callable[[str, object], None]
+) -> None:
+    prefix = httpx.URL(url).raw_path
+    answers: Counter[int] = Counter()
+
+    @settings(FUZZED, max_examples=400)
+    @given(st.one_of(any_request(), any_video()))
+    def fuzz(request: Raw) -> None:
+        body = b"".join(request.body)[:50_000]  # a server that refuses more may close before it is sent
+        headers = [pair for pair in request.headers if pair[0] not in OF_THE_CONNECTION]
+        headers += [(b"host", b"localhost"), (b"connection", b"close"), (b"content-length", b"%d" % len(body))]
+        lines = b"".join(b"%s: %s\r\n" % pair for pair in headers)
+        response = raw(
+            server, b"%s %s%s HTTP/1.1\r\n%s\r\n%s" % (request.method.encode(), prefix, request.target, lines, body)
+        )
+        answers[response.status_code] += 1
+        if response.content != b"Invalid HTTP request received.":  # uvicorn's own, before any application
+            check_form(request.method, response.status_code, response.headers.get("content-type"), response.content)
+
+    fuzz()
+    assert {200, 400, 404} <= set(answers)
+    record_property("fuzzed live", {"requests": answers.total(), **dict(sorted(answers.items()))})

@@ -5,10 +5,12 @@ import signal
 import socket
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import ray
 from conftest import Server
 from fastapi.testclient import TestClient
 from ray.serve._private.http_util import RequestIdMiddleware, convert_object_to_asgi_messages
@@ -59,7 +61,7 @@ def test_health_and_routes_of_the_proxy_pass() -> None:
     assert (response.status_code, response.text) == (200, "success")
 
 
-def test_an_ingress_that_dies_is_told_and_may_be_asked_again() -> None:
+def test_an_ingress_that_dies_is_told_and_may_be_asked_again(caplog: pytest.LogCaptureFixture) -> None:
     async def nothing(*_: Any) -> None:
         pass
 
@@ -73,6 +75,7 @@ def test_an_ingress_that_dies_is_told_and_may_be_asked_again() -> None:
         response = TestClient(OneErrorForm(proxy)).get("/")
         assert "may or may not have been done" in check_error(response, 503, "not_ready")["message"]
         assert response.headers["retry-after"] == "1"
+    assert "RuntimeError: /secret" in caplog.text
     assert "UTF-8" in check_error(TestClient(OneErrorForm(undecodable)).get("/"), 400, "invalid_value")["message"]
 
 
@@ -115,6 +118,29 @@ def test_a_path_and_query_of_any_bytes_get_through_the_running_proxy(server: Ser
             assert set(response.json()["error"]) == {"message", "type", "param", "code"}
         else:
             assert response.text == "Invalid HTTP request received.", "uvicorn's own, before any application"
+
+
+def test_requests_and_probes_leave_no_line_in_the_logs_and_refusals_do(server: Server) -> None:
+    folder = Path(ray._private.worker._global_node.get_session_dir_path()) / "logs" / "serve"
+
+    def lines() -> list[str]:
+        return [
+            line
+            for log in folder.glob("replica_*.log")
+            for line in log.read_text().splitlines()
+            if "/v1/" in line or "/health" in line
+        ]
+
+    with httpx.Client(base_url=server.url, timeout=60) as client:
+        before = lines()
+        for path in ("/health", "/v1/videos", "/v1/models") * 20:
+            assert client.get(path).status_code == 200
+        time.sleep(1)
+        assert lines() == before
+        request_id = client.get("/v1/videos/video_0").headers["x-request-id"]
+        time.sleep(1)
+        (refusal,) = set(lines()) - set(before)
+        assert f"{request_id} -- GET /v1/videos/video_0 404: video_id: got 'video_0'" in refusal
 
 
 def test_an_ingress_that_is_killed_leaves_its_clients_an_answer_in_the_one_form(server: Server) -> None:
