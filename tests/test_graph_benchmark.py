@@ -76,7 +76,6 @@ def test_a_peak_is_the_largest_reading_since_the_beginning() -> None:
     assert [peak.most(), peak.most(), peak.most(), peak.grown()] == [1, 3, 3, 2]
 
 
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no /proc")
 def test_a_process_that_another_started_is_found() -> None:
     with subprocess.Popen(["sleep", "9"]) as child:
         assert child.pid in descendants(os.getpid())
