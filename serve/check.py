@@ -27,7 +27,10 @@ def problems(text: str) -> list[str]:
     except yaml.YAMLError as error:
         return [f"not YAML: {error}"]
     except ValidationError as error:
-        return found + [f"{'.'.join(map(str, e['loc']))}: got {e['input']!r}, {e['msg']}" for e in error.errors()]
+        return found + [
+            f"{'.'.join(map(str, e['loc']))}: got {e['input']!r}, {e['msg'].removeprefix('Value error, ')}"
+            for e in error.errors()
+        ]
     return found
 
 

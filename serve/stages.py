@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cosmos3_models import GenerationParams
-from cosmos3_models.checkpoint import Checkpoint, Offload
+from cosmos3_models.checkpoint import CardUse, Checkpoint, Offload
 from cosmos3_models.errors import Stopped
 from cosmos3_models.media import VideoWriter, encode_chunks, encode_sound
-from cosmos3_models.params import Approximation
+from cosmos3_models.params import ApproximationPolicy
 from cosmos3_models.prompt import PromptEncoder, PromptIds
 from serve.messages import LATENTS_COMPLETE, LATENTS_FOLLOW, DecodedSound, DecodedVideo, DenoiserItem
 from serve.worker import Worker
@@ -36,16 +36,21 @@ class Tokenizer:
 
 
 class Denoiser:
-    def __init__(self, checkpoint: str, device: str, approximation: Approximation, offload_text: Offload) -> None:
+    def __init__(
+        self, checkpoint: str, device: str, policy: ApproximationPolicy, offload_text: Offload, use: CardUse
+    ) -> None:
         with _told("PyTorch imported"):
             from cosmos3_models import attention, weights
             from cosmos3_models.denoise import VideoDenoiser
+            from cosmos3_models.memory import Footprint
 
         opened = Checkpoint.open(checkpoint)
         target, dtype = weights.resolve_device(device)
         with _told(f"Weights of {opened.name} loaded"), ThreadPoolExecutor(max_workers=1) as aside:
             aside.submit(attention.backend, target)  # on a GPU seconds of imports, while the files are read
-            transformer = weights.load_transformer(opened, target, dtype, offload_text)
+            transformer = weights.load_transformer(opened, target, dtype, offload_text, use)
+        approximation = policy.over(opened.defaults).approximation
+        self._footprint = Footprint(opened, dtype, use)
         self._denoiser = VideoDenoiser(transformer, opened.scheduler, opened.sound)
         kind = f"{dtype}, {approximation.label}, attention: {attention.backend(target)}"
         kind += ", text tower in host memory" if transformer.text.offloaded else ""
@@ -64,6 +69,8 @@ class Denoiser:
             loop.call_soon_threadsafe(steps.put_nowait, done)
 
         def job(stop: threading.Event) -> list[NDArray[np.float32]]:
+            transformer = self._denoiser.transformer
+            self._footprint.check(params, transformer.device, offloaded=transformer.text.offloaded)
             tell(0, params.num_inference_steps)
             return self._denoiser.arrays(ids, params, on_step=tell, should_stop=stop.is_set)
 

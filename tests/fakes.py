@@ -84,7 +84,7 @@ def fake_application(
         serve.ingress()(Ingress), name="Ingress", max_ongoing_requests=256, num_replicas=ingresses, **waiting
     )
     settings, media = args.job_settings(), args.media()
-    model = ServedModel(args.checkpoint, "cpu", args.approximation, args.max_pixel_frames)
+    model = ServedModel(args.checkpoint, args.model_names(), "cpu", args.approximation, args.max_pixel_frames)
     return ingress.bind(*stages, runner.bind(*stages, settings, media), model, settings, media)
 
 

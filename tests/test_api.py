@@ -186,7 +186,7 @@ class FaultyService:
     async def submit(self, *_: Any) -> Any:
         raise self._error
 
-    def model_card(self) -> Any:
+    def model_cards(self) -> Any:
         raise self._error
 
     async def unready_stages(self) -> list[str]:
