@@ -32,12 +32,12 @@ class CardUse(NamedTuple):
 
     Attributes:
         pixel_frames: height x width x frames of the largest video.
-        decoders: whether the decoders compute on the same GPU, each in a process of its own.
+        decoders: where both decoders compute. Processes that share a GPU do not take each other's idle memory.
         approximations: what requests may give up for speed, since some of it takes memory.
     """
 
     pixel_frames: int
-    decoders: bool
+    decoders: Literal["same process", "same GPU", "another GPU"]
     approximations: tuple[ApproximationName, ...]
 
 

@@ -66,12 +66,11 @@ class Footprint:
         """
         params, allowed = self._largest(), self._use.approximations
         grid, cells = params.grid, params.grid.cells
-        lasting = self.transformer + self.fp8 * (fp8 and "fp8_linears" in allowed) + PROCESS_BYTES
-        request = self.denoised(cells, PROMPTS * MAX_PROMPT_TOKENS) + self.cached(cells) * ("step_cache" in allowed)
-        if self._use.decoders:
-            lasting += self.decoders + 2 * PROCESS_BYTES
-            request += self.decoded(grid.height, grid.width, card_bytes) + self._sound(params)
-        return lasting + int(SLACK * request)
+        weights = self.transformer + self.fp8 * (fp8 and "fp8_linears" in allowed)
+        denoise = self.denoised(cells, PROMPTS * MAX_PROMPT_TOKENS) + self.cached(cells) * ("step_cache" in allowed)
+        decode = self.decoded(grid.height, grid.width, card_bytes) + self._sound(params)
+        processes = 3 if self._use.decoders == "same GPU" else 1
+        return self._together(weights, int(SLACK * denoise), int(SLACK * decode)) + processes * PROCESS_BYTES
 
     def check(self, params: GenerationParams, device: torch.device, *, offloaded: bool) -> None:
         """Raise ``InvalidInput`` where even what the request cannot do without exceeds the GPU."""
@@ -89,12 +88,20 @@ class Footprint:
     def least(self, params: GenerationParams, *, offloaded: bool) -> int:
         """Tensors of denoise and decode with the smallest chunk and the shortest prompt, without any slack."""
         grid, cells = params.grid, params.grid.cells
-        fp8, cache = params.fp8_linears * self.fp8, (params.step_cache > 0) * self.cached(cells)
-        denoise = self.transformer - offloaded * self.text + self.denoised(cells, 0) + fp8 + cache
-        video = self._video.peak_bytes(min(1, grid.frames - 1), grid.height, grid.width)
-        decode = self.decoders + video + self._sound(params)
-        # Decoders on a GPU of their own are taken to have one like this.
-        return denoise + decode if self._use.decoders else max(denoise, decode)
+        weights = self.transformer - self.text * offloaded + self.fp8 * params.fp8_linears
+        denoise = self.denoised(cells, 0) + self.cached(cells) * (params.step_cache > 0)
+        decode = self._video.peak_bytes(min(1, grid.frames - 1), grid.height, grid.width) + self._sound(params)
+        return self._together(weights, denoise, decode)
+
+    def _together(self, weights: int, denoise: int, decode: int) -> int:
+        """The most that is in use on one GPU, of the transformer's weights and what both parts of a request work with.
+
+        Decoders on another GPU are taken to have one like this.
+        """
+        if self._use.decoders == "another GPU":
+            return max(weights + denoise, self.decoders + decode)
+        in_turn = max if self._use.decoders == "same process" else sum
+        return weights + self.decoders + in_turn((denoise, decode))
 
     def denoised(self, cells: int, text_tokens: int) -> int:
         """The MLP of a layer over all tokens, beside the text's keys and values, rotary tables and latents.

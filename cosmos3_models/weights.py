@@ -66,7 +66,7 @@ def load_transformer(
 
 def one_process(checkpoint: Checkpoint) -> CardUse:
     """The checkpoint's default video, with whatever a request may give up for speed."""
-    return CardUse(checkpoint.defaults.params(prompt="-").pixel_frames, decoders=True, approximations=APPROXIMATIONS)
+    return CardUse(checkpoint.defaults.params(prompt="-").pixel_frames, "same process", APPROXIMATIONS)
 
 
 def load_video_decoder(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> VideoDecoder:

@@ -137,7 +137,7 @@ def build_app(args: AppArgs) -> Application:
     on_head = is_sqlite(settings.database_url) or args.media_url is None  # files of one machine
     stage = (args.checkpoint, place.device)
     names, policy = args.model_names(), args.approximation
-    use = CardUse(args.max_pixel_frames, decoders=place.denoiser < 1, approximations=policy.allowed)
+    use = CardUse(args.max_pixel_frames, "same GPU" if place.denoiser < 1 else "another GPU", policy.allowed)
     stages = (
         _deployment(Tokenizer, args, slots=8).bind(args.checkpoint),
         _deployment(Denoiser, args, slots=1, gpus=place.denoiser).bind(*stage, policy, args.offload_text, use),
