@@ -12,8 +12,8 @@ from typing import Any, Self
 
 from cosmos3_models.checkpoint import Checkpoint
 from cosmos3_models.media import mux
-from cosmos3_models.params import Approximation, GenerationParams
-from cosmos3_models.weights import resolve_device
+from cosmos3_models.params import Approximation, ApproximationPolicy, GenerationParams
+from cosmos3_models.weights import one_process, resolve_device
 from serve.schema import VideoRequest
 from serve.stages import Denoiser, SoundDecoder, Tokenizer, VideoDecoder
 
@@ -63,9 +63,11 @@ class OneProcess:
 
     def __init__(self, checkpoint: str, device: str, approximation: Approximation) -> None:
         target = resolve_device(device)[0].type
-        self._defaults = Checkpoint.open(checkpoint).defaults
+        opened = Checkpoint.open(checkpoint)
+        self._defaults = opened.defaults
         self._tokenizer = Tokenizer(checkpoint)
-        self._denoiser = Denoiser(checkpoint, target, approximation, "auto")
+        policy = ApproximationPolicy(**approximation.model_dump())
+        self._denoiser = Denoiser(checkpoint, target, policy, "auto", one_process(opened))
         self._video_decoder = VideoDecoder(checkpoint, target)
         self._sound_decoder = SoundDecoder(checkpoint, target)
 
