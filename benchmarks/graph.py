@@ -29,6 +29,7 @@ from benchmarks.one_process import WARM_UP_STEPS, Case, Made, summary
 from benchmarks.peak import Peak, gpu_gib, replicas, resident_gib
 from benchmarks.queue_times import queue_times, read_jobs
 from benchmarks.server import Server, server
+from cosmos3_models.checkpoint import DEMO, checkpoint_folder
 from cosmos3_models.params import Approximation
 from cosmos3_models.weights import resolve_device
 
@@ -257,7 +258,8 @@ def _say(text: str) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", default="demo", help="folder with Cosmos3 weights, or demo (%(default)s)")
+    checkpoint = {"default": DEMO, "type": lambda path: str(checkpoint_folder(path))}
+    parser.add_argument("--checkpoint", **checkpoint, help="folder with Cosmos3 weights, or demo (%(default)s)")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--case", type=Case.parse, action="append", default=[], help="may be given several times")
     parser.add_argument("--queue", type=Case.parse, help="jobs that are posted at once")

@@ -17,6 +17,7 @@ from sqlalchemy import create_engine
 
 from benchmarks.server import server, wait_until
 from cosmos3_models import GenerationParams
+from cosmos3_models.checkpoint import DEMO, checkpoint_folder
 from serve.job_schema import JOBS, prepare
 
 REQUEST = {"prompt": "A red ball bounces."}
@@ -26,7 +27,8 @@ LONG = REQUEST | {"num_inference_steps": 200, "size": "512x512", "num_frames": 6
 def main() -> None:
     """Print one line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", default="demo", help="folder with Cosmos3 weights, or demo (%(default)s)")
+    checkpoint = {"default": DEMO, "type": lambda path: str(checkpoint_folder(path))}
+    parser.add_argument("--checkpoint", **checkpoint, help="folder with Cosmos3 weights, or demo (%(default)s)")
     parser.add_argument("--stored", type=int, default=10_000, help="finished jobs in the table (%(default)s)")
     parser.add_argument("--requests", type=int, default=300, help="requests of each kind (%(default)s)")
     parser.add_argument("--cancels", type=int, default=5, help="running jobs to delete (%(default)s)")

@@ -12,8 +12,8 @@ from typing import Any, Self
 
 from cosmos3_models.checkpoint import Checkpoint
 from cosmos3_models.media import mux
-from cosmos3_models.params import Approximation, GenerationParams
-from cosmos3_models.weights import resolve_device
+from cosmos3_models.params import Approximation, ApproximationPolicy, GenerationParams
+from cosmos3_models.weights import one_process, resolve_device
 from serve.app import AppArgs
 from serve.schema import VideoRequest
 from serve.stages import Denoiser, SoundDecoder, Tokenizer, VideoDecoder
@@ -64,10 +64,11 @@ class OneProcess:
 
     def __init__(self, checkpoint: str, device: str, approximation: Approximation) -> None:
         target = resolve_device(device)[0].type
-        self._defaults = Checkpoint.open(checkpoint).defaults
+        opened = Checkpoint.open(checkpoint)
+        self._defaults = opened.defaults
         self._tokenizer = Tokenizer(checkpoint)
-        patience = AppArgs().patience()
-        self._denoiser = Denoiser(checkpoint, target, approximation, "auto", patience)
+        policy, patience = ApproximationPolicy(**approximation.model_dump()), AppArgs().patience()
+        self._denoiser = Denoiser(checkpoint, target, policy, "auto", one_process(opened), patience)
         self._video_decoder = VideoDecoder(checkpoint, target, patience)
         self._sound_decoder = SoundDecoder(checkpoint, target, patience)
 

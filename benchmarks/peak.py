@@ -5,15 +5,15 @@ import subprocess
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 from types import TracebackType
 from typing import Self
+
+import psutil
 
 from benchmarks.server import descendants
 
 PERIOD_S = 0.2
 GPU_QUERY = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
-PAGES = "VmRSS:"
 
 
 class Peak:
@@ -83,9 +83,8 @@ def replicas(server_pid: int, deployment: str) -> list[int]:
 
 def resident_gib(pids: list[int]) -> float | None:
     """Memory that the processes hold, pages that they share included, in GiB."""
-    kibibytes = 0
+    held = 0
     for pid in pids:
-        with suppress(OSError):
-            lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-            kibibytes += sum(int(line.split()[1]) for line in lines if line.startswith(PAGES))
-    return kibibytes / 2**20 if kibibytes else None
+        with suppress(psutil.Error):
+            held += psutil.Process(pid).memory_info().rss
+    return held / 2**30 if held else None

@@ -9,7 +9,6 @@ nothing else running.
 
 import argparse
 import json
-import os
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -75,7 +74,7 @@ def _start(source: Source, threads: int) -> None:
 @contextmanager
 def processes(source: Source, count: int) -> Iterator[Executor]:
     """Processes that share the machine's cores evenly, each with a model; what waits at the end is dropped."""
-    threads = max(1, len(os.sched_getaffinity(0)) // count)
+    threads = max(1, torch.get_num_threads() // count)
     pool = ProcessPoolExecutor(count, get_context("spawn"), initializer=_start, initargs=(source, threads))
     try:
         yield pool

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import yaml
 
 LEAVING_S = 20.0  # what a stopped server may take to go
@@ -92,17 +93,11 @@ def wait_until(condition: Callable[[], bool], timeout_s: float, period_s: float 
 
 def descendants(pid: int) -> dict[int, str]:
     """The processes that ``pid`` and its children started, with the first word of their command lines."""
-    children: dict[int, list[int]] = {}
-    for status in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):  # it ended meanwhile
-            parent = int(status.read_text().rpartition(")")[2].split()[1])
-            children.setdefault(parent, []).append(int(status.parent.name))
-    found, unseen = {}, list(children.get(pid, ()))
-    while unseen:
-        child = unseen.pop()
-        unseen += children.get(child, ())
-        with contextlib.suppress(OSError):
-            found[child] = Path(f"/proc/{child}/cmdline").read_text().split("\0")[0]
+    found = {}
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for child in psutil.Process(pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error):  # it ended meanwhile
+                found[child.pid] = (child.cmdline() or [""])[0]
     return found
 
 
@@ -122,10 +117,10 @@ def _stop(process: "subprocess.Popen[bytes]") -> None:
 
 
 def _runs(pid: int) -> bool:
-    """Whether the process is there; one that has ended and is not yet buried has no command line."""
+    """Whether the process is there; one that has ended and is not yet buried does not run."""
     try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes() != b""
-    except OSError:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
         return False
 
 

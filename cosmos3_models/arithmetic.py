@@ -9,8 +9,11 @@ from torch import Tensor, nn
 
 from cosmos3_models import token_ops
 from cosmos3_models.attention import HOPPER, attention
+from cosmos3_models.config import TransformerConfig
 from cosmos3_models.errors import InvalidInput
 from cosmos3_models.params import Approximation
+
+FP8_MULTIPLE = 16  # of rows and columns that an fp8 product takes
 
 
 class Arithmetic(Protocol):
@@ -107,7 +110,7 @@ def quantized_weights(groups: Sequence[Sequence[nn.Linear]]) -> dict[nn.Linear, 
     return {group[0]: Scaled(*_kernels().quantized(token_ops.joined(group))) for group in groups}
 
 
-def check_fp8(approximation: Approximation, device: torch.device, head_dim: int) -> None:
+def check_fp8(approximation: Approximation, device: torch.device, config: TransformerConfig) -> None:
     """Raise ``InvalidInput`` where this device or model cannot compute as asked."""
     if not (approximation.fp8_linears or approximation.fp8_attention):
         return
@@ -115,9 +118,13 @@ def check_fp8(approximation: Approximation, device: torch.device, head_dim: int)
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < HOPPER:
         expected = f"false, or a GPU of compute capability {HOPPER[0]}.{HOPPER[1]} or newer"
         raise InvalidInput(field, True, expected, "only those have fp8 tensor cores")
-    if approximation.fp8_attention and head_dim not in (made_for := _kernels().HEAD_DIMS):
+    widths = (config.hidden_size, config.intermediate_size, config.num_key_value_heads * config.head_dim)
+    if approximation.fp8_linears and any(width % FP8_MULTIPLE for width in widths):
+        expected = f"false, or a model whose layers are multiples of {FP8_MULTIPLE} wide"
+        raise InvalidInput("fp8_linears", True, expected, f"this model's are {', '.join(map(str, widths))}")
+    if approximation.fp8_attention and config.head_dim not in (made_for := _kernels().HEAD_DIMS):
         expected = f"false, or a model with heads of {' or '.join(map(str, made_for))} channels"
-        raise InvalidInput("fp8_attention", True, expected, f"this model's have {head_dim}")
+        raise InvalidInput("fp8_attention", True, expected, f"this model's have {config.head_dim}")
 
 
 def _kernels() -> Any:

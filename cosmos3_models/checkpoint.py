@@ -3,26 +3,42 @@
 Nothing here needs PyTorch; ``weights`` loads the tensors.
 """
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from cosmos3_models.config import (
     SchedulerConfig,
     SoundDecoderConfig,
     TransformerConfig,
     VideoVAEConfig,
+    is_there,
     read_config,
 )
 from cosmos3_models.errors import CheckpointError
-from cosmos3_models.params import GenerationDefaults
+from cosmos3_models.params import ApproximationName, GenerationDefaults
 
 DEMO = "demo"
 DEMO_FOLDER = Path(__file__).parent / "demo"  # ships with the package
 DEMO_NAME = "cosmos3-demo"
 
 Offload = Literal["auto"] | bool
-"""Whether weights wait in host memory; ``"auto"``: where they nearly fill the GPU."""
+"""Whether weights wait in host memory; ``"auto"``: where the longest accepted video would not fit the GPU otherwise."""
+
+
+class CardUse(NamedTuple):
+    """What the denoiser's GPU must have room for.
+
+    Attributes:
+        pixel_frames: height x width x frames of the largest video.
+        decoders: where both decoders compute. Processes that share a GPU do not take each other's idle memory.
+        approximations: what requests may give up for speed, since some of it takes memory.
+    """
+
+    pixel_frames: int
+    decoders: Literal["same process", "same GPU", "another GPU"]
+    approximations: tuple[ApproximationName, ...]
 
 
 @dataclass(frozen=True)
@@ -43,7 +59,7 @@ class Checkpoint:
         Raises:
             CheckpointError: a folder or file is missing, or a config contradicts itself or another one.
         """
-        folder = DEMO_FOLDER if str(path) == DEMO else Path(path)
+        folder = checkpoint_folder(path)
         if not folder.is_dir():
             raise CheckpointError(folder, "no such folder")
         sound_folder, defaults = folder / "sound_tokenizer", folder / "generation_config.json"
@@ -51,17 +67,17 @@ class Checkpoint:
             folder=folder,
             transformer=read_config(folder / "transformer" / "config.json", TransformerConfig),
             video_vae=read_config(folder / "vae" / "config.json", VideoVAEConfig),
-            sound=read_config(sound_folder / "config.json", SoundDecoderConfig) if sound_folder.is_dir() else None,
+            sound=read_config(sound_folder / "config.json", SoundDecoderConfig) if is_there(sound_folder) else None,
             scheduler=read_config(folder / "scheduler" / "scheduler_config.json", SchedulerConfig),
-            defaults=read_config(defaults, GenerationDefaults) if defaults.is_file() else GenerationDefaults(),
+            defaults=read_config(defaults, GenerationDefaults) if is_there(defaults) else GenerationDefaults(),
         )
         checkpoint._check_agreement()
         return checkpoint
 
     @property
     def name(self) -> str:
-        """The model's name for users: that of the folder, whose place in the package would not name the demo."""
-        return DEMO_NAME if self.folder.resolve() == DEMO_FOLDER.resolve() else self.folder.resolve().name
+        """The model's name for users unless the server gives it another one."""
+        return checkpoint_name(self.folder)
 
     def _check_agreement(self) -> None:
         transformer, vae, sound = self.transformer, self.video_vae, self.sound
@@ -74,3 +90,19 @@ class Checkpoint:
     def _agree(self, one: str, got: float, other: str, expected: float | None) -> None:
         if got != expected:
             raise CheckpointError(self.folder, f"{one} is {got}, but {other} is {expected}")
+
+
+def checkpoint_folder(path: str | Path) -> Path:
+    """The absolute folder; ``~`` and paths relative to the working folder are understood, links stay as they are."""
+    return DEMO_FOLDER if str(path) == DEMO else Path(os.path.expanduser(path)).absolute()
+
+
+def checkpoint_name(path: str | Path) -> str:
+    """The name of the folder as it is given, ``owner/name`` of a snapshot in a Hugging Face cache, or the demo's."""
+    folder = checkpoint_folder(path)
+    if folder.resolve() == DEMO_FOLDER.resolve():
+        return DEMO_NAME
+    *_, repository, above, _ = ("", "", *Path(os.path.abspath(folder)).parts)
+    if above == "snapshots" and repository.startswith("models--"):
+        return repository.removeprefix("models--").replace("--", "/")
+    return Path(os.path.abspath(folder)).name

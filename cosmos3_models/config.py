@@ -1,7 +1,10 @@
 """The checkpoint's config files as frozen values: only what the code reads. What it cannot serve is refused."""
 
+import itertools
 import json
 import math
+import operator
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -12,6 +15,9 @@ from cosmos3_models.errors import CheckpointError, InvalidInput
 
 Count = Annotated[int, Field(gt=0)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+"""How a file begins that Git left in place of a large one."""
 
 
 class _Config(BaseModel):
@@ -31,7 +37,7 @@ class TransformerConfig(_Config):
     num_hidden_layers: Annotated[int, Field(ge=2)]
     num_attention_heads: Count
     num_key_value_heads: Count
-    head_dim: Count
+    head_dim: Annotated[int, Field(gt=0, multiple_of=2)]
     vocab_size: Count
     rms_norm_eps: Positive
     rope_theta: Positive
@@ -125,6 +131,12 @@ class SoundDecoderConfig(_Config):
         """Samples per latent frame."""
         return math.prod(self.dec_strides)
 
+    @property
+    def widest(self) -> int:
+        """Numbers to a latent frame of the decoder's largest tensor."""
+        samples = itertools.accumulate(reversed(self.dec_strides), operator.mul)
+        return max(self.dec_dim * width * n for width, n in zip((*self.dec_c_mults[-2::-1], 1), samples, strict=True))
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         _same("length of dec_strides", len(self.dec_strides), len(self.dec_c_mults))
@@ -173,15 +185,43 @@ def read_config(path: Path, kind: type[AnyConfig]) -> AnyConfig:
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object; raises ``CheckpointError`` if the file is missing or holds something else."""
+    text = read_text(path)
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(path, "the file is missing") from None
-    except (OSError, ValueError) as error:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(path, f"not readable as JSON ({error})") from None
     if not isinstance(data, dict):
         raise CheckpointError(path, f"got a JSON {type(data).__name__}, expected an object")
     return data
+
+
+def read_text(path: Path) -> str:
+    """Read a text file; raises ``CheckpointError`` if it is missing, unreadable, or not its content."""
+    check_content(path)
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise CheckpointError(path, f"not readable as text ({error})") from None
+
+
+def check_content(path: Path) -> None:
+    """Raise ``CheckpointError`` where a file is missing, or is a stand-in for content that was never downloaded."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(LFS_POINTER))
+    except FileNotFoundError:
+        problem = f"the file is missing, because the link leads to {path.readlink()}" if path.is_symlink() else ""
+        raise CheckpointError(path, problem or "the file is missing") from None
+    except OSError as error:
+        raise CheckpointError(path, f"not readable ({error})") from None
+    if start == LFS_POINTER:
+        problem = "got a Git LFS pointer, expected the file itself: run `git lfs pull` where the folder was cloned"
+        raise CheckpointError(path, problem)
+
+
+def is_there(path: Path) -> bool:
+    """Whether the folder names the file. A broken link counts: it is an error and not an optional file left out."""
+    return os.path.lexists(path)
 
 
 def _same(what: str, got: object, expected: object) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cosmos3_models.config import SchedulerConfig, SoundDecoderConfig, require_sound
 from cosmos3_models.errors import InvalidInput, Stopped
-from cosmos3_models.params import Approximation, GenerationParams
+from cosmos3_models.params import EXACTLY, Approximation, GenerationParams
 from cosmos3_models.prompt import PromptIds
 from cosmos3_models.sampler import Schedule, UniPC, make_schedule
 from cosmos3_models.shapes import PIXELS_PER_LATENT, LatentGrid, sound_latent_frames
@@ -25,7 +25,6 @@ ShouldStop = Callable[[], bool]
 Velocity = Callable[[Streams, int], list[Streams]]
 """What the model says at noisy latents and a timestep, for every prompt."""
 
-EXACTLY = Approximation()
 WARM_UP_TOKENS = 16
 
 
@@ -93,7 +92,7 @@ class VideoDenoiser:
     def latent_shapes(self, params: GenerationParams) -> list[tuple[int, ...]]:
         """(1, c, t, h, w) of the video and, with sound, (1, d, t) of the sound."""
         config = self.transformer.config
-        grid = LatentGrid.of_video(params.num_frames, params.height, params.width)
+        grid = params.grid
         video = (1, config.latent_channel, grid.frames, grid.height, grid.width)
         if not params.generate_sound:
             return [video]

@@ -1,4 +1,4 @@
-"""Layers whose weights wait in host memory and come to the device one at a time, and when that is called for."""
+"""Layers whose weights wait in host memory and come to the device one at a time."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -10,19 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from cosmos3_models.checkpoint import Offload
 from cosmos3_models.transfer import READERS
-
-MOST_OF_A_CARD = 0.6  # for weights; the rest is for activations and the decoders
-
-
-def offloads(choice: Offload, weight_bytes: int, device: torch.device) -> bool:
-    """Whether to offload: as chosen, or where ``weight_bytes`` are more than ``MOST_OF_A_CARD``."""
-    if choice != "auto":
-        return choice
-    if device.type != "cuda":
-        return False
-    return weight_bytes > MOST_OF_A_CARD * torch.cuda.get_device_properties(device).total_memory
 
 
 class HostLayers:

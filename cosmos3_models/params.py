@@ -1,7 +1,7 @@
 """What a caller may ask for, with every limit in one place."""
 
 import re
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
@@ -10,6 +10,8 @@ from cosmos3_models import shapes
 from cosmos3_models.errors import InvalidInput
 
 SigmaSchedule = Literal["flow", "phyai", "karras", "checkpoint"]
+ApproximationName = Literal["fp8_linears", "fp8_attention", "step_cache"]
+APPROXIMATIONS: tuple[ApproximationName, ...] = get_args(ApproximationName)
 
 MAX_PROMPT_CHARS = 32_768
 MAX_SIDE = 4096
@@ -35,6 +37,7 @@ WHY = {
     "fp8_linears": "matrix products are either in fp8 or not",
     "fp8_attention": "attention is either in fp8 or not",
     "step_cache": "the threshold is a share of a change, and 0 switches the cache off",
+    "allowed": "these are the approximations there are",
 }
 
 
@@ -166,6 +169,11 @@ class GenerationParams(Approximation):
         """The size of the request: height x width x frames."""
         return self.height * self.width * self.num_frames
 
+    @property
+    def grid(self) -> shapes.LatentGrid:
+        """That of its latents."""
+        return shapes.LatentGrid.of_video(self.num_frames, self.height, self.width)
+
 
 class GenerationDefaults(BaseModel):
     """A checkpoint's own defaults (``generation_config.json``), in the names of ``GenerationParams``.
@@ -187,6 +195,10 @@ class GenerationDefaults(BaseModel):
     fp8_attention: bool | None = None
     step_cache: CacheThreshold | None = None
 
+    @property
+    def approximation(self) -> Approximation:
+        return Approximation(**self.model_dump(include=set[str](APPROXIMATIONS), exclude_none=True))
+
     @model_validator(mode="after")
     def _both_sides(self) -> Self:
         if (self.height is None) != (self.width is None):
@@ -196,6 +208,38 @@ class GenerationDefaults(BaseModel):
     def params(self, **given: Any) -> GenerationParams:
         """``given`` over these defaults over those of ``GenerationParams``."""
         return GenerationParams(**(self.model_dump(exclude_none=True) | given))
+
+
+class ApproximationPolicy(Approximation):
+    """What a server's requests give up for speed unless they say otherwise, and what they may give up.
+
+    Fields that are not given are the checkpoint's defaults. What is not allowed is off whatever the checkpoint says.
+
+    Attributes:
+        allowed: the approximations that a request may ask for.
+    """
+
+    allowed: tuple[ApproximationName, ...] = APPROXIMATIONS
+
+    @model_validator(mode="after")
+    def _keep_to_allowed(self) -> Self:
+        self.check(self)
+        return self
+
+    def over(self, defaults: GenerationDefaults) -> GenerationDefaults:
+        """A checkpoint's defaults with those of this server."""
+        forbidden = Approximation().model_dump(exclude=set[str](self.allowed))
+        return defaults.model_copy(update=self.model_dump(exclude_unset=True, exclude={"allowed"}) | forbidden)
+
+    def check(self, asked: Approximation) -> None:
+        """Raise ``InvalidInput`` for what is not allowed."""
+        for name in APPROXIMATIONS:
+            got, off = getattr(asked, name), getattr(EXACTLY, name)
+            if name not in self.allowed and got != off:
+                raise InvalidInput(name, got, str(off).lower(), "this server's operator does not allow it")
+
+
+EXACTLY = Approximation()
 
 
 def check_pixel_frames(params: GenerationParams, limit: int) -> None:

@@ -13,12 +13,13 @@ from torch import Tensor
 
 from cosmos3_models.checkpoint import Checkpoint, Offload
 from cosmos3_models.denoise import OnStep, VideoDenoiser
+from cosmos3_models.memory import Footprint
 from cosmos3_models.params import GenerationParams
 from cosmos3_models.prompt import PromptEncoder
 from cosmos3_models.sound_decoder import SoundDecoder
 from cosmos3_models.transformer import Streams
 from cosmos3_models.video_vae import VideoDecoder
-from cosmos3_models.weights import load_sound_decoder, load_transformer, load_video_decoder, resolve_device
+from cosmos3_models.weights import load_sound_decoder, load_transformer, load_video_decoder, one_process, resolve_device
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class Cosmos3Pipeline:
         self.denoiser = denoiser
         self.video_decoder = video_decoder
         self.sound_decoder = sound_decoder
+        self._footprint = Footprint(checkpoint, denoiser.transformer.dtype, one_process(checkpoint))
 
     @classmethod
     def from_pretrained(
@@ -74,7 +76,8 @@ class Cosmos3Pipeline:
         Args:
             device: a torch device, or ``"auto"`` for the GPU where there is one.
             dtype: of the weights; None is bf16 on a GPU and fp32 on the CPU.
-            offload_text: keep the text tower in host memory while it idles; ``"auto"`` where the GPU is small.
+            offload_text: keep the text tower in host memory while it idles; ``"auto"`` where the checkpoint's default
+                video would not fit the GPU otherwise.
 
         Raises:
             CheckpointError: naming the file and the tensor at fault.
@@ -110,6 +113,8 @@ class Cosmos3Pipeline:
             InvalidInput: what is asked for cannot be made from this checkpoint.
         """
         timings: dict[str, float] = {}
+        transformer = self.denoiser.transformer
+        self._footprint.check(params, transformer.device, offloaded=transformer.text.offloaded)
         with self._timed("preprocess", timings):
             ids = self.prompt_encoder.encode(params)
         with self._timed("denoise", timings):

@@ -31,12 +31,13 @@ def empty(like: Tensor, channels: int, frames: int, height: int, width: int) -> 
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, padding: tuple[int, ...]) -> Tensor:
-    """``F.conv3d``, on a CPU by oneDNN whatever the size.
+    """``F.conv3d``, on a CPU in fp32 by oneDNN whatever the size.
 
     PyTorch leaves one video of fewer than 20,480 channels x frames x rows to a loop: the demo's decode, a latent frame
-    at a time, took 6.8 s with it and takes 1.1 s without.
+    at a time, took 6.8 s with it and takes 1.1 s without. Other dtypes are PyTorch's choice, because oneDNN refuses
+    bf16 on an x86-64 CPU without AVX-512, and fp64 everywhere.
     """
-    if x.is_cpu and torch.backends.mkldnn.is_available():
+    if x.is_cpu and x.dtype == torch.float32 and torch.backends.mkldnn.is_available():
         return torch.ops.aten.mkldnn_convolution(x, weight, bias, padding, (1, 1, 1), (1, 1, 1), 1)
     return F.conv3d(x, weight, bias, padding=padding)
 

@@ -11,7 +11,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from cosmos3_models.config import read_json
+from cosmos3_models.config import check_content, is_there, read_json, read_text
 from cosmos3_models.errors import CheckpointError, InvalidInput
 from cosmos3_models.params import GenerationParams
 
@@ -53,7 +53,7 @@ class PromptEncoder:
         eos = eos.get("content") if isinstance(eos, dict) else eos
         suffix = tuple(_token_id(tokenizer, token, text) for token in (eos, START_OF_GENERATION))
         negative = folder / "assets" / "negative_prompt.json"
-        negative = negative if negative.is_file() else DEFAULT_NEGATIVE
+        negative = negative if is_there(negative) else DEFAULT_NEGATIVE
         return cls(tokenizer, _read_template(text, config), (suffix[0], suffix[1]), json.dumps(read_json(negative)))
 
     def encode(self, params: GenerationParams) -> PromptIds:
@@ -124,8 +124,7 @@ def _json_object(text: str) -> dict[str, Any] | None:
 
 
 def _read_tokenizer(path: Path) -> Tokenizer:
-    if not path.is_file():
-        raise CheckpointError(path, "the file is missing")
+    check_content(path)
     try:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # the tokenizers package raises nothing narrower
@@ -142,8 +141,8 @@ def _token_id(tokenizer: Tokenizer, token: object, folder: Path) -> int:
 def _read_template(folder: Path, config: dict[str, Any]) -> jinja2.Template:
     """The chat template, from any of the three places where checkpoints keep it."""
     file = folder / "chat_template.jinja"
-    source: Any = file.read_text(encoding="utf-8") if file.is_file() else None
-    if source is None and (folder / "chat_template.json").is_file():
+    source: Any = read_text(file) if is_there(file) else None
+    if source is None and is_there(folder / "chat_template.json"):
         source = read_json(folder / "chat_template.json").get("chat_template")
     source = source or config.get("chat_template")
     if isinstance(source, list):

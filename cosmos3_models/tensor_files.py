@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from cosmos3_models.config import read_json
+from cosmos3_models.config import check_content, read_json
 from cosmos3_models.errors import CheckpointError
 
 
@@ -24,6 +24,8 @@ class TensorSource(Protocol):
 
     def shape(self, name: str) -> tuple[int, ...]: ...
 
+    def types(self, name: str) -> set[str]: ...
+
     def read(self, name: str) -> Tensor: ...
 
 
@@ -31,14 +33,16 @@ class TensorFiles:
     """The tensors of one folder: one safetensors file, or the shards that an index lists.
 
     Raises:
-        CheckpointError: a file is missing, cut short or no safetensors file, two shards hold the same name, or
-            the index promises a tensor that its shard does not hold.
+        CheckpointError: a file is missing, cut short or no safetensors file, a download did not end, two shards
+            hold the same name, or the index promises a tensor that its shard does not hold.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._file: dict[str, Path] = {}
         self._open: dict[Path, Any] = {}
+        if unfinished := sorted(folder.glob("*.incomplete")):
+            raise CheckpointError(unfinished[0], "the download of this file did not finish")
         indexes = sorted(folder.glob("*.safetensors.index.json"))
         promised = _weight_map(indexes[0]) if indexes else {}
         for path in sorted({folder / shard for shard in promised.values()}) or sorted(folder.glob("*.safetensors")):
@@ -58,15 +62,18 @@ class TensorFiles:
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self._open[self._file[name]].get_slice(name).get_shape())
 
+    def types(self, name: str) -> set[str]:
+        """How the numbers of a tensor are stored, in the words of safetensors."""
+        return {self._open[self._file[name]].get_slice(name).get_dtype()}
+
     def read(self, name: str) -> Tensor:
         tensor: Tensor = self._open[self._file[name]].get_tensor(name)
         return tensor
 
     def _add(self, path: Path) -> None:
+        check_content(path)
         try:
             self._open[path] = safe_open(path, framework="pt")
-        except FileNotFoundError:
-            raise CheckpointError(path, "the file is missing") from None
         except (SafetensorError, OSError) as error:
             raise CheckpointError(path, f"not a whole safetensors file ({error})") from None
         for name in self._open[path].keys():  # noqa: SIM118 - safe_open is no mapping
@@ -100,6 +107,9 @@ class FoldedWeightNorm:
 
     def shape(self, name: str) -> tuple[int, ...]:
         return self._source.shape(max(self._parts[name]))
+
+    def types(self, name: str) -> set[str]:
+        return set().union(*map(self._source.types, self._parts[name]))
 
     def read(self, name: str) -> Tensor:
         parts = self._parts[name]

@@ -92,7 +92,7 @@ def attention_inputs(
     Returns:
         Queries (b, n, heads, head_dim), and keys and values of the n tokens and the text.
     """
-    if fused(projected):
+    if fused(projected) and _is_power_of_two(norms.query.shape[0]):
         return _kernels().attention_inputs(projected, kv_heads, norms, positions, text)
     heads = rearrange(projected, "b n (heads dim) -> b n heads dim", dim=norms.query.shape[0])
     query, key, value = heads.split([heads.shape[2] - 2 * kv_heads, kv_heads, kv_heads], dim=2)
@@ -101,6 +101,11 @@ def attention_inputs(
     if text is None:
         return query, KeyValue(key, value)
     return query, KeyValue(torch.cat([key, text.key], 1), torch.cat([value, text.value], 1))
+
+
+def _is_power_of_two(size: int) -> bool:
+    """As Triton wants the sizes of what it loads whole."""
+    return size & (size - 1) == 0
 
 
 def _kernels() -> ModuleType:

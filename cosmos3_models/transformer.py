@@ -275,10 +275,14 @@ class Transformer(nn.Module):
     def device(self) -> torch.device:
         return self.generation.proj_in.weight.device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.generation.proj_in.weight.dtype
+
     def join_weights(self) -> None:
         """Lay the frozen weights that read the same input side by side in memory, so that one product serves them."""
         for tower in (self.generation,) if self.text.offloaded else (self.generation, self.text):
-            for group in _groups(tower):
+            for group in layer_groups(tower):
                 lay_side_by_side(group)
 
     def offload_text(self) -> None:
@@ -289,17 +293,18 @@ class Transformer(nn.Module):
         self.text.offload(self.device)
 
     def arithmetic(self, approximation: Approximation) -> Arithmetic:
-        """How to compute as asked. The fp8 weights are made when they are first asked for, and kept.
+        """How to compute as asked. The fp8 weights are kept for as long as every request asks for them.
 
         Raises:
             InvalidInput: this device or model cannot.
         """
-        check_fp8(approximation, self.device, self.config.head_dim)
-        arithmetic: Exact = EXACT
-        if approximation.fp8_linears:
-            if self._fp8_linears is None:
-                self._fp8_linears = Fp8Linears(quantized_weights(_groups(self.generation)))
-            arithmetic = self._fp8_linears
+        check_fp8(approximation, self.device, self.config)
+        if approximation.fp8_linears and self._fp8_linears is None:
+            self._fp8_linears = Fp8Linears(quantized_weights(layer_groups(self.generation)))
+        elif not approximation.fp8_linears and self._fp8_linears is not None:
+            self._fp8_linears = None
+            torch.cuda.empty_cache()  # for the other processes of the card
+        arithmetic: Exact = self._fp8_linears or EXACT
         return Fp8Attention(arithmetic) if approximation.fp8_attention else arithmetic
 
     def condition(self, ids: Tensor, grid: LatentGrid, fps: float, sound_frames: int | None) -> Condition:
@@ -354,14 +359,14 @@ class Transformer(nn.Module):
         return self.generation(streams, timestep, condition, arithmetic, cache)
 
 
-def _groups(tower: nn.Module) -> list[list[nn.Linear]]:
+def layer_groups(tower: nn.Module) -> list[list[nn.Linear]]:
     """The linears of all layers by the input that they share."""
     return [group for module in tower.modules() if isinstance(module, Block) for group in module.groups]
 
 
 def _weights(layer: nn.Module) -> list[Tensor]:
     """All weights of a layer; those that read the same input are neighbours."""
-    matrices: list[Tensor] = [linear.weight for group in _groups(layer) for linear in group]
+    matrices: list[Tensor] = [linear.weight for group in layer_groups(layer) for linear in group]
     return list(dict.fromkeys([*matrices, *layer.parameters()]))
 
 

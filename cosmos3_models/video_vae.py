@@ -24,7 +24,7 @@ TIME_KERNEL = 3
 CELLS_PER_CHUNK = 512  # on the CPU: latent positions that a chunk holds at most, unless one frame has more
 LATENTS_PER_CHUNK = 8  # on a GPU, at most: more save nothing that can be measured
 CARD_SHARE = 0.2  # of a GPU's memory that a chunk may take; not of what is free, so that bytes depend on the card alone
-ELEMENTS = 2**31 - 1  # of one tensor: cuDNN counts them in 32 bits
+ELEMENTS = 2**31 - 1  # of one tensor: 32-bit indices reach them. One latent frame may have more; cuDNN 9.19 takes it
 
 
 class Norm(nn.Module):
@@ -247,9 +247,12 @@ class VideoDecoder(nn.Module):
         device = self.post_quant_conv.weight.device
         if device.type != "cuda":
             return max(1, CELLS_PER_CHUNK // (height * width))
-        room = CARD_SHARE * torch.cuda.get_device_properties(device).total_memory
+        return self.chunk_on_card(height, width, torch.cuda.get_device_properties(device).total_memory)
+
+    def chunk_on_card(self, height: int, width: int, card_bytes: int) -> int:
+        """``chunk_size`` on a GPU of that much memory."""
         kept, more = self.peak_bytes(0, height, width), self.peak_bytes(1, height, width)
-        fitting = int((room - kept) // (more - kept))
+        fitting = int((CARD_SHARE * card_bytes - kept) // (more - kept))
         countable = (ELEMENTS // self._elements(height, width) - TIME_KERNEL + 1) // FRAMES_PER_LATENT
         return max(1, min(LATENTS_PER_CHUNK, fitting, countable))
 

@@ -8,10 +8,11 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from cosmos3_models.checkpoint import Checkpoint, Offload
+from cosmos3_models.checkpoint import CardUse, Checkpoint, Offload
 from cosmos3_models.errors import CheckpointError
+from cosmos3_models.memory import Footprint
 from cosmos3_models.names import SOUND_SKIPPED, VIDEO_VAE_SKIPPED, transformer_name, transformer_skipped
-from cosmos3_models.offload import offloads
+from cosmos3_models.params import APPROXIMATIONS
 from cosmos3_models.sound_decoder import SoundDecoder
 from cosmos3_models.tensor_files import FoldedWeightNorm, TensorFiles, TensorSource
 from cosmos3_models.transfer import Transfer
@@ -20,6 +21,9 @@ from cosmos3_models.video_vae import VideoDecoder
 
 # The time embedding runs in fp32 whatever the model's dtype.
 KEPT_IN_FP32 = "generation.time_embedder."
+
+PLAIN_TYPES = ("F64", "F32", "F16", "BF16")
+"""What safetensors calls numbers that mean what they say. Integers and 8-bit floats need scales to be weights."""
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
@@ -35,14 +39,22 @@ def resolve_device(
 
 
 def load_transformer(
-    checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, offload_text: Offload = "auto"
+    checkpoint: Checkpoint,
+    device: torch.device,
+    dtype: torch.dtype,
+    offload_text: Offload = "auto",
+    use: CardUse | None = None,
 ) -> Transformer:
-    """Load both towers, the text tower without a stay on the device where it is offloaded."""
+    """Load both towers, the text tower without a stay on the device where it is offloaded.
+
+    Args:
+        use: what ``"auto"`` makes room for; by default what the checkpoint's default video needs in one process.
+    """
     layers = checkpoint.transformer.num_hidden_layers
     source = TensorFiles(checkpoint.folder / "transformer")
     name, skipped = partial(transformer_name, layers=layers), transformer_skipped(layers)
     empty = _empty(lambda: Transformer(checkpoint.transformer))
-    offload = offloads(offload_text, _bytes(empty, dtype), device)
+    offload = Footprint(checkpoint, dtype, use or one_process(checkpoint)).offloads(offload_text, device)
     transformer = _load(empty, source, name, skipped, device, dtype, OFFLOADED if offload else ())
     if offload:
         transformer.offload_text()
@@ -50,6 +62,11 @@ def load_transformer(
     if device.type == "cuda":
         torch.cuda.empty_cache()  # half of the weights lay elsewhere before; other processes share the card
     return transformer
+
+
+def one_process(checkpoint: Checkpoint) -> CardUse:
+    """The checkpoint's default video, with whatever a request may give up for speed."""
+    return CardUse(checkpoint.defaults.params(prompt="-").pixel_frames, "same process", APPROXIMATIONS)
 
 
 def load_video_decoder(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> VideoDecoder:
@@ -70,11 +87,6 @@ def _empty(build: Callable[[], AnyModule]) -> AnyModule:
         return build()
 
 
-def _bytes(module: nn.Module, dtype: torch.dtype) -> int:
-    """Of its weights in ``dtype``."""
-    return sum(parameter.numel() for parameter in module.parameters()) * dtype.itemsize
-
-
 def _load(
     module: AnyModule,
     source: TensorSource,
@@ -89,6 +101,8 @@ def _load(
     Parameters whose names begin like one of ``in_host_memory`` stay there, the others go to the device.
     """
     names = {ours: checkpoint_name(ours) for ours, _ in module.named_parameters()}
+    for theirs in sorted(set(names.values()).intersection(source)):
+        _check_type(theirs, source)  # before the names, which quantised weights get wrong too: their scales are extra
     _check_names(set(names.values()), source, skipped)
     for ours, parameter in module.named_parameters():
         _check_shape(names[ours], parameter.shape, source)
@@ -109,6 +123,12 @@ def _check_names(expected: set[str], source: TensorSource, skipped: tuple[str, .
     unexpected = [name for name in source if name not in expected and not re.match("|".join(skipped), name)]
     if unexpected:
         raise CheckpointError(source.file(unexpected[0]), f"unexpected tensor {unexpected[0]}")
+
+
+def _check_type(name: str, source: TensorSource) -> None:
+    if other := source.types(name).difference(PLAIN_TYPES):
+        problem = f"tensor {name}: got numbers of type {min(other)}, expected {', '.join(PLAIN_TYPES)}"
+        raise CheckpointError(source.file(name), f"{problem}, because scales of quantised weights are not read")
 
 
 def _check_shape(name: str, expected: torch.Size, source: TensorSource) -> None:

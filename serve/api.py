@@ -81,7 +81,7 @@ class VideoService(Protocol):
         self, request: VideoRequest, idempotency_key: str | None = None, request_id: str | None = None
     ) -> Video: ...
 
-    def model_card(self) -> ModelCard: ...
+    def model_cards(self) -> Sequence[ModelCard]: ...
 
     async def unready_stages(self) -> Sequence[str]: ...
 
@@ -150,8 +150,8 @@ def _making(service: VideoService) -> APIRouter:
 
     @router.get("/models")
     async def models() -> dict[str, Any]:
-        """The model that is served, with its defaults and limits."""
-        return {"object": "list", "data": [service.model_card()]}
+        """The model that is served, with its defaults and limits, under each of its names."""
+        return {"object": "list", "data": service.model_cards()}
 
     return router
 

@@ -1,17 +1,18 @@
 """The graph on one screen: typed arguments in, a Ray Serve application out."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import ray
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from ray import serve
 from ray.serve import Application
 from ray.serve._private.constants import RAY_SERVE_ENABLE_HA_PROXY
 from ray.serve.config import RequestRouterConfig
 
-from cosmos3_models.checkpoint import DEMO, Checkpoint, Offload
-from cosmos3_models.params import Approximation
+from cosmos3_models.checkpoint import DEMO, CardUse, Offload, checkpoint_name
+from cosmos3_models.params import ApproximationPolicy
 from serve.access import HOST_PATTERN, ORIGIN_PATTERN, Access
 from serve.ingress import Ingress, ServedModel
 from serve.job_schema import is_sqlite
@@ -22,13 +23,35 @@ from serve.stages import Denoiser, SoundDecoder, Tokenizer, VideoDecoder
 from serve.worker import Patience
 
 
+def _absolute(path: str) -> str:
+    """Expand ``~``; refuse what each process would look for somewhere else."""
+    expanded = os.path.expanduser(path)
+    if "://" not in path and not os.path.isabs(expanded):
+        raise ValueError(
+            "expected an absolute path or one from ~, because every process has a working folder of its own"
+        )
+    return expanded
+
+
+def _several(names: object) -> object:
+    return (names,) if isinstance(names, str) else names
+
+
+Name = Annotated[str, Field(min_length=1)]
+AbsolutePath = Annotated[Name, AfterValidator(_absolute)]
+CheckpointPath = Annotated[Name, AfterValidator(lambda path: path if path == DEMO else _absolute(path))]
+
+
 class AppArgs(BaseModel):
     """``args`` of deploy.yaml.
 
     Attributes:
         checkpoint: a folder with Cosmos3 weights, the same on every node, or ``demo``.
+        served_model_name: what clients call the model, as in vLLM: a name or several, of which the first stands in
+            records; none: that of the folder, or ``owner/name`` of a snapshot in a Hugging Face cache.
         device: ``auto`` takes GPUs where the cluster has some.
-        offload_text: keep the text tower's weights in host memory; ``auto`` where the weights nearly fill the GPU.
+        offload_text: keep the text tower's weights in host memory; ``auto`` where the longest accepted video of the
+            default picture would not fit the GPU otherwise.
         longest_request_s: a replica that is told to stop lets a running request go on for so long.
         max_pixel_frames: the largest height x width x frames that is accepted.
         max_attempts: times that a job is begun, and runs of a stage before its replicas' deaths fail a request.
@@ -41,33 +64,39 @@ class AppArgs(BaseModel):
             died stops within this time.
         step_timeout_s: a replica is replaced when a step takes longer than this and longer than can be expected of it.
         retention_s: an ended job's record and files are kept for so long.
-        approximation: what requests give up for speed unless they say otherwise; nothing by default.
+        approximation: what requests give up for speed unless they say otherwise, and what they may give up.
         api_keys, api_keys_file: who may come in, in place or one to a line of a file; none: everybody.
         allowed_hosts: host names, besides addresses and localhost, under which the server answers.
         allowed_origins: of web pages of others that may use it.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)  # some are secret
+    # Some fields are secret, so no message shows what came.
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, validate_default=True)
 
-    checkpoint: Annotated[str, Field(min_length=1)] = DEMO
+    checkpoint: CheckpointPath = DEMO
+    served_model_name: Annotated[tuple[Name, ...], BeforeValidator(_several)] = ()
     device: Literal["auto", "cpu", "cuda"] = "auto"
     offload_text: Offload = "auto"
     longest_request_s: Annotated[float, Field(gt=0)] = 3600
     max_pixel_frames: Annotated[int, Field(gt=0)] = 1280 * 720 * 297
     max_attempts: Annotated[int, Field(ge=1)] = 3
-    data_dir: Annotated[str, Field(min_length=1)] = "~/.cosmos3-serve"
+    data_dir: AbsolutePath = "~/.cosmos3-serve"
     database_url: str | None = None
-    media_url: str | None = None
+    media_url: AbsolutePath | None = None
     max_queued_jobs: Annotated[int, Field(ge=1)] = 256
     job_deadline_s: Annotated[float, Field(gt=0)] = 86_400
     lease_s: Annotated[float, Field(ge=1)] = 15
     step_timeout_s: Annotated[float, Field(ge=1)] = 30
     retention_s: Annotated[float, Field(gt=0)] = 604_800
-    approximation: Approximation = Approximation()
+    approximation: ApproximationPolicy = ApproximationPolicy()
     api_keys: tuple[Annotated[str, AfterValidator(check_key)], ...] = ()
-    api_keys_file: Annotated[str, Field(min_length=1)] | None = None
+    api_keys_file: AbsolutePath | None = None
     allowed_hosts: tuple[Annotated[str, Field(pattern=HOST_PATTERN)], ...] = ()
     allowed_origins: tuple[Annotated[str, Field(pattern=ORIGIN_PATTERN)], ...] = ()
+
+    def model_names(self) -> tuple[str, ...]:
+        """What requests may call the model; the first is its name."""
+        return self.served_model_name or (checkpoint_name(self.checkpoint),)
 
     def job_settings(self) -> JobSettings:
         return JobSettings(
@@ -132,8 +161,9 @@ def build_app(args: AppArgs) -> Application:
     settings, media = args.job_settings(), args.media()
     on_head = is_sqlite(settings.database_url) or args.media_url is None  # files of one machine
     stage = (args.checkpoint, place.device)
-    patience = args.patience()
-    denoiser = (*stage, args.approximation, args.offload_text, patience)
+    names, policy, patience = args.model_names(), args.approximation, args.patience()
+    use = CardUse(args.max_pixel_frames, "same GPU" if place.denoiser < 1 else "another GPU", policy.allowed)
+    denoiser = (*stage, policy, args.offload_text, use, patience)
     stages = (
         _deployment(Tokenizer, args, slots=8).bind(args.checkpoint),
         _deployment(Denoiser, args, slots=1, gpus=place.denoiser).bind(*denoiser),
@@ -141,10 +171,9 @@ def build_app(args: AppArgs) -> Application:
         _deployment(SoundDecoder, args, slots=1, gpus=place.sound_decoder).bind(*stage, patience),
     )
     # Both only wait: for them a slot is a job that is made, or a client that waits.
-    name = Checkpoint.open(args.checkpoint).name
-    runner = _deployment(JobRunner, args, slots=64, on_head=on_head).bind(*stages, settings, media, name)
+    runner = _deployment(JobRunner, args, slots=64, on_head=on_head).bind(*stages, settings, media, names[0])
     ingress = _deployment(serve.ingress()(Ingress), args, slots=256, on_head=on_head)
-    model = ServedModel(args.checkpoint, place.device, args.approximation, args.max_pixel_frames)
+    model = ServedModel(args.checkpoint, names, place.device, policy, args.max_pixel_frames)
     return ingress.bind(*stages, runner, model, settings, media, args.access())
 
 

@@ -14,7 +14,7 @@ from ray.serve.schema import ReplicaState
 from cosmos3_models import GenerationParams, InvalidInput
 from cosmos3_models.checkpoint import Checkpoint
 from cosmos3_models.config import require_sound
-from cosmos3_models.params import Approximation, check_device, check_pixel_frames
+from cosmos3_models.params import ApproximationPolicy, check_device, check_pixel_frames
 from serve import health
 from serve.access import OPEN, Access
 from serve.api import create_api
@@ -35,14 +35,16 @@ class ServedModel(NamedTuple):
 
     Attributes:
         checkpoint: the folder that the stages serve.
+        names: what requests may call the model; the first stands in records.
         device: cpu or cuda, where the denoiser computes.
-        approximation: what requests give up for speed unless they say otherwise.
+        approximation: what requests give up for speed unless they say otherwise, and what they may give up.
         max_pixel_frames: the largest height x width x frames that is accepted.
     """
 
     checkpoint: str
+    names: tuple[str, ...]
     device: str
-    approximation: Approximation
+    approximation: ApproximationPolicy
     max_pixel_frames: int
 
 
@@ -70,7 +72,7 @@ class Ingress:
         access: Access = OPEN,
     ) -> None:
         self._checkpoint = Checkpoint.open(model.checkpoint)
-        self._defaults = self._checkpoint.defaults.model_copy(update=model.approximation.model_dump())
+        self._defaults = model.approximation.over(self._checkpoint.defaults)
         self._model = model
         self._graph = Graph(tokenizer, denoiser, video_decoder, sound_decoder, settings.max_attempts)
         self._lease_s = settings.lease_s
@@ -78,7 +80,7 @@ class Ingress:
         self._access = access
         self._looks = [Look("Serve's controller", self._unready_deployments), Look("database", self._unready_database)]
         prepare(settings.database_url)
-        self.videos = Videos(settings, MediaStore(media_url), self._checkpoint.name)
+        self.videos = Videos(settings, MediaStore(media_url), model.names[0])
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return create_api(self, self._access)
@@ -101,7 +103,7 @@ class Ingress:
         passes = 1 if params.guidance_scale == 1 else 2
         # Only the tokenizer knows how long the text is, and next to the media it is short.
         cost = cost_of(self._checkpoint, self._model.device, params, (0,) * passes)
-        events = self._graph.run(params, self._checkpoint.name, arrays)
+        events = self._graph.run(params, self._model.names[0], arrays)
         with self.videos.direct.counted(cost, params.num_inference_steps) as note:
             async with cancelled_with_caller(self._lease_s / 3), aclosing(events):
                 async for event in events:
@@ -147,17 +149,21 @@ class Ingress:
         """Stop making a video, if it is being made, and forget it."""
         return await self.videos.delete(video_id)
 
-    def model_card(self) -> ModelCard:
-        """What is served: name, defaults, limits."""
+    def model_cards(self) -> Sequence[ModelCard]:
+        """What is served: defaults and limits, once for each name."""
+        return [self._model_card(name) for name in self._model.names]
+
+    def _model_card(self, name: str) -> ModelCard:
         params = self._defaults.params(prompt="-")
         return {
-            "id": self._checkpoint.name,
+            "id": name,
             "object": "model",
             "created": int(self._checkpoint.folder.stat().st_mtime),
             "owned_by": "cosmos3",
             "sound": self._checkpoint.sound is not None,
             "defaults": params.model_dump(exclude={"prompt"}),
             "max_pixel_frames": self._model.max_pixel_frames,
+            "allowed_approximations": [*self._model.approximation.allowed],
         }
 
     async def unready_stages(self) -> Sequence[str]:
@@ -179,12 +185,13 @@ class Ingress:
     def _params(self, request: VideoRequest | dict[str, Any]) -> GenerationParams:
         try:
             checked = read_request(request)
-            if checked.model not in (None, self._checkpoint.name):
-                served = f"{self._checkpoint.name!r} or no model"
+            if checked.model not in (None, *self._model.names):
+                served = f"{' or '.join(map(repr, self._model.names))} or no model"
                 raise InvalidInput("model", checked.model, served, "this is the model that is served here")
             params = checked.params(self._defaults)
             check_pixel_frames(params, self._model.max_pixel_frames)
             check_device(params, self._model.device)
+            self._model.approximation.check(params)
             if params.generate_sound:
                 require_sound(self._checkpoint.sound)
         except InvalidInput as error:

@@ -204,6 +204,7 @@ class ModelCard(TypedDict):
     sound: bool  # whether it can make sound
     defaults: dict[str, Any]
     max_pixel_frames: int  # height x width x frames
+    allowed_approximations: list[str]  # what a request may give up for speed
 
 
 def described(params: GenerationParams) -> dict[str, Any]:

@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cosmos3_models import GenerationParams
-from cosmos3_models.checkpoint import Checkpoint, Offload
+from cosmos3_models.checkpoint import CardUse, Checkpoint, Offload
 from cosmos3_models.config import require_sound
 from cosmos3_models.cost import request_flops, sound_decode_flops, video_decode_flops
 from cosmos3_models.media import VideoWriter, encode_chunks, encode_sound
-from cosmos3_models.params import Approximation
+from cosmos3_models.params import ApproximationPolicy
 from cosmos3_models.prompt import PromptEncoder, PromptIds
 from cosmos3_models.shapes import LatentGrid
 from serve.messages import LATENTS_COMPLETE, LATENTS_FOLLOW, DecodedSound, DecodedVideo, DenoiserItem
@@ -44,18 +44,27 @@ class Tokenizer:
 
 class Denoiser:
     def __init__(
-        self, checkpoint: str, device: str, approximation: Approximation, offload_text: Offload, patience: Patience
+        self,
+        checkpoint: str,
+        device: str,
+        policy: ApproximationPolicy,
+        offload_text: Offload,
+        use: CardUse,
+        patience: Patience,
     ) -> None:
         with _told("PyTorch imported"):
             from cosmos3_models import attention, weights
             from cosmos3_models.denoise import VideoDenoiser
+            from cosmos3_models.memory import Footprint
 
         self._checkpoint = opened = Checkpoint.open(checkpoint)
         self._device = device
         target, dtype = weights.resolve_device(device)
         with _told(f"Weights of {opened.name} loaded"), ThreadPoolExecutor(max_workers=1) as aside:
             aside.submit(attention.backend, target)  # on a GPU seconds of imports, while the files are read
-            transformer = weights.load_transformer(opened, target, dtype, offload_text)
+            transformer = weights.load_transformer(opened, target, dtype, offload_text, use)
+        approximation = policy.over(opened.defaults).approximation
+        self._footprint = Footprint(opened, dtype, use)
         self._denoiser = VideoDenoiser(transformer, opened.scheduler, opened.sound)
         kind = f"{dtype}, {approximation.label}, attention: {attention.backend(target)}"
         kind += ", text tower in host memory" if transformer.text.offloaded else ""
@@ -77,6 +86,8 @@ class Denoiser:
                 turn.step()
                 tell(done)
 
+            transformer = self._denoiser.transformer
+            self._footprint.check(params, transformer.device, offloaded=transformer.text.offloaded)
             tell(0)
             return self._denoiser.arrays(ids, params, on_step=on_step, should_stop=turn.stopped)
 

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from ray import cloudpickle, serve
 
 from cosmos3_models import GenerationParams
-from cosmos3_models.checkpoint import Checkpoint
 from cosmos3_models.media import VideoWriter
 from cosmos3_models.prompt import PromptIds
 from serve.app import AppArgs
@@ -85,10 +84,9 @@ def fake_application(
         serve.ingress()(Ingress), name="Ingress", max_ongoing_requests=256, num_replicas=ingresses, **waiting
     )
     settings, media = args.job_settings(), args.media()
-    model = ServedModel(args.checkpoint, "cpu", args.approximation, args.max_pixel_frames)
-    return ingress.bind(
-        *stages, runner.bind(*stages, settings, media, Checkpoint.open(args.checkpoint).name), model, settings, media
-    )
+    model = ServedModel(args.checkpoint, args.model_names(), "cpu", args.approximation, args.max_pixel_frames)
+    runner = runner.bind(*stages, settings, media, args.model_names()[0])
+    return ingress.bind(*stages, runner, model, settings, media)
 
 
 @contextmanager

@@ -141,6 +141,7 @@ def test_the_model_card_tells_name_defaults_and_limits(server: Server) -> None:
     assert card["sound"] is True
     assert card["defaults"]["num_inference_steps"] == 35
     assert card["max_pixel_frames"] == 1280 * 720 * 297
+    assert card["allowed_approximations"] == ["fp8_linears", "fp8_attention", "step_cache"]
 
 
 def test_health_is_good_once_every_stage_runs(server: Server) -> None:
@@ -186,7 +187,7 @@ class FaultyService:
     async def submit(self, *_: Any) -> Any:
         raise self._error
 
-    def model_card(self) -> Any:
+    def model_cards(self) -> Any:
         raise self._error
 
     async def unready_stages(self) -> list[str]:

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from cosmos3_models import GenerationParams, InvalidInput
+from cosmos3_models import GenerationParams, InvalidInput, transformer
 from cosmos3_models.checkpoint import Checkpoint
 from cosmos3_models.denoise import VideoDenoiser
-from cosmos3_models.params import Approximation
+from cosmos3_models.params import APPROXIMATIONS, Approximation, ApproximationPolicy, GenerationDefaults
 from cosmos3_models.prompt import PromptIds
 from cosmos3_models.step_cache import StepCache
 from cosmos3_models.weights import load_transformer
@@ -47,6 +47,46 @@ def test_fp8_is_refused_where_there_are_no_fp8_tensor_cores(denoiser: VideoDenoi
         latents(denoiser, **{field: True})
     with pytest.raises(InvalidInput, match=field):
         denoiser.warm_up(Approximation(**{field: True}))
+
+
+def test_the_fp8_weights_go_with_the_first_request_that_does_not_want_them(
+    denoiser: VideoDenoiser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+    monkeypatch.setattr(transformer, "check_fp8", lambda *_: None)
+    monkeypatch.setattr(transformer, "quantized_weights", lambda groups: made.append(len(groups)) or {})
+    for fp8 in (True, True, False, False, True):
+        denoiser.transformer.arithmetic(Approximation(fp8_linears=fp8))
+        assert (denoiser.transformer._fp8_linears is not None) is fp8
+    assert len(made) == 2
+    denoiser.transformer.arithmetic(Approximation())
+
+
+def test_a_checkpoints_own_defaults_hold_where_the_operator_says_nothing() -> None:
+    own = GenerationDefaults(step_cache=0.05, fp8_linears=True)
+    assert ApproximationPolicy().over(own) == own
+    assert ApproximationPolicy(step_cache=0).over(own).step_cache == 0
+    assert ApproximationPolicy(step_cache=0.1).over(own) == own.model_copy(update={"step_cache": 0.1})
+    assert ApproximationPolicy(step_cache=0.1).over(own).approximation == Approximation(
+        step_cache=0.1, fp8_linears=True
+    )
+
+
+def test_what_is_not_allowed_is_off_whatever_the_checkpoint_says() -> None:
+    policy = ApproximationPolicy(allowed=("fp8_attention",))
+    own = GenerationDefaults(step_cache=0.05, fp8_linears=True, fp8_attention=True)
+    assert policy.over(own).approximation == Approximation(fp8_attention=True)
+    policy.check(Approximation(fp8_attention=True))
+
+
+@pytest.mark.parametrize(("field", "value", "off"), [("fp8_linears", True, "false"), ("step_cache", 0.1, "0.0")])
+def test_what_is_not_allowed_is_refused_of_requests_and_as_default(field: str, value: float, off: str) -> None:
+    allowed = tuple(name for name in APPROXIMATIONS if name != field)
+    told = f"{field}: got {value}, expected {off}, because this server's operator does not allow it"
+    with pytest.raises(InvalidInput, match=told):
+        ApproximationPolicy(allowed=allowed).check(Approximation(**{field: value}))
+    with pytest.raises(InvalidInput, match=told):
+        ApproximationPolicy(allowed=allowed, **{field: value})
 
 
 def test_a_cache_that_never_holds_changes_nothing(denoiser: VideoDenoiser) -> None:

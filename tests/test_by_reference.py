@@ -73,7 +73,7 @@ def handle(server: object, tiny_checkpoint: Path, tmp_path: Path) -> Iterator[De
     ingress = serve.deployment(serve.ingress()(Ingress), name="Ingress", **options)
     args = AppArgs(data_dir=str(tmp_path), max_attempts=1)
     no_runner = stages[0]  # these requests are no jobs
-    model = ServedModel(str(tiny_checkpoint), "cpu", args.approximation, PARAMS.pixel_frames)
+    model = ServedModel(str(tiny_checkpoint), ("tiny",), "cpu", args.approximation, PARAMS.pixel_frames)
     application = ingress.bind(*stages, no_runner, model, args.job_settings(), args.media())
     yield serve.run(application, name="inflated", route_prefix="/inflated")
     serve.delete("inflated")

@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cosmos3_models import CheckpointError, Cosmos3Pipeline, GenerationParams, InvalidInput
-from cosmos3_models.checkpoint import Checkpoint
+from cosmos3_models.checkpoint import Checkpoint, checkpoint_name
+from cosmos3_models.prompt import PromptEncoder
 from cosmos3_models.weights import load_sound_decoder, load_transformer, load_video_decoder
 
 CPU = torch.device("cpu")
@@ -133,6 +134,132 @@ def test_a_broken_checkpoint_is_refused_with_the_file_at_fault(
     break_it(folder)
     with pytest.raises(CheckpointError, match=told):
         load_everything(folder)
+
+
+UP = "layers.1.mlp_moe_gen.up_proj.weight"
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [
+        (torch.int8, "I8"),
+        (torch.uint8, "U8"),
+        (torch.int64, "I64"),
+        (torch.bool, "BOOL"),
+        (torch.float8_e4m3fn, "F8_E4M3"),
+        (torch.float8_e5m2, "F8_E5M2"),
+    ],
+)
+def test_quantised_weights_are_refused_by_name(folder: Path, kind: torch.dtype, told: str) -> None:
+    def quantise(tensors: dict[str, torch.Tensor]) -> None:
+        tensors[UP] = tensors[UP].to(kind)
+        tensors[f"{UP}_scale"] = torch.ones(1)
+
+    edit_tensors(folder / "transformer" / WEIGHTS, quantise)
+    with pytest.raises(CheckpointError, match=rf"{WEIGHTS}: tensor {UP}: got numbers of type {told}, expected F64, "):
+        load_everything(folder)
+
+
+def test_a_weight_norms_part_of_another_type_is_refused(folder: Path) -> None:
+    name = "decoder.conv1.weight_g"
+    edit_tensors(folder / "sound_tokenizer" / WEIGHTS, lambda t: t.update({name: t[name].to(torch.int8)}))
+    with pytest.raises(CheckpointError, match=r"decoder\.conv1\.weight: got numbers of type I8"):
+        load_everything(folder)
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.float16, torch.bfloat16])
+def test_other_plain_types_are_cast(folder: Path, kind: torch.dtype) -> None:
+    edit_tensors(folder / "transformer" / WEIGHTS, lambda t: t.update({UP: t[UP].to(kind)}))
+    load_everything(folder)
+
+
+def test_tensors_that_generation_does_not_use_may_have_any_type(folder: Path) -> None:
+    edit_tensors(
+        folder / "transformer" / WEIGHTS, lambda t: t.update({"lm_head.weight": torch.ones(2, dtype=torch.int8)})
+    )
+    load_everything(folder)
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22e\nsize 12345\n"
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "transformer/config.json",
+        "scheduler/scheduler_config.json",
+        "sound_tokenizer/config.json",
+        "generation_config.json",
+        f"transformer/{WEIGHTS}",
+        f"vae/{WEIGHTS}",
+        f"sound_tokenizer/{WEIGHTS}",
+        f"vae/{WEIGHTS}.index.json",
+        "text_tokenizer/tokenizer.json",
+        "text_tokenizer/tokenizer_config.json",
+        "text_tokenizer/chat_template.jinja",
+        "assets/negative_prompt.json",
+    ],
+)
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (lambda path: path.write_text(POINTER), "got a Git LFS pointer, expected the file itself: run `git lfs pull`"),
+        (lambda path: path.symlink_to("../../blobs/4d7a"), r"the link leads to \.\./\.\./blobs/4d7a"),
+    ],
+    ids=["pointer", "broken link"],
+)
+def test_a_stand_in_for_a_file_is_refused(folder: Path, file: str, spoil: Callable[[Path], object], told: str) -> None:
+    path = folder / file
+    path.parent.mkdir(exist_ok=True)
+    path.unlink(missing_ok=True)
+    spoil(path)
+    with pytest.raises(CheckpointError, match=f"{Path(file).name}: .*{told}"):
+        load_everything(folder)
+        PromptEncoder.from_checkpoint(folder)
+
+
+def test_a_download_that_did_not_finish_is_named(folder: Path) -> None:
+    (folder / "transformer" / WEIGHTS).rename(folder / "transformer" / f"{WEIGHTS}.incomplete")
+    with pytest.raises(CheckpointError, match=rf"{WEIGHTS}\.incomplete: the download of this file did not finish"):
+        load_everything(folder)
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("demo", "cosmos3-demo"),
+        ("/models/Cosmos3-Nano", "Cosmos3-Nano"),
+        ("/models/Cosmos3-Nano/", "Cosmos3-Nano"),
+        ("/models/x/../Cosmos3-Nano/.", "Cosmos3-Nano"),
+        ("~/Cosmos3-Nano", "Cosmos3-Nano"),
+        ("/models/ночь 夜 2", "ночь 夜 2"),
+        (f"/cache/hub/models--nvidia--Cosmos3-Nano/snapshots/{'0a1b' * 10}", "nvidia/Cosmos3-Nano"),
+        (f"/cache/hub/models--cosmos3/snapshots/{'0a1b' * 10}", "cosmos3"),
+        ("/models/snapshots/Cosmos3-Nano", "Cosmos3-Nano"),
+    ],
+)
+def test_a_checkpoint_has_the_name_that_its_path_was_given(path: str, name: str) -> None:
+    assert checkpoint_name(path) == name
+
+
+def test_a_link_has_its_own_name_and_not_that_of_what_it_leads_to(whole: Path, tmp_path: Path) -> None:
+    snapshot = tmp_path / "models--nvidia--Cosmos3-Nano" / "snapshots" / "0123456789abcdef0123456789abcdef01234567"
+    snapshot.parent.mkdir(parents=True)
+    snapshot.symlink_to(whole)
+    (tmp_path / "nano").symlink_to(snapshot)
+    assert Checkpoint.open(snapshot).name == "nvidia/Cosmos3-Nano"
+    assert Checkpoint.open(tmp_path / "nano").name == "nano"
+
+
+def test_a_path_may_be_relative_or_begin_at_home(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(whole.parent))
+    assert Checkpoint.open(f"~/{whole.name}").folder == whole
+    monkeypatch.chdir(whole.parent)
+    opened = Checkpoint.open(whole.name)
+    monkeypatch.chdir(tmp_path)
+    assert opened.folder == whole and opened.name == whole.name
+    monkeypatch.chdir(whole)
+    assert Checkpoint.open(".").name == whole.name
 
 
 def test_a_missing_shard_is_named(sharded: Path) -> None:

@@ -81,6 +81,16 @@ def test_phases_equal_doubling_and_convolving(size: tuple[int, int]) -> None:
     assert tiny.relative_error(got[0].transpose(0, 1), expected) <= 1e-6
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_any_cpu_convolves_any_dtype(dtype: torch.dtype) -> None:
+    """oneDNN alone has no fp64, and no bf16 on an x86-64 CPU without AVX-512."""
+    x, weight = random(1, 4, 3, 5, 5), random(6, 4, 3, 3, 3)
+    got = pixel_ops.convolve(x.to(dtype), weight.to(dtype), None, (0, 1, 1))
+    expected = torch.nn.functional.conv3d(x, weight, padding=(0, 1, 1))
+    assert got.dtype == dtype
+    assert tiny.relative_error(got.float(), expected) <= (1e-2 if dtype == torch.bfloat16 else 1e-6)
+
+
 @pytest.mark.parametrize(("batch", "layout", "taken"), [(1, True, True), (2, True, False), (1, False, False)])
 def test_the_kernels_take_one_video_whose_channels_lie_together(
     monkeypatch: pytest.MonkeyPatch, batch: int, layout: bool, taken: bool

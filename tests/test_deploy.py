@@ -9,10 +9,11 @@ import yaml
 from conftest import ROOT
 from ray.serve import Application
 
+from cosmos3_models.checkpoint import CardUse
 from serve import stages
 from serve.app import CPU, ONE_GPU, SEVERAL_GPUS, AppArgs, build_app, choose_placement
 from serve.check import problems
-from serve.ingress import Ingress
+from serve.ingress import Ingress, ServedModel
 from serve.runner import JobRunner
 
 TEXT = (ROOT / "deploy.yaml").read_text()
@@ -40,6 +41,21 @@ def test_deploy_yaml_has_no_problem() -> None:
             "offload_text.literal['auto']: got 'always', Input should be 'auto'",
         ),
         ("device: auto", "device: tpu", "device: got 'tpu', Input should be 'auto', 'cpu' or 'cuda'"),
+        (
+            "checkpoint: demo ",
+            "checkpoint: models/Nano ",
+            "checkpoint: got 'models/Nano', expected an absolute path or",
+        ),
+        ("data_dir: ~/.cosmos3-serve", "data_dir: data", "data_dir: got 'data', expected an absolute path"),
+        ("media_url: null", "media_url: ./media", "media_url: got './media', expected an absolute path"),
+        ("api_keys_file: null", "api_keys_file: keys", "api_keys_file: got 'keys', expected an absolute path"),
+        ("allowed: [fp8_linears,", "allowed: [int4,", "allowed: got 'int4', expected 'fp8_linears', "),
+        (
+            "{allowed: [fp8_linears, fp8_attention, step_cache]}",
+            "{step_cache: 0.1, allowed: []}",
+            "approximation: got {'step_cache': 0.1, 'allowed': []}, step_cache: got 0.1, expected 0.0, because",
+        ),
+        ("served_model_name: []", 'served_model_name: [""]', "served_model_name.0: got ''"),
         ("num_replicas: 1 ", "num_replicas: -1 ", "num_replicas"),
         ("applications:", "applications: [", "not YAML"),
     ],
@@ -69,6 +85,38 @@ def test_no_secret_of_the_file_is_repeated(url: object) -> None:
 def test_every_argument_in_the_yaml_is_its_default_so_that_there_is_one_truth() -> None:
     assert AppArgs(**APPLICATION["args"]) == AppArgs()
     assert set(APPLICATION["args"]) == set(AppArgs.model_fields)
+
+
+def test_every_process_gets_the_same_absolute_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    args = AppArgs(checkpoint="~/nano", data_dir="~/data", media_url="s3://bucket/videos", device="cpu")
+    assert (args.checkpoint, args.data_dir, args.media_url) == ("/home/me/nano", "/home/me/data", "s3://bucket/videos")
+    deployments = bound_deployments(build_app(args))
+    for name in ("Tokenizer", "Denoiser", "VideoDecoder", "SoundDecoder"):
+        assert deployments[name].init_args[0] == "/home/me/nano"
+
+
+@pytest.mark.parametrize(
+    ("given", "names"),
+    [
+        ({}, ("cosmos3-demo",)),
+        ({"served_model_name": "nano"}, ("nano",)),
+        ({"served_model_name": ["a", "b"]}, ("a", "b")),
+    ],
+)
+def test_the_model_has_the_names_that_it_is_given(given: dict[str, Any], names: tuple[str, ...]) -> None:
+    ingress = bound_deployments(build_app(AppArgs(device="cpu", **given)))["Ingress"]
+    [model] = [value for value in ingress.init_args if isinstance(value, ServedModel)]
+    assert model.names == names
+
+
+@pytest.mark.parametrize(("gpus", "decoders"), [(1, "same GPU"), (2, "another GPU")])
+def test_the_denoiser_knows_what_else_its_card_is_for(
+    monkeypatch: pytest.MonkeyPatch, gpus: int, decoders: Any
+) -> None:
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"GPU": gpus})
+    args = AppArgs(max_pixel_frames=1000, approximation={"allowed": ["step_cache"]})
+    assert bound_deployments(build_app(args))["Denoiser"].init_args[-1] == CardUse(1000, decoders, ("step_cache",))
 
 
 def test_every_deployment_is_listed_with_queue_and_health() -> None:

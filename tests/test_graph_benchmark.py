@@ -1,5 +1,6 @@
 """The arithmetic of the graph's measurement."""
 
+import asyncio
 import json
 import os
 import subprocess
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.graph import Record, cost
-from benchmarks.one_process import Case, summary
+from benchmarks.one_process import Case, OneProcess, summary
 from benchmarks.peak import Peak, gpu_gib
 from benchmarks.queue_times import covered, queue_times
 from benchmarks.server import descendants
@@ -68,6 +69,13 @@ def test_a_part_that_fails_is_a_row_and_the_next_one_goes_on(tmp_path: Path) -> 
     assert record.rows == [{"part": "queue", "error": "RuntimeError: job failed"}]
 
 
+def test_one_process_makes_a_video_of_the_same_stages(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    fields = {"prompt": "x", "size": "32x32", "num_frames": 5, "num_inference_steps": 1}
+    stages = OneProcess(str(tiny_checkpoint), "cpu", Approximation(step_cache=0.1))
+    _, _, size = asyncio.run(stages.make(fields, tmp_path / "made.mp4"))
+    assert size == (tmp_path / "made.mp4").stat().st_size > 0
+
+
 def test_a_peak_is_the_largest_reading_since_the_beginning() -> None:
     readings = iter([5.0, 1.0, None, 3.0, 2.0])
     peak = Peak(lambda: next(readings))
@@ -76,7 +84,6 @@ def test_a_peak_is_the_largest_reading_since_the_beginning() -> None:
     assert [peak.most(), peak.most(), peak.most(), peak.grown()] == [1, 3, 3, 2]
 
 
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no /proc")
 def test_a_process_that_another_started_is_found() -> None:
     with subprocess.Popen(["sleep", "9"]) as child:
         assert child.pid in descendants(os.getpid())

@@ -3,10 +3,35 @@
 import ast
 import subprocess
 import sys
+import tomllib
+from functools import cache
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+# Imported late and only on a GPU: the first comes with PyTorch for CUDA, the second is optional.
+ON_A_GPU = {"triton", "flash_attn"}
+
+# What os lacks on macOS, and some of it on arm64 or in small containers.
+LINUX_ONLY = [
+    "O_DIRECT",
+    "O_TMPFILE",
+    "copy_file_range",
+    "eventfd",
+    "memfd_create",
+    "pidfd_open",
+    "posix_fadvise",
+    "posix_fallocate",
+    "sched_getaffinity",
+    "sched_setaffinity",
+    "setns",
+    "splice",
+    "unshare",
+]
 
 
 def imported_packages(path: Path) -> set[str]:
@@ -17,6 +42,58 @@ def imported_packages(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             packages.add((node.module or "").split(".")[0])
     return packages
+
+
+def third_party(package: str) -> set[str]:
+    imported = set().union(*(imported_packages(path) for path in (ROOT / package).rglob("*.py")))
+    return imported - set(sys.stdlib_module_names) - {"serve", "cosmos3_models"}
+
+
+@cache
+def declared_distributions() -> dict[str, Requirement]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    requirements = [Requirement(line) for line in project["dependencies"]]
+    return {canonicalize_name(requirement.name): requirement for requirement in requirements}
+
+
+@pytest.mark.parametrize("package", ["serve", "cosmos3_models"])
+def test_every_import_is_a_declared_dependency(package: str) -> None:
+    distributions = packages_distributions()
+    for name in third_party(package) - ON_A_GPU:
+        providers = {canonicalize_name(distribution) for distribution in distributions[name]}
+        assert providers & set(declared_distributions()), f"{name} comes from {providers}"
+
+
+def test_the_declared_fastapi_has_server_sent_events() -> None:
+    assert "0.135.0" in declared_distributions()["fastapi"].specifier
+    assert "0.134.9" not in declared_distributions()["fastapi"].specifier
+
+
+def test_imports_and_a_whole_video_need_no_call_that_linux_alone_has(tmp_path: Path) -> None:
+    script = (
+        "import os, pathlib\n"
+        f"for name in {LINUX_ONLY}:\n"
+        "    if hasattr(os, name): delattr(os, name)\n"
+        "import importlib, pkgutil, serve, cosmos3_models\n"
+        "for package in (serve, cosmos3_models):\n"
+        "    for module in pkgutil.iter_modules(package.__path__, f'{package.__name__}.'):\n"
+        "        if not module.name.endswith(('_kernels', '__main__')): importlib.import_module(module.name)\n"
+        "from cosmos3_models.__main__ import main\n"
+        "assert main('--prompt x --sound --num-frames 1 --height 32 --width 32 --num-inference-steps 1 --device cpu '\n"
+        "            '--out made.mp4'.split()) == 0\n"
+    )
+    environment = {"PYTHONPATH": str(ROOT), "HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "made.mp4").stat().st_size > 0
+
+
+@pytest.mark.parametrize("package", ["serve", "cosmos3_models"])
+def test_no_file_of_linux_alone_is_opened(package: str) -> None:
+    for path in (ROOT / package).rglob("*.py"):
+        texts = [node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)]
+        opened = [text for text in texts if isinstance(text, str) and text.startswith(("/proc", "/sys/", "/dev/"))]
+        assert not opened, path
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "cosmos3_models").rglob("*.py")), ids=lambda path: path.name)

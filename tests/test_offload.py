@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from cosmos3_models import Cosmos3Pipeline, GenerationParams
-from cosmos3_models.checkpoint import Checkpoint, Offload
-from cosmos3_models.offload import MOST_OF_A_CARD, HostLayers, offloads
-from cosmos3_models.params import Approximation
+from cosmos3_models.checkpoint import CardUse, Checkpoint, Offload
+from cosmos3_models.offload import HostLayers
+from cosmos3_models.params import ApproximationPolicy
 from cosmos3_models.shapes import LatentGrid
 from cosmos3_models.token_ops import joined
 from cosmos3_models.transformer import OFFLOADED, Condition, Transformer
@@ -140,24 +140,10 @@ def test_the_denoisers_log_tells_where_the_text_tower_is(
 ) -> None:
     told: list[str] = []
     monkeypatch.setattr(stages.logger, "info", told.append)
-    stages.Denoiser(str(tiny_checkpoint), "cpu", Approximation(), offload_text, AppArgs().patience())
+    use = CardUse(1, "same GPU", ())
+    policy, patience = ApproximationPolicy(), AppArgs().patience()
+    stages.Denoiser(str(tiny_checkpoint), "cpu", policy, offload_text, use, patience)
     assert any("text tower in host memory" in line for line in told) is offload_text
-
-
-@pytest.mark.parametrize(("card_gb", "expected"), [(24, True), (32, True), (80, False)])
-def test_a_card_that_the_weights_nearly_fill_has_no_text_tower(
-    monkeypatch: pytest.MonkeyPatch, card_gb: int, expected: bool
-) -> None:
-    card = SimpleNamespace(total_memory=card_gb * 10**9)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: card)
-    assert offloads("auto", 28_700_000_000, GPU) is expected
-    limit = int(MOST_OF_A_CARD * card.total_memory)
-    assert not offloads("auto", limit, GPU) and offloads("auto", limit + 1, GPU)
-    assert offloads(True, 0, GPU) and not offloads(False, 10**12, GPU)
-
-
-def test_the_cpu_offloads_nothing_of_its_own_accord() -> None:
-    assert not offloads("auto", 10**15, CPU)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")

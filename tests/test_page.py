@@ -196,7 +196,7 @@ class FakeService:
     def __init__(self, folder: Path) -> None:
         self.videos: Any = FakeVideos(folder)
 
-    def model_card(self) -> Any:
+    def model_cards(self) -> Any:
         defaults = GenerationParams(prompt="-").model_dump(exclude={"prompt"})
         return {"id": "fake", "object": "model", "sound": False, "defaults": defaults}
 

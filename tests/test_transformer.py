@@ -1,14 +1,17 @@
 """Pieces of the transformer against naive computation; the whole is compared with diffusers in test_parity."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor
 
+from cosmos3_models import token_ops
 from cosmos3_models.attention import attention
 from cosmos3_models.checkpoint import Checkpoint
 from cosmos3_models.denoise import guide
+from cosmos3_models.positions import Rotary
 from cosmos3_models.shapes import LatentGrid
 from cosmos3_models.token_ops import joined
 from cosmos3_models.transformer import RMSNorm, Streams, Transformer, patchify, unpatchify
@@ -135,3 +138,19 @@ def test_guidance_moves_away_from_the_negative_prompt_in_fp32() -> None:
     assert guide([positive, negative], 6.0).tolist() == [4.0]
     assert guide([positive], 6.0).tolist() == [1.5]
     assert guide([positive, negative], 1.0).dtype == torch.float32
+
+
+@pytest.mark.parametrize(("head_dim", "fused"), [(64, True), (96, False), (80, False)])
+def test_heads_that_triton_cannot_load_whole_take_the_plain_path(
+    monkeypatch: pytest.MonkeyPatch, head_dim: int, fused: bool
+) -> None:
+    calls: list[int] = []
+    kernels = SimpleNamespace(
+        attention_inputs=lambda *_: calls.append(1), rms_norm=lambda x, weight, eps: x * weight.to(x.dtype) + eps
+    )
+    monkeypatch.setattr(token_ops, "fused", lambda _: True)
+    monkeypatch.setattr(token_ops, "_kernels", lambda: kernels)
+    gain = torch.ones(head_dim)
+    positions = Rotary(torch.ones(5, head_dim // 2), torch.zeros(5, head_dim // 2))
+    token_ops.attention_inputs(torch.ones(1, 5, 4 * head_dim), 1, token_ops.Norms(gain, gain, 0.0), positions, None)
+    assert bool(calls) is fused

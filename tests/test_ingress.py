@@ -1,0 +1,64 @@
+"""What the ingress checks by itself: names, what may be given up, and whose defaults hold."""
+
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from serve.app import AppArgs
+from serve.errors import InvalidRequest
+from serve.ingress import Ingress, ServedModel
+
+HANDLE: Any = SimpleNamespace(options=lambda **_: None)
+REQUEST = {"prompt": "x", "size": "32x32", "num_frames": 5}
+
+
+def ingress(checkpoint: Path, data: Path, device: str = "cuda", **fields: Any) -> Ingress:
+    args = AppArgs(checkpoint=str(checkpoint), data_dir=str(data), **fields)
+    model = ServedModel(args.checkpoint, args.model_names(), device, args.approximation, args.max_pixel_frames)
+    return Ingress(HANDLE, HANDLE, HANDLE, HANDLE, HANDLE, model, args.job_settings(), args.media())
+
+
+@pytest.fixture
+def fast(tiny_checkpoint: Path, tmp_path: Path) -> Path:
+    """A checkpoint that gives something up by default."""
+    folder = Path(shutil.copytree(tiny_checkpoint, tmp_path / "夜 ночь"))
+    (folder / "generation_config.json").write_text(json.dumps({"fp8_linears": True, "step_cache": 0.05}))
+    return folder
+
+
+def test_a_checkpoints_own_defaults_hold_where_deploy_yaml_says_nothing(fast: Path, tmp_path: Path) -> None:
+    params = ingress(fast, tmp_path)._params(REQUEST)
+    assert (params.fp8_linears, params.fp8_attention, params.step_cache) == (True, False, 0.05)
+    exact = ingress(fast, tmp_path, approximation={"step_cache": 0})._params(REQUEST)
+    assert (exact.fp8_linears, exact.step_cache) == (True, 0)
+    assert ingress(fast, tmp_path)._params(REQUEST | {"step_cache": 0.2}).step_cache == 0.2
+
+
+def test_what_the_operator_forbids_is_off_by_default_and_refused_when_asked_for(fast: Path, tmp_path: Path) -> None:
+    strict = ingress(fast, tmp_path, approximation={"allowed": ["step_cache"]})
+    assert not strict._params(REQUEST).fp8_linears
+    with pytest.raises(InvalidRequest) as refused:
+        strict._params(REQUEST | {"fp8_linears": True})
+    assert refused.value.status == 400
+    assert str(refused.value) == (
+        "fp8_linears: got True, expected false, because this server's operator does not allow it"
+    )
+    assert strict.model_cards()[0]["allowed_approximations"] == ["step_cache"]
+
+
+def test_every_name_is_listed_and_taken_and_no_other(fast: Path, tmp_path: Path) -> None:
+    served = ingress(fast, tmp_path, served_model_name=["nvidia/Cosmos3-Nano", "nano"])
+    assert [card["id"] for card in served.model_cards()] == ["nvidia/Cosmos3-Nano", "nano"]
+    for name in (None, "nvidia/Cosmos3-Nano", "nano"):
+        served._params(REQUEST if name is None else REQUEST | {"model": name})
+    with pytest.raises(InvalidRequest, match="got '夜 ночь', expected 'nvidia/Cosmos3-Nano' or 'nano' or no model"):
+        served._params(REQUEST | {"model": fast.name})
+
+
+def test_the_folders_own_name_is_served_whatever_its_letters(fast: Path, tmp_path: Path) -> None:
+    assert [card["id"] for card in ingress(fast, tmp_path).model_cards()] == ["夜 ночь"]
+    ingress(fast, tmp_path)._params(REQUEST | {"model": "夜 ночь"})

@@ -1,0 +1,184 @@
+"""What is said to fit a GPU against what one H100 took at Cosmos3-Nano's size, and what follows from it."""
+
+import asyncio
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Literal
+
+import pytest
+import torch
+
+from benchmarks import nano
+from cosmos3_models import Cosmos3Pipeline, GenerationParams, InvalidInput, memory
+from cosmos3_models.checkpoint import CardUse, Checkpoint
+from cosmos3_models.config import SchedulerConfig, SoundDecoderConfig, VideoVAEConfig
+from cosmos3_models.memory import GIB, Footprint
+from cosmos3_models.params import APPROXIMATIONS, ApproximationName, ApproximationPolicy, GenerationDefaults
+from cosmos3_models.prompt import PromptIds
+from serve import stages
+from serve.app import AppArgs
+
+GPU, CPU = torch.device("cuda"), torch.device("cpu")
+TOKENS = nano.PROMPT_TOKENS + nano.NEGATIVE_TOKENS
+H100 = int(79.1 * GIB)
+Decoders = Literal["same process", "same GPU", "another GPU"]
+EXACT: tuple[ApproximationName, ...] = ()
+SMALL = GenerationParams(prompt="x", num_frames=5, height=32, width=32, num_inference_steps=1)
+
+# Of all memory that PyTorch reports for the card: RTX 4090, RTX 5090, RTX A6000, H100, H200.
+CARDS = [(23.5, False, True), (31.4, False, True), (47.4, False, True), (79.1, True, False), (139.8, True, False)]
+
+
+def nano_checkpoint() -> Checkpoint:
+    return Checkpoint(
+        folder=Path("/nano"),
+        transformer=nano.transformer_config(nano.TRANSFORMER["num_hidden_layers"]),
+        video_vae=VideoVAEConfig.model_validate(nano.VIDEO_VAE),
+        sound=SoundDecoderConfig.model_validate(nano.SOUND),
+        scheduler=SchedulerConfig.model_validate(nano.SCHEDULER),
+        defaults=GenerationDefaults(),
+    )
+
+
+def footprint(
+    pixel_frames: int = AppArgs().max_pixel_frames,
+    decoders: Decoders = "same GPU",
+    approximations: tuple[ApproximationName, ...] = APPROXIMATIONS,
+) -> Footprint:
+    return Footprint(nano_checkpoint(), torch.bfloat16, CardUse(pixel_frames, decoders, approximations))
+
+
+def video(height: int, width: int, frames: int, **fields: object) -> GenerationParams:
+    return GenerationParams(prompt="x", height=height, width=width, num_frames=frames, **fields)
+
+
+def test_the_weights_are_those_of_nano() -> None:
+    nanos = footprint()
+    assert nanos.transformer == pytest.approx(28.7e9, rel=0.01)
+    assert (nanos.transformer - nanos.text) / GIB == pytest.approx(13.1, abs=0.2)
+    assert nanos.fp8 == pytest.approx(6.9e9, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("params", "peak_gib"),
+    [(video(720, 1280, 189), 4.54), (video(720, 1280, 297), 6.85), (video(480, 832, 49), 0.91)],
+    ids=lambda value: None if isinstance(value, float) else f"{value.height}p{value.num_frames}",
+)
+def test_a_denoise_takes_what_was_measured(params: GenerationParams, peak_gib: float) -> None:
+    assert footprint().denoised(params.grid.cells, TOKENS) / GIB == pytest.approx(peak_gib, rel=0.05)
+
+
+def test_the_step_cache_and_longer_prompts_take_what_was_measured() -> None:
+    nanos, cells = footprint(), video(720, 1280, 189).grid.cells
+    assert nanos.cached(cells) / GIB == pytest.approx(1.70, rel=0.05)
+    longer = nanos.denoised(cells, 2 * 4096) - nanos.denoised(cells, TOKENS)
+    assert longer / GIB == pytest.approx(0.74, rel=0.05)
+
+
+@pytest.mark.parametrize(("size", "peak_gib"), [((720, 1280), 14.13), ((480, 832), 10.62), ((1072, 1920), 13.40)])
+def test_a_decode_takes_no_more_than_is_said_and_little_less(size: tuple[int, int], peak_gib: float) -> None:
+    said = footprint().decoded(size[0] // 16, size[1] // 16, H100) / GIB
+    assert peak_gib <= said <= 1.13 * peak_gib
+
+
+@pytest.mark.parametrize(("latents", "peak_gib"), [(197, 1.47), (400, 2.98), (1251, 9.31)])
+def test_sound_takes_what_was_measured(latents: int, peak_gib: float) -> None:
+    assert footprint().sounded(latents) / GIB == pytest.approx(peak_gib, rel=0.02)
+
+
+@pytest.mark.parametrize(("frames", "size", "used_gib"), [(189, (720, 1280), 58.5), (49, (480, 832), 45.6)])
+def test_a_whole_server_takes_what_was_measured(frames: int, size: tuple[int, int], used_gib: float) -> None:
+    """All stages on one card; its default negative prompt had 623 tokens."""
+    checkpoint = nano_checkpoint()
+    defaults = GenerationDefaults(height=size[0], width=size[1])
+    checkpoint = Checkpoint(**{**vars(checkpoint), "defaults": defaults})
+    use = CardUse(frames * size[0] * size[1], "same GPU", EXACT)
+    said = Footprint(checkpoint, torch.bfloat16, use).most(H100, fp8=True) / GIB
+    assert said == pytest.approx(used_gib, rel=0.07)
+
+
+@pytest.mark.parametrize(("gib", "fp8", "expected"), CARDS)
+def test_the_text_tower_leaves_a_card_that_the_longest_video_does_not_fit(
+    monkeypatch: pytest.MonkeyPatch, gib: float, fp8: bool, expected: bool
+) -> None:
+    put_card(monkeypatch, gib, fp8)
+    assert footprint().offloads("auto", GPU) is expected
+    assert footprint().offloads(True, GPU) and not footprint().offloads(False, GPU)
+    assert not footprint().offloads("auto", CPU)
+
+
+@pytest.mark.parametrize(("gib", "fp8", "expected"), [(23.5, False, True), (47.4, False, False), (79.1, True, False)])
+def test_a_denoiser_alone_on_its_card_needs_a_smaller_one(
+    monkeypatch: pytest.MonkeyPatch, gib: float, fp8: bool, expected: bool
+) -> None:
+    put_card(monkeypatch, gib, fp8)
+    assert footprint(decoders="another GPU").offloads("auto", GPU) is expected
+
+
+def test_what_requests_may_give_up_counts_where_the_card_can_compute_it() -> None:
+    without, cached, both = (
+        footprint(approximations=allowed).most(H100, fp8=True)
+        for allowed in (EXACT, ("step_cache",), ("step_cache", "fp8_linears"))
+    )
+    assert (both - cached) == footprint().fp8
+    longest = video(720, 1280, 297).grid.cells
+    assert cached - without == pytest.approx(memory.SLACK * footprint().cached(longest), rel=0.01)
+    assert footprint(approximations=("fp8_linears",)).most(H100, fp8=False) == without
+
+
+@pytest.mark.parametrize(
+    ("params", "gib", "offloaded", "fits"),
+    [
+        (video(720, 1280, 189), 79.1, False, True),
+        (video(1920, 1920, 65), 79.1, False, True),
+        (video(2560, 2560, 41), 79.1, False, False),
+        (video(480, 832, 189), 23.5, True, True),
+        (video(480, 832, 189), 23.5, False, False),
+        (video(720, 1280, 189), 23.5, True, False),
+        (video(720, 1280, 297, fp8_linears=True), 23.5, True, False),
+        (video(64, 64, 1201, fps=1, generate_sound=True), 79.1, False, False),
+        (video(64, 64, 1201, fps=1), 79.1, False, True),
+    ],
+)
+def test_a_video_that_cannot_fit_the_card_is_refused(
+    monkeypatch: pytest.MonkeyPatch, params: GenerationParams, gib: float, offloaded: bool, fits: bool
+) -> None:
+    put_card(monkeypatch, gib, fp8=True)
+    if fits:
+        return footprint().check(params, GPU, offloaded=offloaded)
+    with pytest.raises(InvalidInput, match=f"GiB, and the GPU has {gib}"):
+        footprint().check(params, GPU, offloaded=offloaded)
+    footprint().check(params, CPU, offloaded=offloaded)
+
+
+@pytest.mark.parametrize(("decoders", "fits"), [("same process", True), ("same GPU", False), ("another GPU", True)])
+def test_parts_of_one_process_take_turns_with_memory(decoders: Decoders, fits: bool) -> None:
+    least = footprint(decoders=decoders).least(video(720, 1280, 189), offloaded=True)
+    assert (least < 23.5 * GIB) is fits
+
+
+def test_the_refusal_comes_before_the_first_step(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[object] = []
+    pipeline = Cosmos3Pipeline.from_pretrained(tiny_checkpoint, "cpu")
+    denoiser = stages.Denoiser(str(tiny_checkpoint), "cpu", ApproximationPolicy(), False, CardUse(1, "same GPU", EXACT))
+    ids = pipeline.prompt_encoder.encode(SMALL)
+    monkeypatch.setattr(Footprint, "check", refuse)
+    with pytest.raises(InvalidInput):
+        pipeline(SMALL, on_step=lambda *step: steps.append(step))
+    with pytest.raises(InvalidInput):
+        asyncio.run(collect(denoiser, ids, steps))
+    assert steps == []
+
+
+async def collect(denoiser: stages.Denoiser, ids: PromptIds, steps: list[object]) -> None:
+    async for item in denoiser.denoise(ids, SMALL):
+        steps.append(item)
+
+
+def refuse(*_: object, offloaded: bool) -> None:
+    raise InvalidInput("size", 1, f"2, offloaded {offloaded}", "3")
+
+
+def put_card(monkeypatch: pytest.MonkeyPatch, gib: float, fp8: bool) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=int(gib * GIB)))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0) if fp8 else (8, 9))
