@@ -157,8 +157,8 @@ class Graph:
             try:
                 return await response
             except Exception as error:
-                response.cancel()
                 self._try_again_or_raise(stage, attempt, error)
+                response.cancel()  # a replica that cannot be reached may still work on it
             except BaseException:  # cancelled
                 response.cancel()
                 raise

@@ -58,7 +58,7 @@ class LocalIngress(Ingress):
     def __init__(self, args: AppArgs, access: Access = OPEN) -> None:
         nothing: Any = LocalHandle(None)
         tokenizer, runner = LocalHandle(Tokenizer(args.checkpoint)), DeafRunner()
-        model = ServedModel(args.checkpoint, "cpu", args.approximation, args.max_pixel_frames)
+        model = ServedModel(args.checkpoint, args.model_names(), "cpu", args.approximation, args.max_pixel_frames)
         stages: Any = (tokenizer, nothing, nothing, nothing, runner)
         super().__init__(*stages, model, args.job_settings(), args.media(), access)
         self.unready: list[str] = []
