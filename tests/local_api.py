@@ -66,7 +66,7 @@ class LocalIngress(Ingress):
     async def generate(self, request: Any, arrays: bool = False) -> FinishedVideo:
         params = self._params(request)
         await self._graph.check(params)
-        record = video_record(params, self._checkpoint.name, DURATIONS)
+        record = video_record(params, self._model.names[0], DURATIONS)
         assert not arrays
         return {"type": "video", "mp4": MP4, "thumbnail": b"", "spritesheet": b"", "record": record}
 

@@ -124,7 +124,7 @@ def test_an_allowed_page_sees_that_its_key_is_wrong_and_that_the_server_failed(
     access = Access(("0" * 16,), None, (), ("*",))
     with local_client(tmp_path, access) as client:
         refused = client.get("/v1/videos", headers={"Origin": EVIL})
-        monkeypatch.setattr(client.service, "model_card", lambda: 1 / 0)
+        monkeypatch.setattr(client.service, "model_cards", lambda: 1 / 0)
         failed = client.get("/v1/models", headers={"Origin": EVIL, "Authorization": f"Bearer {'0' * 16}"})
     assert (refused.status_code, failed.status_code) == (401, 500)
     assert refused.headers["access-control-allow-origin"] == failed.headers["access-control-allow-origin"] == "*"

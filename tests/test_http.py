@@ -123,9 +123,7 @@ def test_an_idempotency_key_that_is_no_ascii_is_refused(client: LocalClient, key
 def test_a_model_of_any_name_is_served(
     client: LocalClient, monkeypatch: pytest.MonkeyPatch, name: str, shown: str
 ) -> None:
-    checkpoint = client.service._checkpoint
-    folder = checkpoint.folder.with_name(name)
-    monkeypatch.setattr(type(checkpoint), "name", property(lambda _: folder.name))
+    monkeypatch.setattr(client.service, "_model", client.service._model._replace(names=(name,)))
     response = client.post("/v1/videos/sync", json={"prompt": "x", "model": name})
     assert (response.status_code, response.content) == (200, MP4)
     assert response.headers["x-model"] == shown
@@ -311,7 +309,7 @@ def test_a_fault_of_the_server_is_an_error_with_its_cause(
 
     monkeypatch.setattr(client.service.videos, "list", lost)
     check_error(client.get("/v1/videos"), 503, "database_unavailable")
-    monkeypatch.setattr(client.service, "model_card", lambda: 1 / 0)
+    monkeypatch.setattr(client.service, "model_cards", lambda: 1 / 0)
     check_error(client.get("/v1/models"), 500, "internal_error")
     assert lines(caplog) == [(logging.ERROR, True)] * 2
     assert "OSError: disk I/O error" in caplog.text

@@ -160,7 +160,8 @@ def test_parts_of_one_process_take_turns_with_memory(decoders: Decoders, fits: b
 def test_the_refusal_comes_before_the_first_step(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[object] = []
     pipeline = Cosmos3Pipeline.from_pretrained(tiny_checkpoint, "cpu")
-    denoiser = stages.Denoiser(str(tiny_checkpoint), "cpu", ApproximationPolicy(), False, CardUse(1, "same GPU", EXACT))
+    policy, use, patience = ApproximationPolicy(), CardUse(1, "same GPU", EXACT), AppArgs().patience()
+    denoiser = stages.Denoiser(str(tiny_checkpoint), "cpu", policy, False, use, patience)
     ids = pipeline.prompt_encoder.encode(SMALL)
     monkeypatch.setattr(Footprint, "check", refuse)
     with pytest.raises(InvalidInput):
