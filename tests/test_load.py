@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,16 @@ def url(server: Server, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPath
         serve.run(fake_application(args, STEP_S, runners=2, ingresses=2), name="load", route_prefix="/load")
         yield f"{server.url}/load/v1/videos"
         serve.delete("load")
+
+
+@pytest.fixture
+def lone_url(server: Server, tiny_checkpoint: Path, tmp_path: Path) -> Iterator[str]:
+    """An application with one ingress replica, which sees all requests."""
+    args = AppArgs(checkpoint=str(tiny_checkpoint), data_dir=str(tmp_path))
+    with picklable():
+        serve.run(fake_application(args, STEP_S), name="lone", route_prefix="/lone")
+        yield f"{server.url}/lone/v1/videos"
+        serve.delete("lone")
 
 
 def ended(url: str, video_id: str) -> dict[str, Any]:
@@ -85,3 +96,22 @@ def test_estimates_are_within_a_quarter_on_a_steady_load(url: str) -> None:
     assert len(waiting) >= 4
     for record in waiting:
         assert record["eta_s"] == pytest.approx(took[record["id"]], rel=0.25)
+
+
+def test_requests_whose_clients_wait_count_in_the_estimates(lone_url: str) -> None:
+    def submitted() -> float:
+        job = httpx.post(lone_url, json=REQUEST, timeout=30).json()
+        eta_s: float = job["eta_s"] or 0.0
+        assert ended(lone_url, job["id"])["status"] == "completed"
+        return eta_s
+
+    submitted()
+    alone_s = submitted()
+    sync_s = 80 * STEP_S
+    sync = {"json": REQUEST | {"num_inference_steps": 80}, "timeout": 60}
+    with ThreadPoolExecutor() as beside:
+        answer = beside.submit(httpx.post, f"{lone_url}/sync", **sync)  # type: ignore[arg-type]
+        time.sleep(1)
+        behind_s = submitted()
+        assert answer.result().status_code == 200
+    assert alone_s + 0.5 * sync_s < behind_s < alone_s + 1.5 * sync_s
