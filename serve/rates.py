@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 REACH = 16.0  # work so much larger than any that was measured is not estimated
 SIMPLER = 0.01  # a further part must bring the estimates so much nearer, as a share of the truth
 ROUNDS = 6
-NEAR = 0.02  # all misses below this share count alike
+NEAR = 0.1  # smaller misses are noise and averaged; of larger ones the median counts
 
 
 class Work(NamedTuple):
@@ -38,9 +38,8 @@ class Rate:
     """Seconds of a job, of a pass and of an operation, each zero or more.
 
     Jobs differ in size by a factor of thousands, so what counts is how far an estimate is off as a share of the truth.
-    The median of that share is made small rather than its mean: a job that was slowed by others says little. All
-    samples of about one size together count as much as those of another. Where the samples are too alike to tell the
-    parts apart, all time goes to the operations.
+    A job that is far off, because others slowed it, says little. All samples of about one size together count as much
+    as those of another. Where the samples are too alike to tell the parts apart, all time goes to the operations.
     """
 
     def __init__(self, samples: Sequence[Sample]) -> None:
@@ -76,7 +75,7 @@ def _fit_parts(
 ) -> tuple[float, NDArray[np.float64]] | None:
     """How far this set is off and its rates, for ``rows @ rates`` near 1; None where one would be negative.
 
-    Least absolute deviations, of which each row has a share, by reweighted least squares.
+    Huber's regression, in which each row has its share, by reweighted least squares.
     """
     scale = rows[:, parts].max(axis=0)
     scaled = rows[:, parts] / scale

@@ -33,6 +33,16 @@ def url(server: Server, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPath
         serve.delete("load")
 
 
+@pytest.fixture
+def lone_url(server: Server, tiny_checkpoint: Path, tmp_path: Path) -> Iterator[str]:
+    """An application with one ingress replica, which sees all requests."""
+    args = AppArgs(checkpoint=str(tiny_checkpoint), data_dir=str(tmp_path))
+    with picklable():
+        serve.run(fake_application(args, STEP_S), name="lone", route_prefix="/lone")
+        yield f"{server.url}/lone/v1/videos"
+        serve.delete("lone")
+
+
 def ended(url: str, video_id: str) -> dict[str, Any]:
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
@@ -85,3 +95,19 @@ def test_estimates_are_within_a_quarter_on_a_steady_load(url: str) -> None:
     assert len(waiting) >= 4
     for record in waiting:
         assert record["eta_s"] == pytest.approx(took[record["id"]], rel=0.25)
+
+
+def test_requests_whose_clients_wait_count_in_the_estimates(lone_url: str) -> None:
+    def submitted() -> float:
+        job = httpx.post(lone_url, json=REQUEST, timeout=30).json()
+        eta_s: float = job["eta_s"] or 0.0  # nobody knows of the first one
+        assert ended(lone_url, job["id"])["status"] == "completed"
+        return eta_s
+
+    submitted()
+    alone_s = submitted()
+    events = serve.get_app_handle("lone").options(stream=True).stream.remote(REQUEST | {"num_inference_steps": 100})
+    assert [next(events)["step"] for _ in range(2)] == [0, 1]
+    behind_s = submitted()
+    assert list(events)[-1]["type"] == "video"
+    assert behind_s - alone_s > 0.5 * 100 * STEP_S, "the denoiser is taken for that long"

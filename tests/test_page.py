@@ -1,9 +1,11 @@
 """The web page, in a real browser, against the real server and against one that wants a key."""
 
+import asyncio
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,10 @@ import numpy as np
 import pytest
 import uvicorn
 from conftest import Server, free_port
+from fastapi import FastAPI, Request
+from fastapi.responses import PlainTextResponse
 from playwright.sync_api import Browser, Dialog, Page, expect, sync_playwright
+from starlette.middleware.base import BaseHTTPMiddleware
 
 from cosmos3_models import GenerationParams
 from cosmos3_models.media import encode_video
@@ -172,20 +177,38 @@ def test_the_policy_lets_no_other_script_run(server: Server, page: Page) -> None
 
 
 class FakeVideos:
-    """One finished video, without a model behind it."""
+    """One video, finished unless it is said otherwise, without a model behind it."""
 
     def __init__(self, folder: Path) -> None:
         self._media = MediaStore(str(folder))
         self._mp4 = encode_video(np.zeros((9, 32, 48, 3), np.uint8), None, 24, 48_000)
         (folder / "video.mp4").write_bytes(self._mp4)
 
-    async def list(self, *_: Any) -> VideoList:
+        self.status: Any = "completed"
+        self.lives = 0
+
+    @property
+    def video(self) -> Video:
         params = GenerationParams(prompt="kept", num_frames=9, height=32, width=48)
-        state = {"status": "completed", "progress": 100, "step": 35, "queue_position": 0, "attempts": 1}
+        state = {"status": self.status, "progress": 100, "step": 35, "queue_position": 0, "attempts": 1}
         times = dict.fromkeys(("created_at", "completed_at", "expires_at"), 0)
         nothing = dict.fromkeys(("error", "stage", "eta_s", "stage_durations", "request_id"))
-        video = Video(id="video_1", model="fake", **described(params), **state, **times, **nothing)
-        return VideoList(data=[video], first_id=video.id, last_id=video.id, has_more=False)
+        return Video(id="video_1", model="fake", **described(params), **state, **times, **nothing)
+
+    async def list(self, *_: Any) -> VideoList:
+        return VideoList(data=[self.video], first_id="video_1", last_id="video_1", has_more=False)
+
+    async def retrieve(self, _: str) -> Video:
+        return self.video
+
+    async def events(self, _: str, last_event: int | None) -> AsyncIterator[Any]:
+        """Step 1 and no more in the first life of the server; the rest behind it in the second."""
+        if self.lives == 1:
+            yield 1, {"type": "progress", "stage": "denoiser", "step": 1, "steps": 35, "progress": 2}
+            await asyncio.sleep(3600)
+        assert last_event == 1
+        self.status = "completed"
+        yield 2, {"type": "completed", "video": self.video.model_dump()}
 
     async def content(self, *_: Any) -> Content:
         read = partial(self._media.read, "video.mp4")
@@ -201,12 +224,11 @@ class FakeService:
         return {"id": "fake", "object": "model", "sound": False, "defaults": defaults}
 
 
-@pytest.fixture
-def locked_url(tmp_path: Path) -> Iterator[str]:
-    """The address of a server that wants a key."""
-    service: Any = FakeService(tmp_path)
-    port = free_port()
-    server = uvicorn.Server(uvicorn.Config(create_api(service, Access((KEY,))), port=port, log_level="error"))
+@contextmanager
+def running(api: FastAPI, port: int) -> Iterator[str]:
+    """The address of a server, which at the end breaks all connections off."""
+    config = uvicorn.Config(api, port=port, log_level="critical", timeout_graceful_shutdown=0)
+    server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started:
@@ -214,6 +236,57 @@ def locked_url(tmp_path: Path) -> Iterator[str]:
     yield f"http://127.0.0.1:{port}"
     server.should_exit = True
     thread.join()
+
+
+@pytest.fixture
+def locked_url(tmp_path: Path) -> Iterator[str]:
+    """The address of a server that wants a key."""
+    service: Any = FakeService(tmp_path)
+    with running(create_api(service, Access((KEY,))), free_port()) as url:
+        yield url
+
+
+def test_a_restart_of_the_server_is_outlasted_by_the_stream_and_by_the_download(tmp_path: Path, page: Page) -> None:
+    service, port = FakeService(tmp_path), free_port()
+    service.videos.status = "in_progress"
+    for service.videos.lives in (1, 2):
+        api = create_api(service)  # type: ignore[arg-type]
+        if service.videos.lives == 2:
+            api.add_middleware(NoFilesAtFirst)
+        with running(api, port) as url:
+            if service.videos.lives == 1:
+                page.goto(url)
+                expect(page.locator("#stage")).to_have_text("Denoising, step 1 of 35", timeout=PATIENCE_MS)
+                continue
+            expect(page.locator("#news")).to_have_text("The video is finished.", timeout=PATIENCE_MS)
+            assert the_video(page) == [pytest.approx(9 / 24, abs=0.1), 48]
+            expect(page.get_by_role("listitem").locator("img")).to_be_visible(timeout=PATIENCE_MS)
+
+
+class NoFilesAtFirst(BaseHTTPMiddleware):
+    """What Serve's proxy answers before it knows its routes, for the first three files."""
+
+    asked = 0
+
+    async def dispatch(self, request: Request, call_next: Any) -> Any:
+        if request.url.path.endswith("/content"):
+            self.asked += 1
+            if self.asked <= 3:
+                return PlainTextResponse("Path not found", 404)
+        return await call_next(request)
+
+
+def test_a_stream_that_has_gone_silent_is_opened_again(tmp_path: Path, page: Page) -> None:
+    service, port = FakeService(tmp_path), free_port()
+    service.videos.status, service.videos.lives = "in_progress", 1
+    page.clock.install()
+    with running(create_api(service), port) as url:  # type: ignore[arg-type]
+        page.goto(url)
+        expect(page.locator("#stage")).to_have_text("Denoising, step 1 of 35", timeout=PATIENCE_MS)
+        service.videos.lives = 2
+        page.clock.fast_forward(46_000)  # the server's own comments come on the real clock, each quarter of a minute
+        page.clock.fast_forward(2_000)
+        expect(page.locator("#news")).to_have_text("The video is finished.", timeout=10_000)
 
 
 def test_a_key_is_asked_for_once_and_goes_with_every_request(locked_url: str, page: Page) -> None:
