@@ -40,7 +40,7 @@ def test_a_video_with_sound_is_written_with_a_progress_bar_and_a_timing_table(
     ("arguments", "told"),
     [
         (("--prompt", "x", "--num-frames", "10"), "error: num_frames: got 10, expected 4k + 1 frames"),
-        (("--prompt", "x", "--checkpoint", "nowhere"), "nowhere: no such folder"),
+        (("--prompt", "x", "--checkpoint", "nowhere"), f"error: {Path.cwd() / 'nowhere'}: no such folder"),
         (("--prompt", "x", "--seed", "many"), "argument --seed: invalid int value: 'many'"),
         (("--prompt", ""), "error: prompt: got '', expected some text"),
     ],

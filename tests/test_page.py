@@ -221,7 +221,7 @@ class FakeService:
 
     def model_cards(self) -> Any:
         defaults = GenerationParams(prompt="-").model_dump(exclude={"prompt"})
-        return {"id": "fake", "object": "model", "sound": False, "defaults": defaults}
+        return [{"id": "fake", "object": "model", "sound": False, "defaults": defaults}]
 
 
 @contextmanager
