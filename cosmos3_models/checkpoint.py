@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from cosmos3_models.budget import Decoders
 from cosmos3_models.config import (
     SchedulerConfig,
     SoundDecoderConfig,
@@ -32,12 +33,12 @@ class CardUse(NamedTuple):
 
     Attributes:
         pixel_frames: height x width x frames of the largest video.
-        decoders: where both decoders compute. Processes that share a GPU do not take each other's idle memory.
+        decoders: where both decoders compute.
         approximations: what requests may give up for speed, since some of it takes memory.
     """
 
     pixel_frames: int
-    decoders: Literal["same process", "same GPU", "another GPU"]
+    decoders: Decoders
     approximations: tuple[ApproximationName, ...]
 
 

@@ -61,7 +61,9 @@ class Cosmos3Pipeline:
         self.denoiser = denoiser
         self.video_decoder = video_decoder
         self.sound_decoder = sound_decoder
-        self._footprint = Footprint(checkpoint, denoiser.transformer.dtype, one_process(checkpoint))
+        transformer = denoiser.transformer
+        footprint = Footprint(checkpoint, transformer.dtype, one_process(checkpoint))
+        self._budget = footprint.budget(transformer.device, offloaded=transformer.text.offloaded)
 
     @classmethod
     def from_pretrained(
@@ -113,8 +115,8 @@ class Cosmos3Pipeline:
             InvalidInput: what is asked for cannot be made from this checkpoint.
         """
         timings: dict[str, float] = {}
-        transformer = self.denoiser.transformer
-        self._footprint.check(params, transformer.device, offloaded=transformer.text.offloaded)
+        if self._budget is not None:
+            self._budget.check(params)
         with self._timed("preprocess", timings):
             ids = self.prompt_encoder.encode(params)
         with self._timed("denoise", timings):

@@ -24,6 +24,7 @@ from ray.serve.exceptions import (
 from ray.serve.handle import DeploymentHandle
 
 from cosmos3_models import GenerationParams, InvalidInput
+from cosmos3_models.budget import Budget
 from cosmos3_models.media import mux
 from cosmos3_models.prompt import PromptIds
 from serve.errors import InvalidRequest, NotReady, QueueFull, StageFailed
@@ -66,6 +67,7 @@ class Graph:
         max_attempts: int,
     ) -> None:
         self._tokenizer = tokenizer
+        self._denoisers = denoiser
         self._denoiser = denoiser.options(stream=True)
         self._video_decoder = video_decoder
         self._sound_decoder = sound_decoder
@@ -89,6 +91,11 @@ class Graph:
                 return
             except ObjectLostError as error:  # the node that held the latents is gone
                 self._note_failure("latents", attempt, error)
+
+    async def budget(self) -> Budget | None:
+        """What requests may take of the denoiser's GPU; waits for a replica that is free."""
+        budget: Budget | None = await self._call("denoiser", self._denoisers.budget.remote)
+        return budget
 
     async def check(self, params: GenerationParams) -> PromptIds:
         """The prompts' ids; raises ``InvalidRequest`` for what the tokenizer alone can tell: too many of them."""

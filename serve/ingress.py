@@ -12,6 +12,7 @@ from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ReplicaState
 
 from cosmos3_models import GenerationParams, InvalidInput
+from cosmos3_models.budget import Budget
 from cosmos3_models.checkpoint import Checkpoint
 from cosmos3_models.config import require_sound
 from cosmos3_models.params import ApproximationPolicy, check_device, check_pixel_frames
@@ -28,6 +29,8 @@ from serve.jobs import JobSettings
 from serve.schema import Event, FinishedVideo, ModelCard, Video, VideoDeleted, VideoList, VideoRequest, read_request
 from serve.storage import MediaStore
 from serve.videos import Videos
+
+BUDGET_WAIT_S = 2.0  # an idle denoiser answers in milliseconds
 
 
 class ServedModel(NamedTuple):
@@ -75,6 +78,7 @@ class Ingress:
         self._defaults = model.approximation.over(self._checkpoint.defaults)
         self._model = model
         self._graph = Graph(tokenizer, denoiser, video_decoder, sound_decoder, settings.max_attempts)
+        self._budget: asyncio.Task[Budget | None] | None = None
         self._lease_s = settings.lease_s
         self._runner = runner
         self._access = access
@@ -99,7 +103,7 @@ class Ingress:
 
     async def stream(self, request: VideoRequest | dict[str, Any], arrays: bool = False) -> AsyncGenerator[Event, None]:
         """The same, with a progress event for every step on the way; the video is the last event."""
-        params = self._params(request)
+        params = await self._checked(request)
         passes = 1 if params.guidance_scale == 1 else 2
         # Only the tokenizer knows how long the text is, and next to the media it is short.
         cost = cost_of(self._checkpoint, self._model.device, params, (0,) * passes)
@@ -124,7 +128,7 @@ class Ingress:
         Raises:
             ServingError: what the request got wrong, or that the queue is full.
         """
-        params = self._params(request)
+        params = await self._checked(request)
         ids = await self._graph.check(params)
         tokens = [len(prompt) for prompt in (ids.positive, ids.negative) if prompt is not None]
         cost = cost_of(self._checkpoint, self._model.device, params, tokens)
@@ -181,6 +185,24 @@ class Ingress:
     async def _unready_database(self) -> Sequence[str]:
         await self.videos.table.queued()
         return []
+
+    async def _checked(self, request: VideoRequest | dict[str, Any]) -> GenerationParams:
+        """The request, refused here if no GPU of the denoisers can hold it."""
+        params = self._params(request)
+        if self._model.device == "cuda" and (budget := await self._known_budget()) is not None:
+            try:
+                budget.check(params)
+            except InvalidInput as error:
+                raise InvalidRequest.of(error) from None
+        return params
+
+    async def _known_budget(self) -> Budget | None:
+        """What a denoiser has said of its GPU. While all are busy or away nothing is known; they check as well."""
+        if self._budget is None or (self._budget.done() and self._budget.exception()):
+            # In a context of its own: the request that asks first may end before the answer.
+            self._budget = asyncio.create_task(self._graph.budget(), context=contextvars.Context())
+        await asyncio.wait({self._budget}, timeout=BUDGET_WAIT_S)
+        return self._budget.result() if self._budget.done() and not self._budget.exception() else None
 
     def _params(self, request: VideoRequest | dict[str, Any]) -> GenerationParams:
         try:

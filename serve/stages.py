@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cosmos3_models import GenerationParams
+from cosmos3_models.budget import Budget
 from cosmos3_models.checkpoint import CardUse, Checkpoint, Offload
 from cosmos3_models.config import require_sound
 from cosmos3_models.cost import request_flops, sound_decode_flops, video_decode_flops
@@ -64,7 +65,8 @@ class Denoiser:
             aside.submit(attention.backend, target)  # on a GPU seconds of imports, while the files are read
             transformer = weights.load_transformer(opened, target, dtype, offload_text, use)
         approximation = policy.over(opened.defaults).approximation
-        self._footprint = Footprint(opened, dtype, use)
+        footprint = Footprint(opened, dtype, use)
+        self._budget = footprint.budget(target, offloaded=transformer.text.offloaded)
         self._denoiser = VideoDenoiser(transformer, opened.scheduler, opened.sound)
         kind = f"{dtype}, {approximation.label}, attention: {attention.backend(target)}"
         kind += ", text tower in host memory" if transformer.text.offloaded else ""
@@ -86,8 +88,8 @@ class Denoiser:
                 turn.step()
                 tell(done)
 
-            transformer = self._denoiser.transformer
-            self._footprint.check(params, transformer.device, offloaded=transformer.text.offloaded)
+            if self._budget is not None:
+                self._budget.check(params)
             tell(0)
             return self._denoiser.arrays(ids, params, on_step=on_step, should_stop=turn.stopped)
 
@@ -104,6 +106,10 @@ class Denoiser:
         for stream in latents:
             yield stream
         yield LATENTS_COMPLETE
+
+    def budget(self) -> Budget | None:
+        """What requests may take of this replica's GPU; None on the CPU."""
+        return self._budget
 
     async def check_health(self) -> None:
         self._worker.check()

@@ -1,13 +1,18 @@
 """What the ingress checks by itself: names, what may be given up, and whose defaults hold."""
 
+import asyncio
 import json
 import shutil
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from cosmos3_models.budget import GIB, Budget
+from cosmos3_models.checkpoint import Checkpoint
+from serve import ingress as ingress_module
 from serve.app import AppArgs
 from serve.errors import InvalidRequest
 from serve.ingress import Ingress, ServedModel
@@ -62,3 +67,50 @@ def test_every_name_is_listed_and_taken_and_no_other(fast: Path, tmp_path: Path)
 def test_the_folders_own_name_is_served_whatever_its_letters(fast: Path, tmp_path: Path) -> None:
     assert [card["id"] for card in ingress(fast, tmp_path).model_cards()] == ["夜 ночь"]
     ingress(fast, tmp_path)._params(REQUEST | {"model": "夜 ночь"})
+
+
+def small_card(checkpoint: Path) -> Budget:
+    """Of 1 GiB, with room for 64 x 64 x 9 and not for 1024 x 1024 x 97."""
+    opened = Checkpoint.open(checkpoint)
+    weights = {"weights": GIB // 2, "fp8_weights": 0, "decoder_weights": GIB // 4, "decode_bytes": (1 << 15, 1 << 16)}
+    return Budget(
+        card_bytes=GIB, itemsize=2, decoders="same GPU", transformer=opened.transformer, sound=None, **weights
+    )
+
+
+def checked(served: Ingress, budget: Callable[[], Awaitable[Budget | None]], request: dict[str, Any]) -> None:
+    served._graph.budget = budget  # type: ignore[method-assign]
+    asyncio.run(served._checked(request))
+
+
+def test_what_no_card_of_the_denoisers_can_hold_is_refused_before_it_is_stored(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    async def budget() -> Budget:
+        return small_card(tiny_checkpoint)
+
+    checked(ingress(tiny_checkpoint, tmp_path), budget, {"prompt": "x", "size": "64x64", "num_frames": 9})
+    with pytest.raises(InvalidRequest) as refused:
+        checked(ingress(tiny_checkpoint, tmp_path), budget, {"prompt": "x", "size": "1024x1024", "num_frames": 97})
+    assert (refused.value.status, refused.value.param) == (400, "size")
+    assert str(refused.value).startswith(
+        "size: got '1024x1024 x 97 frames', expected smaller pictures or fewer of them"
+    )
+    assert str(refused.value).endswith("GiB, and the GPU has 1.0 GiB")
+
+
+def test_a_denoiser_that_does_not_answer_leaves_the_check_to_itself(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ingress_module, "BUDGET_WAIT_S", 0.01)
+    large = {"prompt": "x", "size": "1024x1024", "num_frames": 97}
+
+    async def busy() -> Budget:
+        await asyncio.sleep(3600)
+        raise AssertionError
+
+    async def away() -> Budget:
+        raise RuntimeError("no replica")
+
+    for budget in (busy, away):
+        checked(ingress(tiny_checkpoint, tmp_path), budget, large)

@@ -1,18 +1,23 @@
 """What is said to fit a GPU against what one H100 took at Cosmos3-Nano's size, and what follows from it."""
 
 import asyncio
+import pickle
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Literal
 
 import pytest
 import torch
+from conftest import ROOT
 
 from benchmarks import nano
 from cosmos3_models import Cosmos3Pipeline, GenerationParams, InvalidInput, memory
+from cosmos3_models.budget import GIB
 from cosmos3_models.checkpoint import CardUse, Checkpoint
 from cosmos3_models.config import SchedulerConfig, SoundDecoderConfig, VideoVAEConfig
-from cosmos3_models.memory import GIB, Footprint
+from cosmos3_models.memory import Footprint
 from cosmos3_models.params import APPROXIMATIONS, ApproximationName, ApproximationPolicy, GenerationDefaults
 from cosmos3_models.prompt import PromptIds
 from serve import stages
@@ -144,26 +149,42 @@ def test_a_video_that_cannot_fit_the_card_is_refused(
     monkeypatch: pytest.MonkeyPatch, params: GenerationParams, gib: float, offloaded: bool, fits: bool
 ) -> None:
     put_card(monkeypatch, gib, fp8=True)
+    budget = footprint().budget(GPU, offloaded=offloaded)
+    assert budget is not None
     if fits:
-        return footprint().check(params, GPU, offloaded=offloaded)
+        return budget.check(params)
     with pytest.raises(InvalidInput, match=f"GiB, and the GPU has {gib}"):
-        footprint().check(params, GPU, offloaded=offloaded)
-    footprint().check(params, CPU, offloaded=offloaded)
+        budget.check(params)
+
+
+def test_a_cpu_has_no_budget() -> None:
+    assert footprint().budget(CPU, offloaded=False) is None
+
+
+def test_a_budget_travels_without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    put_card(monkeypatch, 79.1, fp8=True)
+    budget = pickle.dumps(footprint().budget(GPU, offloaded=False))
+    script = "import pickle, sys; pickle.load(sys.stdin.buffer); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], input=budget, cwd=ROOT).returncode == 0
 
 
 @pytest.mark.parametrize(("decoders", "fits"), [("same process", True), ("same GPU", False), ("another GPU", True)])
-def test_parts_of_one_process_take_turns_with_memory(decoders: Decoders, fits: bool) -> None:
-    least = footprint(decoders=decoders).least(video(720, 1280, 189), offloaded=True)
-    assert (least < 23.5 * GIB) is fits
+def test_parts_of_one_process_take_turns_with_memory(
+    monkeypatch: pytest.MonkeyPatch, decoders: Decoders, fits: bool
+) -> None:
+    put_card(monkeypatch, 23.5, fp8=False)
+    budget = footprint(decoders=decoders).budget(GPU, offloaded=True)
+    assert budget is not None
+    assert (budget.least(video(720, 1280, 189)) < budget.card_bytes) is fits
 
 
 def test_the_refusal_comes_before_the_first_step(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[object] = []
+    monkeypatch.setattr(Footprint, "budget", lambda *_, **__: SimpleNamespace(check=refuse))
     pipeline = Cosmos3Pipeline.from_pretrained(tiny_checkpoint, "cpu")
     policy, use, patience = ApproximationPolicy(), CardUse(1, "same GPU", EXACT), AppArgs().patience()
     denoiser = stages.Denoiser(str(tiny_checkpoint), "cpu", policy, False, use, patience)
     ids = pipeline.prompt_encoder.encode(SMALL)
-    monkeypatch.setattr(Footprint, "check", refuse)
     with pytest.raises(InvalidInput):
         pipeline(SMALL, on_step=lambda *step: steps.append(step))
     with pytest.raises(InvalidInput):
@@ -176,8 +197,8 @@ async def collect(denoiser: stages.Denoiser, ids: PromptIds, steps: list[object]
         steps.append(item)
 
 
-def refuse(*_: object, offloaded: bool) -> None:
-    raise InvalidInput("size", 1, f"2, offloaded {offloaded}", "3")
+def refuse(_: GenerationParams) -> None:
+    raise InvalidInput("size", 1, "2", "3")
 
 
 def put_card(monkeypatch: pytest.MonkeyPatch, gib: float, fp8: bool) -> None:
