@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
-import pytest
 from ray import cloudpickle
 
 from serve import app, stages
@@ -35,6 +35,14 @@ class Fault:
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
         if self._kind == "hang":
             time.sleep(3600)
+        if self._kind == "device assert":  # for a GPU: the error stays for as long as the process lives
+            import torch
+
+            torch.zeros(1, device="cuda")[torch.tensor([10], device="cuda")].cpu()
+        if self._kind == "endless kernel":
+            import torch
+
+            torch.cuda._sleep(10**12)
         if self._kind == "fail once":
             self._kind = "over"
             raise RuntimeError("this failure does not come again")
@@ -112,7 +120,6 @@ def faulty_graph(args: app.AppArgs, orders: Path, health_check_period_s: float) 
 
     module = sys.modules[__name__]
     cloudpickle.register_pickle_by_value(module)  # replicas cannot import the tests
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(app, "_deployment", deployment)
+    with patch.object(app, "_deployment", deployment):
         yield app.build_app(args)
     cloudpickle.unregister_pickle_by_value(module)
