@@ -78,7 +78,8 @@ def test_a_job_outlives_a_database_that_goes_away_and_comes_back(application: Ap
     assert refused.json()["error"]["code"] == "database_unavailable"
     assert int(refused.headers["retry-after"]) >= 1
     health = httpx.get(application.url.replace("/v1/videos", "/health"), timeout=60)
-    assert (health.status_code, health.json()["error"]["message"]) == (503, "not ready: database")
+    assert health.status_code == 503
+    assert health.json()["error"]["message"].startswith("not ready: database")
     time.sleep(LEASE_S)
     application.postgres.start()
     for video in (running, waiting):
