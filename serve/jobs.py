@@ -322,10 +322,11 @@ class JobTable:
         """End the owner's job badly. The job; none if it is no longer the owner's."""
         return await self._database.write(partial(self._fail_where, outcome, JOBS.c.owner == owner))
 
-    async def release(self, owner: str, after_s: float = 0) -> None:
-        """Give the job back; anybody may claim it ``after_s`` from now."""
+    async def release(self, owner: str, after_s: float = 0) -> bool:
+        """Give the job back; anybody may claim it ``after_s`` from now. False if it is no longer the owner's."""
         free = {"status": "queued", "owner": None, "stage": None, "step": 0, "lease_until": Now() + after_s}
-        await self._write(update(JOBS).where(JOBS.c.owner == owner).values(free), CursorResult.close)
+        release = update(JOBS).where(JOBS.c.owner == owner).values(free)
+        return await self._write(release, lambda rows: rows.rowcount == 1)
 
     async def settle(self, owner: str | None = None) -> list[FailedJob]:
         """Fail those jobs, of one owner or of none, that may not run again; these jobs."""
