@@ -18,7 +18,7 @@ from serve.ingress import Ingress, ServedModel
 from serve.job_schema import is_sqlite
 from serve.jobs import JobSettings
 from serve.keys import check_key, check_key_file
-from serve.runner import JobRunner
+from serve.runner import SLOTS, JobRunner
 from serve.stages import Denoiser, SoundDecoder, Tokenizer, VideoDecoder
 from serve.worker import Patience
 
@@ -171,7 +171,7 @@ def build_app(args: AppArgs) -> Application:
         _deployment(SoundDecoder, args, slots=1, gpus=place.sound_decoder).bind(*stage, patience),
     )
     # Both only wait: for them a slot is a job that is made, or a client that waits.
-    runner = _deployment(JobRunner, args, slots=64, on_head=on_head).bind(*stages, settings, media, names[0])
+    runner = _deployment(JobRunner, args, slots=SLOTS, on_head=on_head).bind(*stages, settings, media, names[0])
     ingress = _deployment(serve.ingress()(Ingress), args, slots=256, on_head=on_head)
     model = ServedModel(args.checkpoint, names, place.device, policy, args.max_pixel_frames)
     return ingress.bind(*stages, runner, model, settings, media, args.access())

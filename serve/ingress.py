@@ -1,7 +1,6 @@
 """The door of the graph: HTTP routes and handle calls for other Ray jobs."""
 
 import asyncio
-import contextvars
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any, Literal, NamedTuple
@@ -19,6 +18,7 @@ from cosmos3_models.params import ApproximationPolicy, check_device, check_pixel
 from serve import health
 from serve.access import OPEN, Access
 from serve.api import create_api
+from serve.batches import Coalesced
 from serve.callers import cancelled_with_caller
 from serve.errors import InvalidRequest
 from serve.estimate import cost_of
@@ -26,6 +26,7 @@ from serve.graph import Graph
 from serve.health import Look
 from serve.job_schema import prepare
 from serve.jobs import JobSettings
+from serve.runner import NOTIFY_PERIOD_S
 from serve.schema import Event, FinishedVideo, ModelCard, Video, VideoDeleted, VideoList, VideoRequest, read_request
 from serve.storage import MediaStore
 from serve.videos import Videos
@@ -80,7 +81,7 @@ class Ingress:
         self._graph = Graph(tokenizer, denoiser, video_decoder, sound_decoder, settings.max_attempts)
         self._budget: asyncio.Task[Budget | None] | None = None
         self._lease_s = settings.lease_s
-        self._runner = runner
+        self._notify_runner = Coalesced(lambda: runner.work.remote(), NOTIFY_PERIOD_S)
         self._access = access
         self._looks = [Look("Serve's controller", self._unready_deployments), Look("database", self._unready_database)]
         prepare(settings.database_url)
@@ -133,8 +134,7 @@ class Ingress:
         tokens = [len(prompt) for prompt in (ids.positive, ids.negative) if prompt is not None]
         cost = cost_of(self._checkpoint, self._model.device, params, tokens)
         video = await self.videos.submit(params, cost, idempotency_key, request_id)
-        # In a context of its own: a client that leaves before the answer must not take the job along.
-        contextvars.Context().run(self._runner.work.remote)
+        self._notify_runner()
         return video
 
     async def retrieve(self, video_id: str) -> Video:

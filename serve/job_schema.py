@@ -167,7 +167,7 @@ def prepare(database_url: str) -> str:
         ValueError: the database is of another kind, or of a newer release.
         TimeoutError: it cannot be reached.
     """
-    url = _with_driver(database_url, "pysqlite")
+    url = _with_driver(database_url)
     if url.get_backend_name() == "sqlite" and url.database not in (None, "", ":memory:"):
         make_private_folder(Path(url.database).parent)
         make_private_file(Path(url.database))  # SQLite gives the files beside it the same mode
@@ -184,23 +184,28 @@ def prepare(database_url: str) -> str:
         engine.dispose()
 
 
-def connect(database_url: str) -> AsyncEngine:
+def sqlite_engine(database_url: str) -> Engine:
+    """The engine over a prepared file."""
+    engine = create_engine(_with_driver(database_url))
+    _configure(engine)
+    return engine
+
+
+def postgresql_engine(database_url: str) -> AsyncEngine:
     """The engine over a prepared database."""
     # A pooler may give each transaction another server connection, which knows no prepared statement of ours.
-    options: dict[str, Any] = {} if is_sqlite(database_url) else {"connect_args": {"prepare_threshold": None}}
-    engine = create_async_engine(_with_driver(database_url, "aiosqlite"), pool_pre_ping=True, **options)
-    _configure(engine.sync_engine)
-    return engine
+    options = {"connect_args": {"prepare_threshold": None}}
+    return create_async_engine(_with_driver(database_url), pool_pre_ping=True, **options)
 
 
 def is_sqlite(database_url: str) -> bool:
     return make_url(database_url).get_backend_name() == "sqlite"
 
 
-def _with_driver(database_url: str, sqlite_driver: str) -> URL:
+def _with_driver(database_url: str) -> URL:
     url = make_url(database_url)
     if is_sqlite(database_url):
-        return url.set(drivername=f"sqlite+{sqlite_driver}")
+        return url.set(drivername="sqlite+pysqlite")
     if url.get_backend_name() == "postgresql":
         return url.set(drivername="postgresql+psycopg").update_query_dict(_postgresql_limits(url))
     raise ValueError(f"database_url: got {url.drivername!r}, expected sqlite or postgresql")

@@ -5,26 +5,37 @@ lease. Every later write names the token, so a runner that lost its job can no l
 database's own.
 """
 
-import asyncio
 import secrets
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
+from typing import Any, NamedTuple, TypeVar
 
-from sqlalchemy import ColumnElement, Row, Select, Update, and_, bindparam, func, insert, or_, select, text, update
-from sqlalchemy.exc import InterfaceError, InternalError, OperationalError, ProgrammingError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    CursorResult,
+    Executable,
+    Row,
+    Select,
+    and_,
+    bindparam,
+    func,
+    insert,
+    or_,
+    select,
+    update,
+)
 
+from serve.batches import Batches
+from serve.database import open_database
 from serve.errors import DatabaseUnavailable
-from serve.job_schema import ADMISSION_LOCK, JOBS, MAX_MESSAGE_CHARS, Job, Now, connect
+from serve.job_schema import JOBS, MAX_MESSAGE_CHARS, Job, Now
+
+T = TypeVar("T")
 
 ACTIVE = ("queued", "in_progress")
-OUTAGES = (OperationalError, InterfaceError, InternalError, ProgrammingError, PoolTimeout)
-"""What a database that cannot serve raises. The statements are ours, so ``ProgrammingError`` is no fault of theirs: a
-pooler says so while its server is away."""
-TRANSACTION_TIMEOUT_S = 10.0  # psycopg may take as long again to give up a connection
 RECENT_JOBS = 5000  # finished ones, among which time to come is estimated by
 SAMPLES_PER_SIZE = 5  # the last of each size and number of steps, and no more
 MOST_SAMPLES = 200
@@ -95,7 +106,7 @@ class Progress(NamedTuple):
 
 
 class ActiveJob(NamedTuple):
-    """What an estimate needs of a job that has not ended."""
+    """What estimates and events need of a job that has not ended."""
 
     seq: int
     status: str
@@ -104,6 +115,8 @@ class ActiveJob(NamedTuple):
     steps: int
     cost: Cost | None
     running_s: float  # since its denoise began
+    attempts: int = 0
+    id: str = ""
 
 
 class FinishedJob(NamedTuple):
@@ -128,6 +141,14 @@ DEADLINE = Outcome("deadline_exceeded", "the job did not end before its deadline
 LOST = Outcome("attempts_exhausted", "the processes that worked on this job died too often")
 
 
+class FailedJob(NamedTuple):
+    """A job that has ended badly, and why."""
+
+    id: str
+    request_id: str | None
+    outcome: Outcome
+
+
 class JobTable:
     """All of the SQL, over a database that ``prepare`` has seen.
 
@@ -141,37 +162,53 @@ class JobTable:
     """
 
     def __init__(self, settings: JobSettings, model: str) -> None:
-        self._engine = connect(settings.database_url)
+        self._database = open_database(settings.database_url)
         self._settings = settings
         self._model = model
+        self._submissions: Batches[NewJob, Job | None] = Batches(self._store)
 
     async def close(self) -> None:
-        await self._engine.dispose()
+        await self._database.close()
 
     async def submit(self, new: NewJob) -> Job | None:
-        """Store a job; None if the queue is full. A known idempotency key gives the job that it made."""
-        async with self._alone() as connection:
-            known = select(JOBS).where(JOBS.c.idempotency_key == new.idempotency_key)
-            if new.idempotency_key and (row := (await connection.execute(known)).one_or_none()):
-                return _job(row)
-            if (await connection.execute(self._queued())).scalar_one() >= self._settings.max_queued_jobs:
-                return None
-            values = {
-                **new._asdict(),
-                "id": secrets.token_hex(16),
-                "status": "queued",
-                "created_at": Now(),
-                "deadline_at": Now() + self._settings.job_deadline_s,
-            }
-            seq = (await connection.execute(insert(JOBS).values(values).returning(JOBS.c.seq))).scalar_one()
-            # The id says when the job came, so that a page can begin after it even when its row is gone.
-            named = update(JOBS).where(JOBS.c.seq == seq).values(id=f"video_{seq:012x}{secrets.token_hex(10)}")
-            return _job((await connection.execute(named.returning(JOBS))).one())
+        """Store a job; None if the queue is full. A known idempotency key gives the job that it made.
+
+        Submissions that arrive during a commit share the next one.
+        """
+        return await self._submissions(new)
+
+    async def _store(self, batch: Sequence[NewJob]) -> Sequence[Job | Exception | None]:
+        try:
+            return await self._database.write_alone(partial(self._admit, batch))
+        except DatabaseUnavailable:
+            raise
+        except Exception as error:  # a submission that cannot be stored must not fail those beside it
+            if len(batch) == 1:
+                return [error]
+            return [result for new in batch for result in await self._store([new])]
+
+    def _admit(self, batch: Sequence[NewJob], connection: Connection) -> list[Job | None]:
+        """The jobs of a batch: stored before, stored now, or None where the queue is full."""
+        names = [new.idempotency_key or number for number, new in enumerate(batch)]
+        keys = [new.idempotency_key for new in batch if new.idempotency_key]
+        known = _jobs(connection.execute(select(JOBS).where(JOBS.c.idempotency_key.in_(keys)))) if keys else []
+        jobs: dict[str | int, Job] = {job.idempotency_key: job for job in known if job.idempotency_key}
+        fresh: dict[str | int, NewJob] = {}
+        for name, new in zip(names, batch, strict=True):
+            if name not in jobs:
+                fresh.setdefault(name, new)
+        room = self._settings.max_queued_jobs - connection.execute(self._queued()).scalar_one()
+        admitted = dict(islice(fresh.items(), max(0, room)))
+        jobs |= dict(zip(admitted, _insert(list(admitted.values()), self._settings, connection), strict=True))
+        return [jobs.get(name) for name in names]
 
     async def get(self, job_id: str) -> Job | None:
-        async with self._transaction() as connection:
-            row = (await connection.execute(select(JOBS).where(JOBS.c.id == job_id))).one_or_none()
-            return None if row is None else _job(row)
+        jobs = await self.get_all([job_id])
+        return jobs[0] if jobs else None
+
+    async def get_all(self, job_ids: Collection[str]) -> list[Job]:
+        """Those jobs that are in the table."""
+        return await self._read(select(JOBS).where(JOBS.c.id.in_(job_ids)), _jobs)
 
     async def page(self, after: int | None, limit: int, newest_first: bool) -> list[Job]:
         """Up to ``limit`` jobs behind the ``seq`` ``after`` in order of arrival, or from the newest backwards."""
@@ -179,23 +216,23 @@ class JobTable:
         query = select(JOBS).order_by(order).limit(limit)
         if after is not None:
             query = query.where(JOBS.c.seq < after if newest_first else JOBS.c.seq > after)
-        async with self._transaction() as connection:
-            return [_job(row) for row in await connection.execute(query)]
+        return await self._read(query, _jobs)
 
     async def delete(self, job_id: str) -> Job | None:
         """Take the row away; its runner notices and stops. None if there is none."""
-        async with self._transaction() as connection:
-            removed = await connection.execute(JOBS.delete().where(JOBS.c.id == job_id).returning(JOBS))
-            row = removed.one_or_none()
-            return None if row is None else _job(row)
+        return await self._write(JOBS.delete().where(JOBS.c.id == job_id).returning(JOBS), _first_job)
 
-    async def cancel(self, job_id: str) -> None:
-        """Fail a job that nobody works on; ask the runner of one that somebody does."""
+    async def cancel(self, job_id: str) -> list[FailedJob]:
+        """Fail a job that nobody works on; ask the runner of one that somebody does. The job if it failed."""
         active = and_(JOBS.c.id == job_id, JOBS.c.status.in_(ACTIVE))
-        async with self._transaction() as connection:
-            ended = await connection.execute(self._failed(CANCELLED).where(active, _free()))
-            if ended.rowcount == 0:
-                await connection.execute(update(JOBS).where(active).values(cancel_requested=True))
+
+        def transaction(connection: Connection) -> list[FailedJob]:
+            failed = self._fail_where(CANCELLED, and_(active, _free()), connection)
+            if not failed:
+                connection.execute(update(JOBS).where(active).values(cancel_requested=True))
+            return failed
+
+        return await self._database.write(transaction)
 
     async def claim(self) -> Job | None:
         """The oldest free job, under a new token; None if there is none or enough wait before the denoisers.
@@ -222,9 +259,7 @@ class JobTable:
             )
             .returning(JOBS)
         )
-        async with self._transaction() as connection:
-            row = (await connection.execute(claim)).one_or_none()
-            return None if row is None else _job(row)
+        return await self._write(claim, _first_job)
 
     async def start(self, owner: str) -> Started | None:
         """Count one more begun denoise; None if the job is no longer the owner's or may not begin again."""
@@ -241,17 +276,15 @@ class JobTable:
             )
             .returning(JOBS.c.attempts, JOBS.c.started_at - JOBS.c.created_at)
         )
-        async with self._transaction() as connection:
-            row = (await connection.execute(started)).one_or_none()
-            return None if row is None else Started(*row)
+        row = await self._write(started, CursorResult.one_or_none)
+        return None if row is None else Started._make(row)
 
     async def kept(self, owners: Iterable[str]) -> set[str]:
         """Those owners whose jobs are still theirs to work on."""
         query = select(JOBS.c.owner).where(
             JOBS.c.owner.in_(list(owners)), ~JOBS.c.cancel_requested, JOBS.c.deadline_at > Now()
         )
-        async with self._transaction() as connection:
-            return set((await connection.execute(query)).scalars())
+        return await self._read(query, lambda rows: set(rows.scalars()))
 
     async def renew(self, held: dict[str, Progress]) -> None:
         """Write progress by owner, and hold the leases for their length again."""
@@ -261,8 +294,7 @@ class JobTable:
             .values(lease_until=Now() + self._settings.lease_s, stage=bindparam("at_stage"), step=bindparam("at_step"))
         )
         rows = [{"holder": owner, "at_stage": now.stage, "at_step": now.step} for owner, now in held.items()]
-        async with self._transaction() as connection:
-            await connection.execute(renewal, rows)
+        await self._database.write(lambda connection: connection.execute(renewal, rows).close())
 
     async def complete(self, owner: str, media: str, media_bytes: int, stage_durations: dict[str, float]) -> bool:
         """End the owner's job well; False if it is no longer the owner's.
@@ -278,53 +310,66 @@ class JobTable:
         }
         theirs = and_(JOBS.c.owner == owner, ~JOBS.c.cancel_requested)
         before = select(JOBS.c.seq).where(JOBS.c.media == media)
-        async with self._transaction() as connection:
-            if (await connection.execute(update(JOBS).where(theirs).values(done))).rowcount == 1:
+
+        def transaction(connection: Connection) -> bool:
+            if connection.execute(update(JOBS).where(theirs).values(done)).rowcount == 1:
                 return True
-            return (await connection.execute(before)).first() is not None
+            return connection.execute(before).first() is not None
 
-    async def fail(self, owner: str, outcome: Outcome) -> None:
-        """End the owner's job badly."""
-        await self._changed(self._failed(outcome).where(JOBS.c.owner == owner))
+        return await self._database.write(transaction)
 
-    async def release(self, owner: str, after_s: float = 0) -> None:
-        """Give the job back; anybody may claim it ``after_s`` from now."""
+    async def fail(self, owner: str, outcome: Outcome) -> list[FailedJob]:
+        """End the owner's job badly. The job; none if it is no longer the owner's."""
+        return await self._database.write(partial(self._fail_where, outcome, JOBS.c.owner == owner))
+
+    async def release(self, owner: str, after_s: float = 0) -> bool:
+        """Give the job back; anybody may claim it ``after_s`` from now. False if it is no longer the owner's."""
         free = {"status": "queued", "owner": None, "stage": None, "step": 0, "lease_until": Now() + after_s}
-        await self._changed(update(JOBS).where(JOBS.c.owner == owner).values(free))
+        release = update(JOBS).where(JOBS.c.owner == owner).values(free)
+        return await self._write(release, lambda rows: rows.rowcount == 1)
 
-    async def settle(self, owner: str | None = None) -> int:
-        """Fail those jobs, of one owner or of none, that may not run again; the number of them."""
+    async def settle(self, owner: str | None = None) -> list[FailedJob]:
+        """Fail those jobs, of one owner or of none, that may not run again; these jobs."""
         whose = _free() if owner is None else JOBS.c.owner == owner
         reasons = [
             (CANCELLED, JOBS.c.cancel_requested),
             (DEADLINE, JOBS.c.deadline_at <= Now()),
             (LOST, and_(JOBS.c.model == self._model, JOBS.c.attempts >= self._settings.max_attempts)),
         ]
-        settled = 0
-        async with self._transaction() as connection:
-            for outcome, applies in reasons:
-                failed = self._failed(outcome).where(JOBS.c.status.in_(ACTIVE), whose, applies)
-                settled += (await connection.execute(failed)).rowcount
-        return settled
+        candidates = and_(JOBS.c.status.in_(ACTIVE), whose)
+
+        def transaction(connection: Connection) -> list[FailedJob]:
+            return [
+                job
+                for outcome, applies in reasons
+                for job in self._fail_where(outcome, and_(candidates, applies), connection)
+            ]
+
+        # Looked for first: a write that finds nothing would lock the database all the same.
+        over = select(JOBS.c.seq).where(candidates, or_(*(applies for _, applies in reasons))).limit(1)
+        if await self._read(over, CursorResult.first) is None:
+            return []
+        return await self._database.write(transaction)
 
     async def queued(self) -> int:
-        async with self._transaction() as connection:
-            return (await connection.execute(self._queued())).scalar_one()
+        return await self._read(self._queued(), CursorResult.scalar_one)
 
     async def has_claimable(self) -> bool:
         query = select(JOBS.c.seq).where(self._claimable()).limit(1)
-        async with self._transaction() as connection:
-            return (await connection.execute(query)).first() is not None
+        return await self._read(query, CursorResult.first) is not None
 
     async def active(self) -> list[ActiveJob]:
         """The jobs that have not ended, in order of arrival."""
         running_s = func.coalesce(Now() - JOBS.c.started_at, 0.0)
-        names = ActiveJob._fields[:-1]
+        computed = {"running_s": running_s}
+        columns = [computed[name] if name in computed else JOBS.c[name] for name in ActiveJob._fields]
         ours = and_(JOBS.c.model == self._model, JOBS.c.status.in_(ACTIVE))
-        query = select(*(JOBS.c[name] for name in names), running_s).where(ours)
-        async with self._transaction() as connection:
-            rows = [ActiveJob._make(row) for row in await connection.execute(query.order_by(JOBS.c.seq))]
-        return [job._replace(cost=cost_of_row(job.cost)) for job in rows]
+        query = select(*columns).where(ours).order_by(JOBS.c.seq)
+
+        def jobs(rows: CursorResult[Any]) -> list[ActiveJob]:
+            return [job._replace(cost=cost_of_row(job.cost)) for job in map(ActiveJob._make, rows)]
+
+        return await self._read(query, jobs)
 
     async def finished(self) -> list[FinishedJob]:
         """The last completed jobs of every size: many small ones do not push out what is known of large ones."""
@@ -339,24 +384,21 @@ class JobTable:
         place = func.row_number().over(partition_by=[*size, recent.c.steps], order_by=recent.c.completed_at.desc())
         placed = select(recent, place.label("place")).subquery()
         query = select(*(placed.c[name] for name in FinishedJob._fields)).where(placed.c.place <= SAMPLES_PER_SIZE)
-        async with self._transaction() as connection:
-            rows = await connection.execute(query.order_by(placed.c.completed_at.desc()).limit(MOST_SAMPLES))
-            jobs = [FinishedJob._make(row) for row in rows]
+        newest = query.order_by(placed.c.completed_at.desc()).limit(MOST_SAMPLES)
+        jobs = await self._read(newest, lambda rows: [FinishedJob._make(row) for row in rows])
         return [job._replace(cost=cost) for job in jobs if (cost := cost_of_row(job.cost))]
 
     async def expire(self) -> list[Job]:
         """Take the rows away whose time is over; their files are the caller's to remove."""
         expired = JOBS.delete().where(JOBS.c.expires_at <= Now()).returning(JOBS)
-        async with self._transaction() as connection:
-            return [_job(row) for row in await connection.execute(expired)]
+        return await self._write(expired, _jobs)
 
     async def media(self) -> set[str]:
         """The tokens with which all files in use begin: those of finished jobs, and of claims that may yet finish."""
         finished = select(JOBS.c.media).where(JOBS.c.media.is_not(None))
         held = select(JOBS.c.owner).where(JOBS.c.owner.is_not(None))
-        async with self._transaction() as connection:
-            names = [*(await connection.execute(finished)).scalars(), *(await connection.execute(held)).scalars()]
-            return {name.rpartition("/")[2] for name in names}
+        names = await self._read(finished.union_all(held), lambda rows: list(rows.scalars()))
+        return {name.rpartition("/")[2] for name in names}
 
     def _queued(self) -> Select[int]:
         return select(func.count()).where(JOBS.c.model == self._model, JOBS.c.status == "queued")
@@ -374,35 +416,17 @@ class JobTable:
             "expires_at": Now() + self._settings.retention_s,
         }
 
-    def _failed(self, outcome: Outcome) -> Update:
+    def _fail_where(self, outcome: Outcome, condition: ColumnElement[bool], connection: Connection) -> list[FailedJob]:
         reason = {"error_code": outcome.code, "error_message": outcome.message[:MAX_MESSAGE_CHARS]}
-        return update(JOBS).values(self._ended("failed") | reason)
+        failed = update(JOBS).where(condition).values(self._ended("failed") | reason)
+        rows = connection.execute(failed.returning(JOBS.c.id, JOBS.c.request_id))
+        return [FailedJob(row.id, row.request_id, outcome) for row in rows]
 
-    async def _changed(self, statement: Update) -> int:
-        async with self._transaction() as connection:
-            return (await connection.execute(statement)).rowcount
+    async def _read(self, query: Executable, result: Callable[[CursorResult[Any]], T]) -> T:
+        return await self._database.read(lambda connection: result(connection.execute(query)))
 
-    @asynccontextmanager
-    async def _transaction(self) -> AsyncIterator[AsyncConnection]:
-        try:
-            async with asyncio.timeout(TRANSACTION_TIMEOUT_S), self._engine.begin() as connection:
-                try:
-                    yield connection
-                except (InternalError, ProgrammingError):
-                    await connection.invalidate()  # another one may lead to a server that takes writes
-                    raise
-        except (*OUTAGES, TimeoutError) as error:
-            raise DatabaseUnavailable("the job table cannot be reached; try again", retry_after_s=5) from error
-
-    @asynccontextmanager
-    async def _alone(self) -> AsyncIterator[AsyncConnection]:
-        """A transaction beside which no other of this kind runs."""
-        async with self._transaction() as connection:
-            if self._engine.dialect.name == "sqlite":
-                await connection.exec_driver_sql("BEGIN IMMEDIATE")
-            else:
-                await connection.execute(text(f"SELECT pg_advisory_xact_lock({ADMISSION_LOCK})"))
-            yield connection
+    async def _write(self, statement: Executable, result: Callable[[CursorResult[Any]], T]) -> T:
+        return await self._database.write(lambda connection: result(connection.execute(statement)))
 
 
 def _free() -> ColumnElement[bool]:
@@ -412,6 +436,31 @@ def _free() -> ColumnElement[bool]:
 def cost_of_row(cost: Any) -> Cost | None:
     """The column ``cost``."""
     return None if cost is None else Cost(**cost)
+
+
+def _insert(batch: Sequence[NewJob], settings: JobSettings, connection: Connection) -> list[Job]:
+    """Store jobs in order of arrival."""
+    if not batch:
+        return []
+    new = insert(JOBS).values(status="queued", created_at=Now(), deadline_at=Now() + settings.job_deadline_s)
+    rows = connection.execute(
+        new.returning(JOBS, sort_by_parameter_order=True),
+        [job._asdict() | {"id": secrets.token_hex(10)} for job in batch],
+    )
+    # The id says when the job came, so that a page can begin after it even when its row is gone.
+    jobs = [replace(job, id=f"video_{job.seq:012x}{job.id}") for job in _jobs(rows)]
+    named = update(JOBS).where(JOBS.c.seq == bindparam("number")).values(id=bindparam("name"))
+    connection.execute(named, [{"number": job.seq, "name": job.id} for job in jobs])
+    return jobs
+
+
+def _first_job(rows: CursorResult[Any]) -> Job | None:
+    row = rows.one_or_none()
+    return None if row is None else _job(row)
+
+
+def _jobs(rows: CursorResult[Any]) -> list[Job]:
+    return [_job(row) for row in rows]
 
 
 def _job(row: Row[Any]) -> Job:

@@ -4,10 +4,9 @@ So Serve sees the work: it drains before a replica stops, and it can be scaled b
 """
 
 import asyncio
-import contextvars
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from itertools import chain, repeat
@@ -17,11 +16,12 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from cosmos3_models import GenerationParams
+from serve.batches import Coalesced
 from serve.errors import DatabaseUnavailable, MediaUnavailable, NotReady, QueueFull, ServingError
 from serve.graph import Graph
 from serve.job_schema import Job, prepare
-from serve.jobs import JobSettings, JobTable, Outcome, Progress
-from serve.metrics import JobMetrics
+from serve.jobs import FailedJob, JobSettings, JobTable, Outcome, Progress
+from serve.metrics import JobMetrics, log_job
 from serve.schema import FinishedVideo
 from serve.storage import MediaStore
 from serve.videos import SUFFIX, remove_files
@@ -30,9 +30,11 @@ T = TypeVar("T")
 
 logger = logging.getLogger("ray.serve")
 
-PULSE_S = 0.25  # how soon a runner hears that its job was cancelled
+SLOTS = 64  # jobs that one runner drives at a time
+HEARTBEAT_PERIOD_S = 0.25  # how soon a runner hears that its job was cancelled
 LEASE_PART = 3  # a lease is renewed each third of its length
-KICK_DELAY_S = 0.1
+NOTIFY_PERIOD_S = 0.05
+NOTIFY_DELAY_S = 0.1
 RECONCILE_PERIOD_S = 1.0
 EXPIRY_PERIOD_S = 60.0
 ORPHAN_PERIOD_S = 600.0
@@ -89,11 +91,13 @@ class JobRunner:
         self._graph = Graph(tokenizer, denoiser, video_decoder, sound_decoder, settings.max_attempts)
         self._settings = settings
         self._runners: Any = None  # this deployment's own handle
+        self._connecting = False
+        self._notifications = Coalesced(self._send_notification, NOTIFY_PERIOD_S)
         self._held: dict[str, Held] = {}
         self._metrics = JobMetrics()
-        self._errands: set[asyncio.Future[None]] = set()
+        self._background: set[asyncio.Future[None]] = set()
         upkeep = {
-            self._pulse: PULSE_S,
+            self._heartbeat: HEARTBEAT_PERIOD_S,
             self._reconcile: RECONCILE_PERIOD_S,
             self.remove_expired: EXPIRY_PERIOD_S,
             self.remove_orphans: ORPHAN_PERIOD_S,
@@ -106,7 +110,7 @@ class JobRunner:
         job = await self._table.claim()
         if job is None or job.owner is None:
             return
-        self._kick()
+        self._notify()
         held = self._held[job.owner] = Held(job, job.owner)
         held.work = asyncio.create_task(self._make(held))
         try:
@@ -122,7 +126,7 @@ class JobRunner:
             raise
         finally:
             del self._held[job.owner]
-        self._kick()
+        self._notify()
 
     async def close(self) -> None:
         """End the upkeep."""
@@ -158,7 +162,7 @@ class JobRunner:
                 if held.progress == Progress("denoiser", 0):
                     await self._start(held)
                 elif event["stage"] != "denoiser":
-                    self._soon(self._pulse)  # the denoiser is free: who counts the busy ones should know
+                    self._in_background(self._heartbeat)  # the denoiser is free: who counts the busy ones should know
         raise RuntimeError("the graph ended without a video")
 
     async def _start(self, held: Held) -> None:
@@ -169,7 +173,7 @@ class JobRunner:
         self._metrics.started(started)
         _log("started", held, attempt=started.attempts, waited_s=round(started.waited_s, 3))
         # The job before this one is about to be written down as denoised; until then it counts as one more denoiser.
-        asyncio.get_running_loop().call_later(KICK_DELAY_S, self._kick)
+        asyncio.get_running_loop().call_later(NOTIFY_DELAY_S, self._notify)
 
     async def _store(self, held: Held, video: FinishedVideo) -> None:
         """Files first, then the record that names them: whoever reads a record finds its files."""
@@ -190,8 +194,7 @@ class JobRunner:
             with suppress(MediaUnavailable):  # the sweep of files without a record will find them
                 await remove_files(self._media, media)
             raise Revoked
-        self._metrics.completed(durations, held.job.steps, size)
-        _log("completed", held, bytes=size, **{f"{stage}_s": seconds for stage, seconds in durations.items()})
+        self._metrics.completed(held.job, durations, size)
 
     async def _write(self, name: str, data: bytes) -> None:
         """Store a file. A video that took minutes to make waits for the store until its job's deadline, which ends
@@ -208,23 +211,35 @@ class JobRunner:
         if held.attempts >= self._settings.max_attempts:
             return await self._fail(held, Outcome(error.code, error.message))
         held.ending = True
+        if not await _persist(lambda: self._table.release(held.owner, RELEASE_DELAY_S)):
+            return self._stopped(held)
         self._metrics.retried()
         _log("given back", held, reason=error.code)
-        await _persist(lambda: self._table.release(held.owner, RELEASE_DELAY_S))
 
     async def _fail(self, held: Held, outcome: Outcome) -> None:
         held.ending = True
-        await _persist(lambda: self._table.fail(held.owner, outcome))
-        self._metrics.failed(outcome.code)
-        _log("failed", held, reason=outcome.code)
+        self._ended(held, await _persist(lambda: self._table.fail(held.owner, outcome)))
 
     async def _settle(self, held: Held) -> None:
         """Write down why the job was taken from this runner, if it was not deleted or given to another one."""
-        await _persist(lambda: self._table.settle(held.owner))
+        held.ending = True  # a heartbeat must not cancel this: the job would be counted twice
+        failed = await _persist(lambda: self._table.settle(held.owner))
+        if failed:
+            self._metrics.revoked()
+        self._ended(held, failed)
+
+    def _ended(self, held: Held, failed: Sequence[FailedJob]) -> None:
+        """Count a job whose record this runner ended, or none, because the job is another's or is gone."""
+        if failed:
+            self._metrics.ended.failed(failed)
+        else:
+            self._stopped(held)
+
+    def _stopped(self, held: Held) -> None:
         self._metrics.revoked()
         _log("stopped", held)
 
-    async def _pulse(self) -> None:
+    async def _heartbeat(self) -> None:
         """Stop what was cancelled, deleted or lost; write progress; hold the leases."""
         if not (holding := list(self._held.values())):
             return
@@ -242,11 +257,10 @@ class JobRunner:
 
     async def _reconcile(self) -> None:
         """Take up what nobody works on: jobs whose runner died, or whose start was not heard."""
-        if lost := await self._table.settle():
-            logger.warning(f"{lost} jobs ended that may not run again.")
+        self._metrics.ended.failed(await self._table.settle())
         self._metrics.queued(await self._table.queued())
         if await self._table.has_claimable():
-            self._kick()
+            self._notify()
 
     async def remove_expired(self) -> None:
         """Forget ended jobs whose time is over, and their files."""
@@ -266,21 +280,32 @@ class JobRunner:
         if orphans:
             logger.info(f"Removed {len(orphans)} files without a record.")
 
-    def _soon(self, action: Callable[[], Awaitable[None]]) -> None:
+    def _in_background(self, action: Callable[[], Awaitable[None]]) -> None:
         """Run a part of the upkeep now, beside what is going on."""
         task = asyncio.ensure_future(_logged(action))
-        self._errands.add(task)
-        task.add_done_callback(self._errands.discard)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
 
-    def _kick(self) -> None:
-        """Ask any runner to claim a job."""
-        self._soon(self._send_kick)
+    def _notify(self) -> None:
+        """Ask any runner to claim a job. A runner without a free slot does not: each free one asks for itself."""
+        if len(self._held) < SLOTS:
+            self._notifications()
 
-    async def _send_kick(self) -> None:
-        if self._runners is None:  # asks Serve's controller, and blocks while that is away
+    def _send_notification(self) -> None:
+        if self._runners is not None:
+            self._runners.work.remote()
+        elif not self._connecting:
+            self._connecting = True
+            self._in_background(self._connect)
+
+    async def _connect(self) -> None:
+        """Ask Serve's controller for the handle, which blocks while the controller is away, and notify."""
+        try:
             app = serve.get_replica_context().app_name
             self._runners = await asyncio.to_thread(serve.get_deployment_handle, type(self).__name__, app)
-        contextvars.Context().run(self._runners.work.remote)  # the end of the present request must not cancel it
+            self._runners.work.remote()
+        finally:
+            self._connecting = False
 
 
 async def _persist(write: Callable[[], Awaitable[T]]) -> T:
@@ -307,7 +332,4 @@ async def _logged(action: Callable[[], Awaitable[None]]) -> None:
 
 
 def _log(event: str, held: Held, **fields: Any) -> None:
-    """One line about a job: text for readers, fields for programs where Serve logs JSON."""
-    named = {"job_id": held.job.id, "request_id": held.job.request_id, **fields}
-    text = " ".join(f"{name}={value}" for name, value in named.items())
-    logger.info(f"job {event}: {text}", extra={"ray_serve_extra_fields": {"event": event} | named})
+    log_job(event, held.job.id, held.job.request_id, **fields)

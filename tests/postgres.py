@@ -7,7 +7,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -66,12 +66,14 @@ class Postgres:
         """All of its processes stand still meanwhile: connections stay open and nothing answers."""
         processes = [psutil.Process(self._server.pid), *psutil.Process(self._server.pid).children(recursive=True)]
         for process in processes:
-            process.suspend()
+            with suppress(psutil.NoSuchProcess):  # a worker of the server's own ended meanwhile
+                process.suspend()
         try:
             yield
         finally:
             for process in processes:
-                process.resume()
+                with suppress(psutil.NoSuchProcess):
+                    process.resume()
 
     def end_sessions(self, but: "psycopg.Connection[Any]") -> None:
         """Close every connection but one."""

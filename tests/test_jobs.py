@@ -4,17 +4,19 @@ import asyncio
 import sqlite3
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import psycopg
 import pytest
 from conftest import free_port
 from postgres import Postgres, binaries
 from sqlalchemy import create_engine, text
+from sqlalchemy.exc import StatementError
 
-from serve import job_schema, jobs
+from serve import database, job_schema, jobs
 from serve.errors import DatabaseUnavailable
 from serve.job_schema import Job, prepare
 from serve.jobs import Cost, JobSettings, JobTable, NewJob, Outcome, Progress
@@ -195,7 +197,7 @@ def test_a_job_that_was_begun_too_often_fails_with_a_reason(settings: JobSetting
             assert started.attempts == attempt
             await table.release(owner)
         assert await table.claim() is None
-        assert await table.settle() == 1
+        assert len(await table.settle()) == 1
         job = await read(table, job)
         assert (job.status, job.error_code) == ("failed", "attempts_exhausted")
 
@@ -243,7 +245,7 @@ def test_a_cancelled_job_whose_runner_died_fails_as_cancelled(settings: JobSetti
         await table.cancel(job.id)
         await asyncio.sleep(1.1)
         assert await table.claim() is None
-        assert await table.settle() == 1
+        assert len(await table.settle()) == 1
         assert (await read(table, job)).error_code == "cancelled"
 
     run(replace(settings, lease_s=1), scenario)
@@ -289,6 +291,50 @@ def test_the_queue_is_bounded_exactly_however_many_come_at_once(settings: JobSet
         again = await table.submit(keyed)
         assert again is not None
         assert again.id == known.id, "a stored job is answered, queue or no queue"
+
+    run(settings, scenario)
+
+
+def test_submissions_that_arrive_together_share_a_commit_and_keep_their_order(settings: JobSettings) -> None:
+    async def scenario(table: JobTable) -> None:
+        batches = []
+        write = table._database.write_alone
+
+        async def counted(transaction: Any) -> Any:
+            batches.append(transaction)
+            return await write(transaction)
+
+        table._database.write_alone = counted  # type: ignore[method-assign]
+        news = [NEW._replace(params={"prompt": str(number)}) for number in range(60)]
+        stored = [job for job in await asyncio.gather(*map(table.submit, news)) if job]
+        assert len(batches) <= 2
+        assert [job.params for job in stored] == [new.params for new in news]
+        assert stored == sorted(stored, key=lambda job: job.seq)
+        assert await table.page(None, 60, newest_first=False) == stored, "what is answered is what is stored"
+
+    run(replace(settings, max_queued_jobs=100), scenario)
+
+
+def test_keys_and_room_count_within_a_batch_as_they_do_between_batches(settings: JobSettings) -> None:
+    async def scenario(table: JobTable) -> None:
+        known = await submitted(table, NEW._replace(idempotency_key="known"))
+        keys = ["0", "known", None, "0", "1", None, "0"]
+        answers = await asyncio.gather(*(table.submit(NEW._replace(idempotency_key=key)) for key in keys))
+        ids = [job and job.id for job in answers]
+        assert ids == [ids[0], known.id, ids[2], ids[0], None, None, ids[0]]
+        assert len({known.id, ids[0], ids[2]}) == await table.queued() == 3
+
+    run(replace(settings, max_queued_jobs=3), scenario)
+
+
+def test_a_submission_that_cannot_be_stored_fails_none_beside_it(settings: JobSettings) -> None:
+    async def scenario(table: JobTable) -> None:
+        news = [NEW, NEW._replace(params={"prompt": object()}), NEW]
+        first, second, third = await asyncio.gather(*map(table.submit, news), return_exceptions=True)
+        assert isinstance(second, StatementError | TypeError)
+        assert isinstance(first, Job)
+        assert isinstance(third, Job)
+        assert await table.queued() == 2
 
     run(settings, scenario)
 
@@ -382,7 +428,7 @@ def test_a_runner_claims_counts_and_judges_the_jobs_of_its_own_model_alone(setti
         assert claim.id == ours.id, "the older job is another model's"
         await table.start(owner)
         await table.release(owner)
-        assert await theirs.settle() == 0, "one attempt is enough for their rules, but it is not theirs"
+        assert await theirs.settle() == [], "one attempt is enough for their rules, but it is not theirs"
         claim, owner = await claimed(theirs)
         assert claim.id == foreign.id
         assert not await theirs.has_claimable()
@@ -454,11 +500,46 @@ def test_a_locked_sqlite_file_is_unavailable_and_comes_back(tmp_path: Path, monk
     run(replace(SETTINGS, database_url=url), scenario)
 
 
+def test_the_writers_of_one_process_take_turns_instead_of_finding_sqlite_locked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job_schema, "BUSY_TIMEOUT_S", 0.001)
+    url = f"sqlite:///{tmp_path}/jobs.sqlite"
+    prepare(url)
+
+    async def scenario(table: JobTable) -> None:
+        jobs = await asyncio.gather(*(submitted(table) for _ in range(100)))
+        await asyncio.gather(*(table.cancel(job.id) for job in jobs), *(submitted(table) for _ in range(100)))
+        assert await table.queued() == 100
+
+    run(replace(SETTINGS, database_url=url, max_queued_jobs=200), scenario)
+
+
+def test_writes_that_wait_behind_an_outage_fail_with_it_and_not_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job_schema, "BUSY_TIMEOUT_S", 0.5)
+    url = f"sqlite:///{tmp_path}/jobs.sqlite"
+    prepare(url)
+
+    async def scenario(table: JobTable) -> None:
+        job = await submitted(table)
+        with closing(sqlite3.connect(tmp_path / "jobs.sqlite", isolation_level=None)) as other:
+            other.execute("BEGIN EXCLUSIVE")
+            start = time.monotonic()
+            results = await asyncio.gather(*(table.delete(job.id) for _ in range(20)), return_exceptions=True)
+            assert {type(result) for result in results} == {DatabaseUnavailable}
+            assert time.monotonic() - start < 5, "twenty would take ten seconds"
+        assert await table.delete(job.id) == job
+
+    run(replace(SETTINGS, database_url=url), scenario)
+
+
 @pytest.mark.parametrize("url", ["postgresql"], indirect=True)
 def test_a_postgresql_that_does_not_answer_is_unavailable_within_the_limit(
     postgres: Postgres, settings: JobSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jobs, "TRANSACTION_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(database, "TRANSACTION_TIMEOUT_S", 1.0)
 
     async def scenario(table: JobTable) -> None:
         job = await submitted(table)
