@@ -124,11 +124,12 @@ class Ingress:
         Raises:
             ServingError: what the request got wrong, or that the queue is full.
         """
-        params = self._params(request)
+        checked = _checked(request)
+        params = self._params(checked)
         ids = await self._graph.check(params)
         tokens = [len(prompt) for prompt in (ids.positive, ids.negative) if prompt is not None]
         cost = cost_of(self._checkpoint, self._model.device, params, tokens)
-        video = await self.videos.submit(params, cost, idempotency_key, request_id)
+        video = await self.videos.submit(checked, params, cost, idempotency_key, request_id)
         # In a context of its own: a client that leaves before the answer must not take the job along.
         contextvars.Context().run(self._runner.work.remote)
         return video
@@ -161,7 +162,7 @@ class Ingress:
             "created": int(self._checkpoint.folder.stat().st_mtime),
             "owned_by": "cosmos3",
             "sound": self._checkpoint.sound is not None,
-            "defaults": params.model_dump(exclude={"prompt"}),
+            "defaults": params.model_dump(exclude={"prompt", "seed"}),
             "max_pixel_frames": self._model.max_pixel_frames,
             "allowed_approximations": [*self._model.approximation.allowed],
         }
@@ -183,8 +184,8 @@ class Ingress:
         return []
 
     def _params(self, request: VideoRequest | dict[str, Any]) -> GenerationParams:
+        checked = _checked(request)
         try:
-            checked = read_request(request)
             if checked.model not in (None, *self._model.names):
                 served = f"{' or '.join(map(repr, self._model.names))} or no model"
                 raise InvalidInput("model", checked.model, served, "this is the model that is served here")
@@ -197,3 +198,10 @@ class Ingress:
         except InvalidInput as error:
             raise InvalidRequest.of(error) from None
         return params
+
+
+def _checked(request: VideoRequest | dict[str, Any]) -> VideoRequest:
+    try:
+        return read_request(request)
+    except InvalidInput as error:
+        raise InvalidRequest.of(error) from None

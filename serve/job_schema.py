@@ -59,6 +59,7 @@ JOBS = Table(
     Column("model", String(255), nullable=False),
     Column("params", JSON, nullable=False),
     Column("cost", JSON),
+    Column("fingerprint", String(64)),
     Column("idempotency_key", String(255), unique=True),
     Column("request_id", String(255)),
     Column("created_at", Float, nullable=False),
@@ -91,6 +92,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "ALTER TABLE jobs ADD COLUMN cost JSON",
         "ALTER TABLE jobs DROP COLUMN work",
         "ALTER TABLE jobs DROP COLUMN pixel_frames",
+        "ALTER TABLE jobs ADD COLUMN fingerprint VARCHAR(64)",
     ),
 )
 """SQL that leads from version n to n + 1, at index n; version 1 is what ``METADATA`` made first."""
@@ -104,6 +106,7 @@ class Job:
         seq: order of arrival.
         params: the fields of the request's ``GenerationParams``.
         cost: fields of the ``Cost``; None for a row of version 1.
+        fingerprint: that of the request as the client sent it; None for a row of version 1.
         owner: token of the claim under which somebody works on it.
         attempts: times that its denoise was begun.
         steps: of the denoise; ``step`` of them are done.
@@ -116,6 +119,7 @@ class Job:
     model: str
     params: dict[str, Any]
     cost: dict[str, Any] | None
+    fingerprint: str | None
     idempotency_key: str | None
     request_id: str | None
     created_at: float

@@ -76,6 +76,7 @@ class NewJob(NamedTuple):
     params: dict[str, Any]
     cost: dict[str, Any]
     steps: int
+    fingerprint: str | None = None
     idempotency_key: str | None = None
     request_id: str | None = None
 

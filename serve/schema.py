@@ -1,5 +1,8 @@
 """What a client may send and what it gets."""
 
+import hashlib
+import json
+import secrets
 from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 import numpy as np
@@ -8,6 +11,7 @@ from pydantic import BaseModel, BeforeValidator, Field
 
 from cosmos3_models import GenerationParams, InvalidInput
 from cosmos3_models.params import (
+    MAX_SEED,
     CacheThreshold,
     CheckedModel,
     FrameRate,
@@ -38,6 +42,7 @@ class VideoRequest(CheckedModel):
         model: the served model's name, or nothing.
         size: ``"WIDTHxHEIGHT"`` in pixels; or ``width`` and ``height``.
         seconds: length, rounded to the nearest 4k + 1 frames; or ``num_frames``.
+        seed: drawn if it is absent.
 
     The other fields are those of ``cosmos3_models.GenerationParams``.
     """
@@ -63,12 +68,13 @@ class VideoRequest(CheckedModel):
     step_cache: CacheThreshold | None = None
 
     def params(self, defaults: GenerationDefaults) -> GenerationParams:
-        """The complete request over a checkpoint's defaults.
+        """The complete request over a checkpoint's defaults, with a seed drawn if none is given.
 
         Raises:
             InvalidInput: fields that contradict each other, or a size or length that the model cannot make.
         """
         given = self.model_dump(exclude_none=True, exclude={"model", "size", "seconds"})
+        given.setdefault("seed", secrets.randbelow(MAX_SEED + 1))
         given |= self._picture_size()
         if self.seconds is not None:
             if self.num_frames is not None:
@@ -76,6 +82,12 @@ class VideoRequest(CheckedModel):
             fps = self.fps or defaults.params(prompt=self.prompt).fps
             given["num_frames"] = _nearest_frame_count(float(self.seconds) * fps)
         return defaults.params(**given)
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the fields that were given; a repeated request has the same one, whatever seed is drawn."""
+        fields = json.dumps(self.model_dump(exclude_none=True), sort_keys=True)
+        return hashlib.sha256(fields.encode()).hexdigest()
 
     def _picture_size(self) -> dict[str, int]:
         if (self.width is None) != (self.height is None):

@@ -15,7 +15,7 @@ from serve.errors import Conflict, InvalidRequest, MediaUnavailable, NotFound, Q
 from serve.estimate import Rates, Schedule, percent
 from serve.job_schema import Job
 from serve.jobs import Cost, JobSettings, JobTable, NewJob, cost_of_row
-from serve.schema import Video, VideoDeleted, VideoError, VideoList, described
+from serve.schema import Video, VideoDeleted, VideoError, VideoList, VideoRequest, described
 from serve.storage import MediaStore
 
 Variant = Literal["video", "thumbnail", "spritesheet"]
@@ -53,7 +53,12 @@ class Videos:
         self._rates_end = 0.0
 
     async def submit(
-        self, params: GenerationParams, cost: Cost, idempotency_key: str | None, request_id: str | None
+        self,
+        request: VideoRequest,
+        params: GenerationParams,
+        cost: Cost,
+        idempotency_key: str | None,
+        request_id: str | None,
     ) -> Video:
         """Store a job.
 
@@ -65,12 +70,12 @@ class Videos:
         if idempotency_key is not None and not re.fullmatch(IDEMPOTENCY_KEY, idempotency_key):
             told = f"Idempotency-Key: got {idempotency_key[:80]!r}, expected 1 to 255 printable ASCII characters"
             raise InvalidRequest(told, "Idempotency-Key")
-        fields = params.model_dump()
         new = NewJob(
             model=self._model,
-            params=fields,
+            params=params.model_dump(),
             cost=cost._asdict(),
             steps=params.num_inference_steps,
+            fingerprint=request.fingerprint,
             idempotency_key=idempotency_key,
             request_id=request_id and request_id[:MAX_REQUEST_ID_CHARS],
         )
@@ -78,7 +83,7 @@ class Videos:
         if job is None:
             wait_s = (await self._schedule()).retry_after_s
             raise QueueFull("as many videos wait as this server takes; try again later", retry_after_s=wait_s)
-        if job.params != fields:
+        if not _same_request(job, new, request.seed):
             raise Conflict("Idempotency-Key: got a key of another request, expected a new key for new fields")
         return await self._shown(job)
 
@@ -180,6 +185,13 @@ class Videos:
 async def remove_files(media: MediaStore, prefix: str) -> None:
     """Remove every file of one finished attempt."""
     await media.remove(*(prefix + suffix for suffix in SUFFIX.values()))
+
+
+def _same_request(job: Job, new: NewJob, seed: int | None) -> bool:
+    if job.fingerprint is not None:
+        return job.fingerprint == new.fingerprint
+    # A row of version 1: an absent seed had a default.
+    return job.params == new.params | ({"seed": job.params["seed"]} if seed is None else {})
 
 
 def _video(job: Job, schedule: Schedule) -> Video:

@@ -21,7 +21,7 @@ from serve.jobs import Cost, JobSettings, JobTable, NewJob, Outcome, Progress
 
 T = TypeVar("T")
 COST = Cost(model="m on cpu", mode="exact", passes=2, text=10, step=100, decode=50)
-NEW = NewJob(model="m", params={"prompt": "x"}, cost=COST._asdict(), steps=4)
+NEW = NewJob(model="m", params={"prompt": "x"}, cost=COST._asdict(), steps=4, fingerprint="f")
 DURATIONS = {"tokenizer": 0.1, "denoiser": 2.0, "decoders": 1.0}
 SETTINGS = JobSettings("", lease_s=30, max_attempts=3, max_queued_jobs=8, job_deadline_s=100, retention_s=100)
 
@@ -343,12 +343,16 @@ def test_an_older_table_is_brought_up_and_a_newer_one_refused(url: str, monkeypa
         prepare(url)
 
 
+OF_VERSION_1: dict[str, None] = dict.fromkeys(("cost", "fingerprint"))
+
+
 def make_version_1(url: str) -> None:
     """Give the tables the columns that the first release made and filled."""
     engine = create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
     with engine.begin() as connection:
         connection.execute(text("ALTER TABLE schema_version DROP COLUMN database_id"))
-        connection.execute(text("ALTER TABLE jobs DROP COLUMN cost"))
+        for column in OF_VERSION_1:
+            connection.execute(text(f"ALTER TABLE jobs DROP COLUMN {column}"))
         for column in ("work", "pixel_frames"):
             connection.execute(text(f"ALTER TABLE jobs ADD COLUMN {column} FLOAT NOT NULL DEFAULT 1"))
         connection.execute(text("UPDATE schema_version SET version = 1"))
@@ -364,7 +368,7 @@ def test_the_first_releases_table_gets_an_id_and_keeps_its_rows(url: str) -> Non
     assert len(given) == 32
     assert given != database_id
     assert prepare(url) == given
-    assert run(replace(SETTINGS, database_url=url), lambda table: table.get(job.id)) == replace(job, cost=None)
+    assert run(replace(SETTINGS, database_url=url), lambda table: table.get(job.id)) == replace(job, **OF_VERSION_1)
 
 
 def test_two_databases_have_two_ids(tmp_path: Path) -> None:
@@ -400,7 +404,7 @@ def test_rows_of_version_1_are_shown_and_claimed_and_do_not_spoil_the_estimates(
     prepare(url)
 
     async def scenario(table: JobTable) -> None:
-        assert await read(table, done) == replace(done, cost=None)
+        assert await read(table, done) == replace(done, **OF_VERSION_1)
         assert await table.finished() == []
         assert [(job.seq, job.cost) for job in await table.active()] == [(waiting.seq, None)]
         assert (await claimed(table))[0].id == waiting.id

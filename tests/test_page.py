@@ -220,7 +220,7 @@ class FakeService:
         self.videos: Any = FakeVideos(folder)
 
     def model_cards(self) -> Any:
-        defaults = GenerationParams(prompt="-").model_dump(exclude={"prompt"})
+        defaults = GenerationParams(prompt="-").model_dump(exclude={"prompt", "seed"})
         return [{"id": "fake", "object": "model", "sound": False, "defaults": defaults}]
 
 

@@ -19,6 +19,7 @@ from conftest import Server
 pytestmark = pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning")  # the shape stays, the service went
 
 REQUEST = {"prompt": "a red ball", "size": "96x64", "num_frames": 9, "num_inference_steps": 4, "generate_sound": True}
+REQUEST |= {"seed": 42}
 LONG = REQUEST | {"size": "192x128", "num_frames": 33, "num_inference_steps": 12}
 ENDLESS = REQUEST | {"num_frames": 65, "size": "512x384", "num_inference_steps": 200}
 
@@ -87,7 +88,7 @@ def _blocks(lines: Iterator[str]) -> Iterator[dict[str, str]]:
 
 
 def test_the_openai_client_works_unmodified(sdk: openai.OpenAI, server: Server, tmp_path: Path) -> None:
-    fields = {"num_inference_steps": 4, "generate_sound": True, "fps": 12}
+    fields = {"num_inference_steps": 4, "generate_sound": True, "fps": 12, "seed": 42}
     video = sdk.videos.create(prompt="a red ball", seconds="1", size="96x64", model="tiny-cosmos3", extra_body=fields)
     assert (video.object, video.status, video.progress) == ("video", "queued", 0)
     assert (video.size, video.seconds, video.model) == ("96x64", "1.08333", "tiny-cosmos3")
