@@ -25,7 +25,17 @@ from serve.graph import Graph
 from serve.health import Look
 from serve.job_schema import prepare
 from serve.jobs import JobSettings
-from serve.schema import Event, FinishedVideo, ModelCard, Video, VideoDeleted, VideoList, VideoRequest, read_request
+from serve.schema import (
+    Event,
+    FinishedVideo,
+    ModelCard,
+    Video,
+    VideoDeleted,
+    VideoList,
+    VideoRequest,
+    described,
+    read_request,
+)
 from serve.storage import MediaStore
 from serve.videos import Videos
 
@@ -99,7 +109,8 @@ class Ingress:
 
     async def stream(self, request: VideoRequest | dict[str, Any], arrays: bool = False) -> AsyncGenerator[Event, None]:
         """The same, with a progress event for every step on the way; the video is the last event."""
-        params = self._params(request)
+        checked = _checked(request)
+        params = self._params(checked)
         passes = 1 if params.guidance_scale == 1 else 2
         # Only the tokenizer knows how long the text is, and next to the media it is short.
         cost = cost_of(self._checkpoint, self._model.device, params, (0,) * passes)
@@ -108,6 +119,8 @@ class Ingress:
             async with cancelled_with_caller(self._lease_s / 3), aclosing(events):
                 async for event in events:
                     note(event)
+                    if event["type"] == "video":
+                        event["record"] |= described(params, checked.seconds)
                     yield event
 
     async def submit(

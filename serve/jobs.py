@@ -77,6 +77,7 @@ class NewJob(NamedTuple):
     cost: dict[str, Any]
     steps: int
     fingerprint: str | None = None
+    seconds: str | None = None
     idempotency_key: str | None = None
     request_id: str | None = None
 

@@ -118,14 +118,17 @@ class Video(BaseModel):
 
     Attributes:
         progress: percent.
-        created_at, completed_at, expires_at: seconds since the epoch; record and files go together.
-        seconds: length of the video.
+        created_at, completed_at, expires_at: seconds since the epoch; record and files expire together.
+        started_at: the same, when the latest denoise started; None while the job is queued.
+        seconds: length as the request gave it; the exact length if it gave none.
+        duration_s: exact length of the video.
         stage: where a running job is.
         step: steps of ``num_inference_steps`` done.
         queue_position: 1 starts next, 0 no longer waits.
         eta_s: seconds until the video is there, as far as one can tell.
         attempts: times that the work was begun.
-        stage_durations: seconds by stage, of a finished video.
+        stage_durations: seconds by stage, of a finished video. ``queue`` is all other time since ``created_at``, so
+            the sum is the time from there to ``completed_at``.
     """
 
     id: str
@@ -134,10 +137,12 @@ class Video(BaseModel):
     status: Literal["queued", "in_progress", "completed", "failed"]
     progress: int
     created_at: int
+    started_at: int | None
     completed_at: int | None
     expires_at: int | None
     prompt: str
     seconds: str
+    duration_s: float
     size: str
     error: VideoError | None
     remixed_from_video_id: None = None
@@ -155,7 +160,7 @@ class Video(BaseModel):
     num_inference_steps: int
     guidance_scale: float
     flow_shift: float
-    sigma_schedule: SigmaSchedule
+    sigma_schedule: str  # a stored one may be of another release
     seed: int
     negative_prompt: str | None
     generate_sound: bool
@@ -219,11 +224,17 @@ class ModelCard(TypedDict):
     allowed_approximations: list[str]  # what a request may give up for speed
 
 
-def described(params: GenerationParams) -> dict[str, Any]:
-    """The request's fields of every record: its own, and size and length as OpenAI writes them."""
+def described(params: GenerationParams, seconds: str | None = None) -> dict[str, Any]:
+    """The request's fields of every record: its own, and size and length as OpenAI writes them.
+
+    Args:
+        seconds: the length as the request gave it.
+    """
+    duration_s = params.num_frames / params.fps
     return {
         "size": f"{params.width}x{params.height}",
-        "seconds": f"{params.num_frames / params.fps:g}",
+        "seconds": seconds or f"{duration_s:g}",
+        "duration_s": round(duration_s, 6),
         **params.model_dump(),
     }
 

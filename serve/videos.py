@@ -76,6 +76,7 @@ class Videos:
             cost=cost._asdict(),
             steps=params.num_inference_steps,
             fingerprint=request.fingerprint,
+            seconds=request.seconds,
             idempotency_key=idempotency_key,
             request_id=request_id and request_id[:MAX_REQUEST_ID_CHARS],
         )
@@ -198,23 +199,37 @@ def _video(job: Job, schedule: Schedule) -> Video:
     position, eta_s = schedule.estimate(job.seq)
     error = None if job.error_code is None else VideoError(code=job.error_code, message=job.error_message or "")
     return Video(
-        **described(GenerationParams(**job.params)),
+        # As it was stored, which is never checked against the rules of this release.
+        **described(GenerationParams.model_construct(**job.params), job.seconds),
         id=job.id,
         model=job.model,
         status=job.status,  # type: ignore[arg-type]  # pydantic checks it
         progress=_percent(job),
         created_at=int(job.created_at),
-        completed_at=None if job.completed_at is None else int(job.completed_at),
-        expires_at=None if job.expires_at is None else int(job.expires_at),
+        started_at=None if job.status == "queued" else _whole(job.started_at),
+        completed_at=_whole(job.completed_at),
+        expires_at=_whole(job.expires_at),
         error=error,
         stage=job.stage,
         step=job.step,
         queue_position=position,
         eta_s=None if eta_s is None else round(eta_s, 1),
         attempts=job.attempts,
-        stage_durations=job.stage_durations,
+        stage_durations=_durations(job),
         request_id=job.request_id,
     )
+
+
+def _whole(time_s: float | None) -> int | None:
+    return None if time_s is None else int(time_s)
+
+
+def _durations(job: Job) -> dict[str, float] | None:
+    """Seconds by stage. All time from creation to completion in which no stage worked on the video is the queue's."""
+    if job.stage_durations is None or job.completed_at is None:
+        return None
+    worked_s = sum(seconds for stage, seconds in job.stage_durations.items() if stage != "queue")
+    return job.stage_durations | {"queue": round(max(0.0, job.completed_at - job.created_at - worked_s), 3)}
 
 
 def _percent(job: Job) -> int:

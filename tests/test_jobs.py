@@ -343,7 +343,7 @@ def test_an_older_table_is_brought_up_and_a_newer_one_refused(url: str, monkeypa
         prepare(url)
 
 
-OF_VERSION_1: dict[str, None] = dict.fromkeys(("cost", "fingerprint"))
+OF_VERSION_1: dict[str, None] = dict.fromkeys(("cost", "fingerprint", "seconds"))
 
 
 def make_version_1(url: str) -> None:

@@ -191,7 +191,7 @@ class FakeVideos:
     def video(self) -> Video:
         params = GenerationParams(prompt="kept", num_frames=9, height=32, width=48)
         state = {"status": self.status, "progress": 100, "step": 35, "queue_position": 0, "attempts": 1}
-        times = dict.fromkeys(("created_at", "completed_at", "expires_at"), 0)
+        times = dict.fromkeys(("created_at", "started_at", "completed_at", "expires_at"), 0)
         nothing = dict.fromkeys(("error", "stage", "eta_s", "stage_durations", "request_id"))
         return Video(id="video_1", model="fake", **described(params), **state, **times, **nothing)
 

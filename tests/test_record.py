@@ -61,3 +61,59 @@ def test_a_request_that_an_older_release_stored_can_be_repeated(client: LocalCli
     change(tmp_path, "UPDATE jobs SET fingerprint = NULL")
     assert record(client, key) == first
     assert client.post("/v1/videos", json=SMALL | {"prompt": "y"}, headers=key).status_code == 409
+
+
+def test_a_record_repeats_the_seconds_that_were_asked_for_beside_the_exact_length(client: LocalClient) -> None:
+    asked = {"num_frames": None, "fps": 12}
+    video = record(client, seconds="2", **asked)
+    assert (int(video["seconds"]), video["num_frames"], video["duration_s"]) == (2, 25, 2.083333)
+    assert record(client, seconds=2.5, **asked)["seconds"] == "2.5"
+    exact = record(client, fps=4)
+    assert (exact["seconds"], exact["duration_s"]) == ("1.25", 1.25)
+
+
+def test_the_times_of_a_record_add_up(client: LocalClient, tmp_path: Path) -> None:
+    video = record(client)
+    assert (video["started_at"], video["stage_durations"]) == (None, None)
+    assert client.call(client.service.finish) == video["id"]
+    change(tmp_path, "UPDATE jobs SET created_at = completed_at - 59, started_at = completed_at - 18.5")
+    durations = '{"tokenizer": 0.5, "queue": 2.0, "denoiser": 16.0, "decoders": 2.0, "storing": 0.5}'
+    change(tmp_path, "UPDATE jobs SET stage_durations = ?", durations)
+    video = client.get(f"/v1/videos/{video['id']}").json()
+    assert video["stage_durations"] == {
+        "tokenizer": 0.5,
+        "queue": pytest.approx(40, abs=0.01),
+        "denoiser": 16.0,
+        "decoders": 2.0,
+        "storing": 0.5,
+    }
+    assert video["completed_at"] - video["created_at"] == 59
+    assert video["started_at"] - video["created_at"] in (40, 41)
+
+
+def test_a_job_that_is_queued_again_has_not_started(client: LocalClient) -> None:
+    video, table = record(client), client.service.videos.table
+
+    async def start_and_release() -> None:
+        job = await table.claim()
+        assert job is not None
+        assert job.owner is not None
+        await table.start(job.owner)
+        assert (await client.service.videos.retrieve(job.id)).started_at is not None
+        await table.release(job.owner)
+
+    client.call(start_and_release)
+    again = client.get(f"/v1/videos/{video['id']}").json()
+    assert (again["status"], again["attempts"], again["started_at"]) == ("queued", 1, None)
+
+
+def test_a_record_of_another_release_is_shown_as_it_was_stored(client: LocalClient, tmp_path: Path) -> None:
+    old = record(client)
+    change(
+        tmp_path, "UPDATE jobs SET params = json_set(params, '$.height', 33000, '$.sigma_schedule', 'old', '$.x', 1)"
+    )
+    change(tmp_path, "UPDATE jobs SET params = json_remove(params, '$.append_metadata')")
+    record(client)
+    shown = client.get(f"/v1/videos/{old['id']}").json()
+    assert (shown["size"], shown["sigma_schedule"], shown["append_metadata"]) == ("32x33000", "old", True)
+    assert shown in client.get("/v1/videos").json()["data"]
