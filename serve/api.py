@@ -4,10 +4,10 @@ import json
 import string
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Protocol
 from urllib.parse import quote
 
-from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Header, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, StreamingResponse
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
@@ -19,9 +19,10 @@ from serve.access import OPEN, Access, Cors, Guard
 from serve.answers import IS_HEAD, Answers, answer_error, error_response
 from serve.body import FORM_TYPES, JSON_TYPE, read_body
 from serve.content import content_response
-from serve.errors import InvalidRequest, NotReady, QueueFull, ServingError
+from serve.errors import NotReady, QueueFull, ServingError
 from serve.keys import ApiKeys, key_check
 from serve.page import read_page
+from serve.query import LIST_PARAMETERS, check_query, nested, read_query
 from serve.schema import FinishedVideo, ModelCard, Video, VideoDeleted, VideoList, VideoRequest
 from serve.videos import IDEMPOTENCY_KEY, MEDIA_TYPE, Variant, Videos
 
@@ -160,14 +161,10 @@ def _kept(videos: Videos) -> APIRouter:
     """Routes over stored jobs and videos."""
     router, streams = APIRouter(), EventStreams()
 
-    @router.get("/videos", responses=_errors(404, 503))
-    async def list_videos(
-        after: Annotated[str | None, Query(description="id of the last video of the page before")] = None,
-        limit: Annotated[int, Number, Query(ge=1, le=100)] = 20,
-        order: Literal["asc", "desc"] = "desc",
-    ) -> VideoList:
-        """Videos by order of arrival, the newest first unless ``order`` says otherwise."""
-        return await videos.list(after, limit, order)
+    @router.get("/videos", responses=_errors(404, 503), openapi_extra={"parameters": LIST_PARAMETERS})
+    async def list_videos(request: Request) -> VideoList:
+        """Videos by order of arrival, the newest first unless ``order`` says otherwise. Filters can be combined."""
+        return await videos.list(read_query(nested(request.query_params)))
 
     @router.get("/videos/{video_id}", responses=_errors(404, 503))
     async def retrieve(video_id: str, response: Response) -> Video:
@@ -233,19 +230,6 @@ class EventResponse(StreamingResponse):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with self._streams.one():
             await super().__call__(scope, receive, send)
-
-
-async def check_query(request: Request) -> None:
-    """A dependency that refuses what a route would ignore: unknown keys of the query, and one that is given twice."""
-    known = [field.alias for field in request.scope["route"].dependant.query_params]
-    seen = set()
-    for name, value in request.query_params.multi_items():
-        if name not in known:
-            told = f"one of {', '.join(known)}" if known else "no query"
-            raise InvalidRequest(f"{name[:80]}: got {value[:80]!r}, expected {told}, because this key is unknown", name)
-        if name in seen:
-            raise InvalidRequest(f"{name}: got the key twice, expected it once", name)
-        seen.add(name)
 
 
 async def _event_stream(videos: Videos, video_id: str, last_event: int | None) -> AsyncIterator[bytes]:

@@ -4,7 +4,7 @@ import asyncio
 import contextvars
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from fastapi import FastAPI
 from ray import serve
@@ -25,6 +25,7 @@ from serve.graph import Graph
 from serve.health import Look
 from serve.job_schema import prepare
 from serve.jobs import JobSettings
+from serve.query import read_query
 from serve.schema import (
     Event,
     FinishedVideo,
@@ -33,7 +34,6 @@ from serve.schema import (
     VideoDeleted,
     VideoList,
     VideoRequest,
-    described,
     read_request,
 )
 from serve.storage import MediaStore
@@ -120,7 +120,7 @@ class Ingress:
                 async for event in events:
                     note(event)
                     if event["type"] == "video":
-                        event["record"] |= described(params, checked.seconds)
+                        event["record"] |= checked.record(params)
                     yield event
 
     async def submit(
@@ -150,10 +150,13 @@ class Ingress:
     async def retrieve(self, video_id: str) -> Video:
         return await self.videos.retrieve(video_id)
 
-    async def list(
-        self, after: str | None = None, limit: int = 20, order: Literal["asc", "desc"] = "desc"
-    ) -> VideoList:
-        return await self.videos.list(after, limit, order)
+    async def list(self, **query: Any) -> VideoList:
+        """A page of stored videos.
+
+        Args:
+            query: fields of ``ListQuery``.
+        """
+        return await self.videos.list(read_query(query))
 
     async def cancel(self, video_id: str) -> Video:
         """Stop making a video and keep its record, as failed."""

@@ -7,7 +7,7 @@ database's own.
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -19,6 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from serve.errors import DatabaseUnavailable
 from serve.job_schema import ADMISSION_LOCK, JOBS, MAX_MESSAGE_CHARS, Job, Now, connect
+from serve.schema import ListQuery
 
 ACTIVE = ("queued", "in_progress")
 OUTAGES = (OperationalError, InterfaceError, InternalError, ProgrammingError, PoolTimeout)
@@ -78,6 +79,7 @@ class NewJob(NamedTuple):
     steps: int
     fingerprint: str | None = None
     seconds: str | None = None
+    metadata: dict[str, str] | None = None
     idempotency_key: str | None = None
     request_id: str | None = None
 
@@ -175,10 +177,12 @@ class JobTable:
             row = (await connection.execute(select(JOBS).where(JOBS.c.id == job_id))).one_or_none()
             return None if row is None else _job(row)
 
-    async def page(self, after: int | None, limit: int, newest_first: bool) -> list[Job]:
+    async def page(
+        self, after: int | None, limit: int, newest_first: bool, filters: ListQuery | None = None
+    ) -> list[Job]:
         """Up to ``limit`` jobs behind the ``seq`` ``after`` in order of arrival, or from the newest backwards."""
         order = JOBS.c.seq.desc() if newest_first else JOBS.c.seq
-        query = select(JOBS).order_by(order).limit(limit)
+        query = select(JOBS).order_by(order).limit(limit).where(*_conditions(filters or ListQuery()))
         if after is not None:
             query = query.where(JOBS.c.seq < after if newest_first else JOBS.c.seq > after)
         async with self._transaction() as connection:
@@ -405,6 +409,17 @@ class JobTable:
             else:
                 await connection.execute(text(f"SELECT pg_advisory_xact_lock({ADMISSION_LOCK})"))
             yield connection
+
+
+def _conditions(filters: ListQuery) -> Iterator[ColumnElement[bool]]:
+    if filters.status is not None:
+        yield JOBS.c.status == filters.status
+    if filters.created_after is not None:
+        yield JOBS.c.created_at >= filters.created_after
+    if filters.created_before is not None:
+        yield JOBS.c.created_at < filters.created_before
+    for name, value in filters.metadata.items():
+        yield JOBS.c.metadata[name].as_string() == value
 
 
 def _free() -> ColumnElement[bool]:

@@ -18,6 +18,7 @@ from cosmos3_models.params import (
     Frames,
     GenerationDefaults,
     Guidance,
+    Number,
     Prompt,
     Seed,
     Shift,
@@ -34,6 +35,15 @@ def _number_text(value: object) -> object:
     return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
+MAX_TIME = 253_402_300_799  # the end of the year 9999
+
+MetadataKey = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:-]{1,64}$")]
+MetadataValue = Annotated[str, Field(max_length=512, pattern=r"^[^\x00]*$")]  # PostgreSQL compares no text with NUL
+Metadata = Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)]
+Status = Literal["queued", "in_progress", "completed", "failed"]
+Time = Annotated[int, Number, Field(ge=0, le=MAX_TIME)]
+
+
 class VideoRequest(CheckedModel):
     """The body of a request; an absent field is the served checkpoint's default.
 
@@ -43,6 +53,7 @@ class VideoRequest(CheckedModel):
         size: ``"WIDTHxHEIGHT"`` in pixels; or ``width`` and ``height``.
         seconds: length, rounded to the nearest 4k + 1 frames; or ``num_frames``.
         seed: drawn if it is absent.
+        metadata: up to 16 texts under names of the client's own, by which lists can be filtered.
 
     The other fields are those of ``cosmos3_models.GenerationParams``.
     """
@@ -66,6 +77,7 @@ class VideoRequest(CheckedModel):
     fp8_linears: bool | None = None
     fp8_attention: bool | None = None
     step_cache: CacheThreshold | None = None
+    metadata: Metadata | None = None
 
     def params(self, defaults: GenerationDefaults) -> GenerationParams:
         """The complete request over a checkpoint's defaults, with a seed drawn if none is given.
@@ -73,7 +85,7 @@ class VideoRequest(CheckedModel):
         Raises:
             InvalidInput: fields that contradict each other, or a size or length that the model cannot make.
         """
-        given = self.model_dump(exclude_none=True, exclude={"model", "size", "seconds"})
+        given = self.model_dump(exclude_none=True, exclude={"model", "size", "seconds", "metadata"})
         given.setdefault("seed", secrets.randbelow(MAX_SEED + 1))
         given |= self._picture_size()
         if self.seconds is not None:
@@ -82,6 +94,10 @@ class VideoRequest(CheckedModel):
             fps = self.fps or defaults.params(prompt=self.prompt).fps
             given["num_frames"] = _nearest_frame_count(float(self.seconds) * fps)
         return defaults.params(**given)
+
+    def record(self, params: GenerationParams) -> dict[str, Any]:
+        """The fields of a record that tell what was asked for."""
+        return described(params, self.seconds, self.metadata)
 
     @property
     def fingerprint(self) -> str:
@@ -104,6 +120,20 @@ class VideoRequest(CheckedModel):
 def read_request(fields: "VideoRequest | dict[str, Any]") -> VideoRequest:
     """A request from a handle caller, who may send a plain dict."""
     return fields if isinstance(fields, VideoRequest) else VideoRequest(**fields)
+
+
+class ListQuery(CheckedModel):
+    """Which videos a page shows, in order of arrival. All filters that are given must match."""
+
+    after: Annotated[str | None, Field(description="id of the last video of the page before")] = None
+    limit: Annotated[int, Number, Field(ge=1, le=100)] = 20
+    order: Literal["asc", "desc"] = "desc"
+    status: Status | None = None
+    created_after: Annotated[Time | None, Field(description="seconds since the epoch: at this time or later")] = None
+    created_before: Annotated[Time | None, Field(description="seconds since the epoch: before this time")] = None
+    metadata: Annotated[Metadata, Field(description="metadata[name]=text: this text under this name")] = Field(
+        default={}
+    )
 
 
 class VideoError(BaseModel):
@@ -134,7 +164,7 @@ class Video(BaseModel):
     id: str
     object: Literal["video"] = "video"
     model: str
-    status: Literal["queued", "in_progress", "completed", "failed"]
+    status: Status
     progress: int
     created_at: int
     started_at: int | None
@@ -153,6 +183,7 @@ class Video(BaseModel):
     attempts: int
     stage_durations: dict[str, float] | None
     request_id: str | None
+    metadata: dict[str, str]
     width: int
     height: int
     num_frames: int
@@ -224,17 +255,20 @@ class ModelCard(TypedDict):
     allowed_approximations: list[str]  # what a request may give up for speed
 
 
-def described(params: GenerationParams, seconds: str | None = None) -> dict[str, Any]:
+def described(
+    params: GenerationParams, seconds: str | None = None, metadata: dict[str, str] | None = None
+) -> dict[str, Any]:
     """The request's fields of every record: its own, and size and length as OpenAI writes them.
 
     Args:
-        seconds: the length as the request gave it.
+        seconds, metadata: as the request gave them.
     """
     duration_s = params.num_frames / params.fps
     return {
         "size": f"{params.width}x{params.height}",
         "seconds": seconds or f"{duration_s:g}",
         "duration_s": round(duration_s, 6),
+        "metadata": metadata or {},
         **params.model_dump(),
     }
 

@@ -15,7 +15,7 @@ from serve.errors import Conflict, InvalidRequest, MediaUnavailable, NotFound, Q
 from serve.estimate import Rates, Schedule, percent
 from serve.job_schema import Job
 from serve.jobs import Cost, JobSettings, JobTable, NewJob, cost_of_row
-from serve.schema import Video, VideoDeleted, VideoError, VideoList, VideoRequest, described
+from serve.schema import ListQuery, Video, VideoDeleted, VideoError, VideoList, VideoRequest, described
 from serve.storage import MediaStore
 
 Variant = Literal["video", "thumbnail", "spritesheet"]
@@ -77,6 +77,7 @@ class Videos:
             steps=params.num_inference_steps,
             fingerprint=request.fingerprint,
             seconds=request.seconds,
+            metadata=request.metadata,
             idempotency_key=idempotency_key,
             request_id=request_id and request_id[:MAX_REQUEST_ID_CHARS],
         )
@@ -91,13 +92,13 @@ class Videos:
     async def retrieve(self, video_id: str) -> Video:
         return await self._shown(await self._job(video_id))
 
-    async def list(self, after: str | None, limit: int, order: Literal["asc", "desc"]) -> VideoList:
-        start = None if after is None else await self._place(after)
-        jobs = await self.table.page(start, limit + 1, newest_first=order == "desc")
+    async def list(self, query: ListQuery) -> VideoList:
+        start = None if query.after is None else await self._place(query.after)
+        jobs = await self.table.page(start, query.limit + 1, query.order == "desc", query)
         schedule = await self._schedule_of(jobs)
-        page = [_video(job, schedule) for job in jobs[:limit]]
+        page = [_video(job, schedule) for job in jobs[: query.limit]]
         ends = (page[0].id, page[-1].id) if page else (None, None)
-        return VideoList(data=page, first_id=ends[0], last_id=ends[1], has_more=len(jobs) > limit)
+        return VideoList(data=page, first_id=ends[0], last_id=ends[1], has_more=len(jobs) > query.limit)
 
     async def delete(self, video_id: str) -> VideoDeleted:
         """Forget a video; if it is being made, that stops before the next step."""
@@ -200,7 +201,7 @@ def _video(job: Job, schedule: Schedule) -> Video:
     error = None if job.error_code is None else VideoError(code=job.error_code, message=job.error_message or "")
     return Video(
         # As it was stored, which is never checked against the rules of this release.
-        **described(GenerationParams.model_construct(**job.params), job.seconds),
+        **described(GenerationParams.model_construct(**job.params), job.seconds, job.metadata),
         id=job.id,
         model=job.model,
         status=job.status,  # type: ignore[arg-type]  # pydantic checks it

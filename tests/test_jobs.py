@@ -18,6 +18,7 @@ from serve import job_schema, jobs
 from serve.errors import DatabaseUnavailable
 from serve.job_schema import Job, prepare
 from serve.jobs import Cost, JobSettings, JobTable, NewJob, Outcome, Progress
+from serve.schema import ListQuery
 
 T = TypeVar("T")
 COST = Cost(model="m on cpu", mode="exact", passes=2, text=10, step=100, decode=50)
@@ -343,7 +344,7 @@ def test_an_older_table_is_brought_up_and_a_newer_one_refused(url: str, monkeypa
         prepare(url)
 
 
-OF_VERSION_1: dict[str, None] = dict.fromkeys(("cost", "fingerprint", "seconds"))
+OF_VERSION_1: dict[str, None] = dict.fromkeys(("cost", "fingerprint", "seconds", "metadata"))
 
 
 def make_version_1(url: str) -> None:
@@ -410,6 +411,32 @@ def test_rows_of_version_1_are_shown_and_claimed_and_do_not_spoil_the_estimates(
         assert (await claimed(table))[0].id == waiting.id
         await submitted(table)
         assert [job.cost for job in await table.active()] == [None, COST]
+
+    run(settings, scenario)
+
+
+def test_a_page_has_the_jobs_that_pass_all_filters(settings: JobSettings) -> None:
+    async def scenario(table: JobTable) -> None:
+        async def found(**filters: object) -> list[int]:
+            return [job.seq - first.seq for job in await table.page(None, 9, False, ListQuery(**filters))]
+
+        first = await completed(table, NEW._replace(metadata={"job": "a", "part.1": 'a "b" %\'é🎈'}))
+        await submitted(table, NEW._replace(metadata={"job": "a"}))
+        await submitted(table, NEW._replace(metadata={}))
+        await submitted(table)
+        assert await found() == [0, 1, 2, 3]
+        assert await found(status="queued") == [1, 2, 3]
+        assert await found(status="failed") == []
+        assert await found(metadata={"job": "a"}) == [0, 1]
+        assert await found(metadata={"job": "a"}, status="queued") == [1]
+        assert await found(metadata={"job": "a", "part.1": 'a "b" %\'é🎈'}) == [0]
+        for nobodys in ({"job": "A"}, {"job": "%"}, {"part": "a"}, {"job": "a", "x": ""}):
+            assert await found(metadata=nobodys) == []
+        second = int(first.created_at)
+        assert await found(created_before=second) == []
+        assert await found(created_after=second) == [0, 1, 2, 3]
+        assert await found(created_after=second, created_before=second + 60) == [0, 1, 2, 3]
+        assert await found(created_after=second + 60) == []
 
     run(settings, scenario)
 

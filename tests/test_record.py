@@ -9,6 +9,7 @@ import pytest
 from local_api import LocalClient, local_client
 
 from cosmos3_models.params import MAX_SEED
+from serve.schema import ListQuery
 
 SMALL = {"prompt": "x", "size": "32x32", "num_frames": 5, "num_inference_steps": 1}
 
@@ -117,3 +118,90 @@ def test_a_record_of_another_release_is_shown_as_it_was_stored(client: LocalClie
     shown = client.get(f"/v1/videos/{old['id']}").json()
     assert (shown["size"], shown["sigma_schedule"], shown["append_metadata"]) == ("32x33000", "old", True)
     assert shown in client.get("/v1/videos").json()["data"]
+
+
+def ids(client: LocalClient, query: str) -> list[str]:
+    response = client.get(f"/v1/videos?{query}")
+    assert response.status_code == 200, response.text
+    return [video["id"] for video in response.json()["data"]]
+
+
+def test_lists_are_filtered_by_status_time_and_metadata(client: LocalClient, tmp_path: Path) -> None:
+    first = record(client, metadata={"job": "a", "part": "1"})
+    assert first["metadata"] == {"job": "a", "part": "1"}
+    second = client.post("/v1/videos", data=SMALL | {"metadata[job]": "a", "metadata[part]": "2"}).json()
+    assert second["metadata"] == {"job": "a", "part": "2"}
+    plain = record(client)
+    assert plain["metadata"] == {}
+    client.call(client.service.finish)
+    assert ids(client, "status=completed") == [first["id"]]
+    assert ids(client, "status=queued&order=asc") == [second["id"], plain["id"]]
+    assert ids(client, "status=failed") == []
+    assert ids(client, "metadata[job]=a") == ids(client, "metadata%5Bjob%5D=a") == [second["id"], first["id"]]
+    assert ids(client, "metadata[job]=a&metadata[part]=1") == [first["id"]]
+    assert ids(client, "metadata[job]=a&status=queued") == [second["id"]]
+    change(tmp_path, "UPDATE jobs SET created_at = 1000.9 WHERE id = ?", first["id"])
+    assert ids(client, "created_before=1001") == ids(client, "created_after=1000&created_before=1001") == [first["id"]]
+    assert ids(client, "created_after=1001") == [plain["id"], second["id"]]
+    page = client.get("/v1/videos?metadata[job]=a&limit=1").json()
+    assert (page["data"][0]["id"], page["has_more"]) == (second["id"], True)
+    assert ids(client, f"metadata[job]=a&limit=1&after={page['last_id']}") == [first["id"]]
+
+
+@pytest.mark.parametrize(
+    ("query", "param", "expected"),
+    [
+        ("status=done", "status", "'queued', 'in_progress', 'completed' or 'failed'"),
+        ("created_after=yesterday", "created_after", "a number"),
+        ("created_before=99999999999999999999", "created_before", "less than or equal to 253402300799"),
+        ("metadata=a", "metadata", "a valid dictionary"),
+        ("metadata[a b]=x", "metadata", "match pattern"),
+        ("metadata[a]=%00", "metadata", "match pattern"),
+        ("metadata[a]=x&metadata[a]=y", "metadata[a]", "it once"),
+        ("metadata=x&metadata[a]=y", "metadata[a]", "it once"),
+        ("limit[a]=1", "limit[a]", "one of after, limit, order, status, created_after, created_before, metadata"),
+        ("metadata[a][b]=1", "metadata[a][b]", "one of after"),
+        ("statu=failed", "statu", "one of after"),
+    ],
+)
+def test_a_filter_that_cannot_be_applied_is_refused(client: LocalClient, query: str, param: str, expected: str) -> None:
+    response = client.get(f"/v1/videos?{query}")
+    assert response.status_code == 400, response.text
+    error = response.json()["error"]
+    assert error["param"] == param
+    assert expected in error["message"]
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"a b": "x"},
+        {"a" * 65: "x"},
+        {"": "x"},
+        {"a": 1},
+        {"a": "x" * 513},
+        {"a": "\0"},
+        {"a": None},
+        {str(n): "" for n in range(17)},
+        "x",
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_metadata_that_cannot_be_stored_or_searched_is_refused(client: LocalClient, metadata: object) -> None:
+    response = client.post("/v1/videos", json=SMALL | {"metadata": metadata})
+    assert response.status_code == 400, response.text
+    assert response.json()["error"]["param"] == "metadata"
+
+
+def test_metadata_belongs_to_the_request_that_an_idempotency_key_names(client: LocalClient) -> None:
+    key = {"Idempotency-Key": "k"}
+    first = record(client, key, metadata={"a": "1", "b": "2"})
+    assert record(client, key, metadata={"b": "2", "a": "1"}) == first
+    assert client.post("/v1/videos", json=SMALL | {"metadata": {"a": "2"}}, headers=key).status_code == 409
+
+
+def test_the_document_names_every_filter(client: LocalClient) -> None:
+    parameters = client.get("/openapi.json").json()["paths"]["/v1/videos"]["get"]["parameters"]
+    assert {parameter["name"] for parameter in parameters} == set(ListQuery.model_fields)
+    (metadata,) = [parameter for parameter in parameters if parameter["name"] == "metadata"]
+    assert (metadata["style"], metadata["explode"]) == ("deepObject", True)
