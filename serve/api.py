@@ -76,9 +76,9 @@ class VideoService(Protocol):
 
     videos: Videos
 
-    async def generate(self, request: VideoRequest) -> FinishedVideo: ...
+    async def make(self, request: VideoRequest) -> FinishedVideo: ...
 
-    async def submit(
+    async def store(
         self, request: VideoRequest, idempotency_key: str | None = None, request_id: str | None = None
     ) -> Video: ...
 
@@ -134,7 +134,7 @@ def _making(service: VideoService) -> APIRouter:
     ) -> Video:
         """Store a job and answer with its record; once it is answered it is not lost."""
         request_id = request.headers.get("x-request-id")
-        video = await service.submit(await read_body(request), idempotency_key, request_id)
+        video = await service.store(await read_body(request), idempotency_key, request_id)
         response.headers["openai-poll-after-ms"] = _poll_ms(video)
         return video
 
@@ -146,7 +146,7 @@ def _making(service: VideoService) -> APIRouter:
     )
     async def generate(request: Request) -> Response:
         """Make a video and answer with the mp4 itself. A client that goes away stops the work."""
-        video = await service.generate(await read_body(request))
+        video = await service.make(await read_body(request))
         return Response(video["mp4"], media_type="video/mp4", headers=timing_headers(video["record"]))
 
     @router.get("/models")

@@ -22,6 +22,7 @@ from serve.callers import cancelled_with_caller
 from serve.errors import InvalidRequest
 from serve.estimate import cost_of
 from serve.graph import Graph
+from serve.handles import readable_errors
 from serve.health import Look
 from serve.job_schema import prepare
 from serve.jobs import JobSettings
@@ -31,8 +32,6 @@ from serve.schema import (
     FinishedVideo,
     ModelCard,
     Video,
-    VideoDeleted,
-    VideoList,
     VideoRequest,
     read_request,
 )
@@ -95,20 +94,19 @@ class Ingress:
     def __serve_build_asgi_app__(self) -> FastAPI:
         return create_api(self, self._access)
 
-    async def generate(self, request: VideoRequest | dict[str, Any], arrays: bool = False) -> FinishedVideo:
-        """One finished video: mp4 bytes, JPEG thumbnail and record, and with ``arrays`` frames and waveform.
+    async def make(self, request: VideoRequest | dict[str, Any], arrays: bool = False) -> FinishedVideo:
+        """One finished video.
 
         Raises:
             ServingError: what the request got wrong, or what failed.
         """
-        async with aclosing(self.stream(request, arrays)) as events:
+        async with aclosing(self._events(request, arrays)) as events:
             async for event in events:
                 if event["type"] == "video":
                     return event
         raise RuntimeError("the graph ended without a video")
 
-    async def stream(self, request: VideoRequest | dict[str, Any], arrays: bool = False) -> AsyncGenerator[Event, None]:
-        """The same, with a progress event for every step on the way; the video is the last event."""
+    async def _events(self, request: VideoRequest | dict[str, Any], arrays: bool) -> AsyncGenerator[Event, None]:
         checked = _checked(request)
         params = self._params(checked)
         passes = 1 if params.guidance_scale == 1 else 2
@@ -123,7 +121,7 @@ class Ingress:
                         event["record"] |= checked.record(params)
                     yield event
 
-    async def submit(
+    async def store(
         self,
         request: VideoRequest | dict[str, Any],
         idempotency_key: str | None = None,
@@ -147,24 +145,50 @@ class Ingress:
         contextvars.Context().run(self._runner.work.remote)
         return video
 
-    async def retrieve(self, video_id: str) -> Video:
-        return await self.videos.retrieve(video_id)
+    # Handle calls take and return plain values and raise Ray's own errors, so that the caller needs no more than Ray.
 
-    async def list(self, **query: Any) -> VideoList:
-        """A page of stored videos.
+    async def generate(self, request: dict[str, Any], arrays: bool = False) -> FinishedVideo:
+        """One finished video: mp4 bytes, JPEG thumbnail and record, and with ``arrays`` frames and waveform."""
+        with readable_errors():
+            return await self.make(request, arrays)
+
+    async def stream(self, request: dict[str, Any], arrays: bool = False) -> AsyncGenerator[Event, None]:
+        """The same, with a progress event for every step on the way; the video is the last event."""
+        with readable_errors():
+            async with aclosing(self._events(request, arrays)) as events:
+                async for event in events:
+                    yield event
+
+    async def submit(
+        self, request: dict[str, Any], idempotency_key: str | None = None, request_id: str | None = None
+    ) -> dict[str, Any]:
+        """Store a job; its record."""
+        with readable_errors():
+            return (await self.store(request, idempotency_key, request_id)).model_dump()
+
+    async def retrieve(self, video_id: str) -> dict[str, Any]:
+        """The record of a job."""
+        with readable_errors():
+            return (await self.videos.retrieve(video_id)).model_dump()
+
+    async def list(self, **query: Any) -> dict[str, Any]:
+        """A page of records.
 
         Args:
             query: fields of ``ListQuery``.
         """
-        return await self.videos.list(read_query(query))
+        with readable_errors():
+            return (await self.videos.list(read_query(query))).model_dump()
 
-    async def cancel(self, video_id: str) -> Video:
+    async def cancel(self, video_id: str) -> dict[str, Any]:
         """Stop making a video and keep its record, as failed."""
-        return await self.videos.cancel(video_id)
+        with readable_errors():
+            return (await self.videos.cancel(video_id)).model_dump()
 
-    async def delete(self, video_id: str) -> VideoDeleted:
-        """Stop making a video, if it is being made, and forget it."""
-        return await self.videos.delete(video_id)
+    async def delete(self, video_id: str) -> dict[str, Any]:
+        """Stop making a video, if it is being made, and delete its record and files."""
+        with readable_errors():
+            return (await self.videos.delete(video_id)).model_dump()
 
     def model_cards(self) -> Sequence[ModelCard]:
         """What is served: defaults and limits, once for each name."""

@@ -131,9 +131,7 @@ class ListQuery(CheckedModel):
     status: Status | None = None
     created_after: Annotated[Time | None, Field(description="seconds since the epoch: at this time or later")] = None
     created_before: Annotated[Time | None, Field(description="seconds since the epoch: before this time")] = None
-    metadata: Annotated[Metadata, Field(description="metadata[name]=text: this text under this name")] = Field(
-        default={}
-    )
+    metadata: Metadata = Field(default={}, description="metadata[name]=text: this text under this name")
 
 
 class VideoError(BaseModel):
