@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from fastapi import APIRouter, Depends, FastAPI, Header, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, StreamingResponse
+from fastapi.responses import StreamingResponse
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
@@ -21,7 +21,7 @@ from serve.body import FORM_TYPES, JSON_TYPE, read_body
 from serve.content import content_response
 from serve.errors import NotReady, QueueFull, ServingError
 from serve.keys import ApiKeys, key_check
-from serve.page import read_page
+from serve.page import pages
 from serve.query import LIST_PARAMETERS, check_query, nested, read_query
 from serve.schema import FinishedVideo, ModelCard, Video, VideoDeleted, VideoList, VideoRequest
 from serve.videos import IDEMPOTENCY_KEY, MEDIA_TYPE, Variant, Videos
@@ -93,7 +93,7 @@ def create_api(service: VideoService, access: Access = OPEN) -> FastAPI:
     Raises:
         ValueError: the file of keys holds none.
     """
-    api = FastAPI(title="Cosmos3 video generation", docs_url="/docs", redoc_url=None)
+    api = FastAPI(title="Cosmos3 video generation", docs_url=None, redoc_url=None)
 
     @api.get("/health", response_model=dict[str, str], responses=_errors(503))
     async def health() -> Any:
@@ -102,12 +102,7 @@ def create_api(service: VideoService, access: Access = OPEN) -> FastAPI:
             return error_response(NotReady(f"not ready: {', '.join(unready)}"))
         return {"status": "ok"}
 
-    page, page_headers = read_page()
-
-    @api.get("/", include_in_schema=False)
-    async def web_page() -> HTMLResponse:
-        return HTMLResponse(page, headers=page_headers)
-
+    api.include_router(pages())
     keys = ApiKeys(access.api_keys, access.api_keys_file)
     checks = [Depends(key_check(keys))] if keys.guard else []
     refused = _errors(401, 503) if keys.guard else {}

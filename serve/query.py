@@ -13,7 +13,8 @@ from serve.schema import ListQuery
 NESTED = re.compile(r"([^\[\]]+)\[([^\[\]]*)\]")
 MAPPING = {"style": "deepObject", "explode": True}  # in the query as metadata[name]=text
 LIST_PARAMETERS: list[dict[str, Any]] = [
-    {"name": name, "in": "query", "schema": schema} | (MAPPING if schema.get("type") == "object" else {})
+    {"name": name, "in": "query", "description": schema.pop("description", ""), "schema": schema}
+    | (MAPPING if schema.get("type") == "object" else {})
     for name, schema in ListQuery.model_json_schema()["properties"].items()
 ]
 

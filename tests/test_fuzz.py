@@ -70,7 +70,7 @@ fixed_path = st.sampled_from(
         b"/",
         b"/health",
         b"/docs",
-        b"/docs/oauth2-redirect",
+        b"/docs/swagger-ui.css",
         b"/openapi.json",
         b"/v1/models",
         b"/v1/models/x",

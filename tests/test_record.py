@@ -205,3 +205,4 @@ def test_the_document_names_every_filter(client: LocalClient) -> None:
     assert {parameter["name"] for parameter in parameters} == set(ListQuery.model_fields)
     (metadata,) = [parameter for parameter in parameters if parameter["name"] == "metadata"]
     assert (metadata["style"], metadata["explode"]) == ("deepObject", True)
+    assert "metadata[name]" in metadata["description"]
