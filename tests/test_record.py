@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
-from local_api import LocalClient, local_client
+from local_api import URL, LocalClient, local_client
 
 from cosmos3_models.params import MAX_SEED
 from serve.schema import ListQuery
@@ -206,3 +207,15 @@ def test_the_document_names_every_filter(client: LocalClient) -> None:
     (metadata,) = [parameter for parameter in parameters if parameter["name"] == "metadata"]
     assert (metadata["style"], metadata["explode"]) == ("deepObject", True)
     assert "metadata[name]" in metadata["description"]
+
+
+@pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning")
+def test_the_openai_client_sends_metadata_and_filters_by_it(client: LocalClient) -> None:
+    sdk = openai.OpenAI(base_url=f"{URL}/v1", api_key="unused", http_client=client, max_retries=0)
+    video = sdk.videos.create(prompt="x", seconds="1", extra_body={"metadata": {"job": "a", "part": "1"}})
+    assert int(video.seconds) == 1
+    assert video.model_extra is not None
+    assert video.model_extra["metadata"] == {"job": "a", "part": "1"}
+    for job, found in (("a", [video.id]), ("b", [])):
+        query = {"metadata": {"job": job}, "status": "queued"}
+        assert [listed.id for listed in sdk.videos.list(limit=5, extra_query=query)] == found
