@@ -247,12 +247,12 @@ def _errors(*statuses: int) -> Responses:
 
 
 def timing_headers(record: dict[str, Any]) -> dict[str, str]:
-    """Model, seed and seconds of a finished video. A name that is not ASCII is percent-encoded."""
+    """Model, seed and seconds of a finished video, the wait in the queue apart. A model's name is percent-encoded."""
     durations = record["stage_durations"]
     return {
         "X-Model": quote(record["model"], safe=HEADER_SAFE),
         "X-Seed": str(record["seed"]),
-        "X-Inference-Time-S": f"{sum(durations.values()):.3f}",
+        "X-Inference-Time-S": f"{sum(durations.values()) - durations.get('queue', 0):.3f}",
         "X-Stage-Durations": json.dumps(durations),
     }
 

@@ -10,6 +10,7 @@ import pytest
 from local_api import URL, LocalClient, local_client
 
 from cosmos3_models.params import MAX_SEED
+from serve.api import timing_headers
 from serve.schema import ListQuery
 
 SMALL = {"prompt": "x", "size": "32x32", "num_frames": 5, "num_inference_steps": 1}
@@ -91,6 +92,14 @@ def test_the_times_of_a_record_add_up(client: LocalClient, tmp_path: Path) -> No
     }
     assert video["completed_at"] - video["created_at"] == 59
     assert video["started_at"] - video["created_at"] in (40, 41)
+
+
+def test_the_wait_in_the_queue_is_no_inference_time() -> None:
+    headers = timing_headers(
+        {"model": "m", "seed": 1, "stage_durations": {"tokenizer": 0.25, "queue": 5.0, "denoiser": 1}}
+    )
+    assert headers["X-Inference-Time-S"] == "1.250"
+    assert '"queue": 5.0' in headers["X-Stage-Durations"]
 
 
 def test_a_job_that_is_queued_again_has_not_started(client: LocalClient) -> None:
