@@ -4,12 +4,12 @@ import json
 import string
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Protocol
 from urllib.parse import quote
 
-from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Header, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, StreamingResponse
+from fastapi.responses import StreamingResponse
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
@@ -19,9 +19,10 @@ from serve.access import OPEN, Access, Cors, Guard
 from serve.answers import IS_HEAD, Answers, answer_error, error_response
 from serve.body import FORM_TYPES, JSON_TYPE, read_body
 from serve.content import content_response
-from serve.errors import InvalidRequest, NotReady, QueueFull, ServingError
+from serve.errors import NotReady, QueueFull, ServingError
 from serve.keys import ApiKeys, key_check
-from serve.page import read_page
+from serve.page import pages
+from serve.query import LIST_PARAMETERS, check_query, nested, read_query
 from serve.schema import FinishedVideo, ModelCard, Video, VideoDeleted, VideoList, VideoRequest
 from serve.videos import IDEMPOTENCY_KEY, MEDIA_TYPE, Variant, Videos
 
@@ -75,9 +76,9 @@ class VideoService(Protocol):
 
     videos: Videos
 
-    async def generate(self, request: VideoRequest) -> FinishedVideo: ...
+    async def make(self, request: VideoRequest) -> FinishedVideo: ...
 
-    async def submit(
+    async def store(
         self, request: VideoRequest, idempotency_key: str | None = None, request_id: str | None = None
     ) -> Video: ...
 
@@ -92,7 +93,7 @@ def create_api(service: VideoService, access: Access = OPEN) -> FastAPI:
     Raises:
         ValueError: the file of keys holds none.
     """
-    api = FastAPI(title="Cosmos3 video generation", docs_url="/docs", redoc_url=None)
+    api = FastAPI(title="Cosmos3 video generation", docs_url=None, redoc_url=None)
 
     @api.get("/health", response_model=dict[str, str], responses=_errors(503))
     async def health() -> Any:
@@ -101,12 +102,7 @@ def create_api(service: VideoService, access: Access = OPEN) -> FastAPI:
             return error_response(NotReady(f"not ready: {', '.join(unready)}"))
         return {"status": "ok"}
 
-    page, page_headers = read_page()
-
-    @api.get("/", include_in_schema=False)
-    async def web_page() -> HTMLResponse:
-        return HTMLResponse(page, headers=page_headers)
-
+    api.include_router(pages())
     keys = ApiKeys(access.api_keys, access.api_keys_file)
     checks = [Depends(key_check(keys))] if keys.guard else []
     refused = _errors(401, 503) if keys.guard else {}
@@ -133,7 +129,7 @@ def _making(service: VideoService) -> APIRouter:
     ) -> Video:
         """Store a job and answer with its record; once it is answered it is not lost."""
         request_id = request.headers.get("x-request-id")
-        video = await service.submit(await read_body(request), idempotency_key, request_id)
+        video = await service.store(await read_body(request), idempotency_key, request_id)
         response.headers["openai-poll-after-ms"] = _poll_ms(video)
         return video
 
@@ -145,7 +141,7 @@ def _making(service: VideoService) -> APIRouter:
     )
     async def generate(request: Request) -> Response:
         """Make a video and answer with the mp4 itself. A client that goes away stops the work."""
-        video = await service.generate(await read_body(request))
+        video = await service.make(await read_body(request))
         return Response(video["mp4"], media_type="video/mp4", headers=timing_headers(video["record"]))
 
     @router.get("/models")
@@ -160,14 +156,10 @@ def _kept(videos: Videos) -> APIRouter:
     """Routes over stored jobs and videos."""
     router, streams = APIRouter(), EventStreams()
 
-    @router.get("/videos", responses=_errors(404, 503))
-    async def list_videos(
-        after: Annotated[str | None, Query(description="id of the last video of the page before")] = None,
-        limit: Annotated[int, Number, Query(ge=1, le=100)] = 20,
-        order: Literal["asc", "desc"] = "desc",
-    ) -> VideoList:
-        """Videos by order of arrival, the newest first unless ``order`` says otherwise."""
-        return await videos.list(after, limit, order)
+    @router.get("/videos", responses=_errors(404, 503), openapi_extra={"parameters": LIST_PARAMETERS})
+    async def list_videos(request: Request) -> VideoList:
+        """Videos by order of arrival, the newest first unless ``order`` says otherwise. Filters can be combined."""
+        return await videos.list(read_query(nested(request.query_params)))
 
     @router.get("/videos/{video_id}", responses=_errors(404, 503))
     async def retrieve(video_id: str, response: Response) -> Video:
@@ -235,19 +227,6 @@ class EventResponse(StreamingResponse):
             await super().__call__(scope, receive, send)
 
 
-async def check_query(request: Request) -> None:
-    """A dependency that refuses what a route would ignore: unknown keys of the query, and one that is given twice."""
-    known = [field.alias for field in request.scope["route"].dependant.query_params]
-    seen = set()
-    for name, value in request.query_params.multi_items():
-        if name not in known:
-            told = f"one of {', '.join(known)}" if known else "no query"
-            raise InvalidRequest(f"{name[:80]}: got {value[:80]!r}, expected {told}, because this key is unknown", name)
-        if name in seen:
-            raise InvalidRequest(f"{name}: got the key twice, expected it once", name)
-        seen.add(name)
-
-
 async def _event_stream(videos: Videos, video_id: str, last_event: int | None) -> AsyncIterator[bytes]:
     async for numbered in videos.events(video_id, last_event):
         if numbered is None:
@@ -268,12 +247,12 @@ def _errors(*statuses: int) -> Responses:
 
 
 def timing_headers(record: dict[str, Any]) -> dict[str, str]:
-    """Model, seed and seconds of a finished video. A name that is not ASCII is percent-encoded."""
+    """Model, seed and seconds of a finished video, the wait in the queue apart. A model's name is percent-encoded."""
     durations = record["stage_durations"]
     return {
         "X-Model": quote(record["model"], safe=HEADER_SAFE),
         "X-Seed": str(record["seed"]),
-        "X-Inference-Time-S": f"{sum(durations.values()):.3f}",
+        "X-Inference-Time-S": f"{sum(durations.values()) - durations.get('queue', 0):.3f}",
         "X-Stage-Durations": json.dumps(durations),
     }
 

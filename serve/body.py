@@ -11,6 +11,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 
 from cosmos3_models import InvalidInput
 from serve.errors import InvalidRequest, TooLarge
+from serve.query import nested
 from serve.schema import VideoRequest, read_request
 
 MAX_BODY_BYTES = 1 << 20
@@ -60,9 +61,9 @@ async def _limited_body(request: Request) -> bytes:
 def _fields(content_type: str, body: bytes) -> dict[str, Any]:
     kind = content_type.split(";")[0].strip().lower()
     if kind == FORM_TYPES[0]:
-        return _once(_multipart_fields(content_type, body))
+        return nested(_once(_multipart_fields(content_type, body)))
     if kind == FORM_TYPES[1] and not body.lstrip().startswith(b"{"):  # curl calls JSON a form unless it is told
-        return _once(_urlencoded_fields(body))
+        return nested(_once(_urlencoded_fields(body)))
     if kind in (JSON_TYPE, FORM_TYPES[1], ""):
         return _json_fields(body)
     raise InvalidRequest(f"content-type: got {kind[:80]!r}, expected {JSON_TYPE} or {FORM_TYPES[0]}")

@@ -26,7 +26,7 @@ FIELDS: dict[str, tuple[type, str]] = {
     "guidance_scale": (float, "1 is off"),
     "flow_shift": (float, ""),
     "sigma_schedule": (str, "flow, karras, phyai or checkpoint"),
-    "seed": (int, "the same seed gives the same video"),
+    "seed": (int, "the same seed gives the same video; drawn if absent"),
     "step_cache": (float, "reuse steps that change less than this share; not exact"),
     "negative_prompt": (str, "what to avoid"),
     "model": (str, "the served name"),

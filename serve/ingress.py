@@ -1,9 +1,10 @@
 """The door of the graph: HTTP routes and handle calls for other Ray jobs."""
 
 import asyncio
+import contextvars
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from fastapi import FastAPI
 from ray import serve
@@ -23,11 +24,13 @@ from serve.callers import cancelled_with_caller
 from serve.errors import InvalidRequest
 from serve.estimate import cost_of
 from serve.graph import Graph
+from serve.handles import readable_errors
 from serve.health import Look
 from serve.job_schema import prepare
 from serve.jobs import JobSettings
+from serve.query import read_query
 from serve.runner import NOTIFY_PERIOD_S
-from serve.schema import Event, FinishedVideo, ModelCard, Video, VideoDeleted, VideoList, VideoRequest, read_request
+from serve.schema import Event, FinishedVideo, ModelCard, Video, VideoRequest, read_request
 from serve.storage import MediaStore
 from serve.videos import Videos
 
@@ -90,21 +93,21 @@ class Ingress:
     def __serve_build_asgi_app__(self) -> FastAPI:
         return create_api(self, self._access)
 
-    async def generate(self, request: VideoRequest | dict[str, Any], arrays: bool = False) -> FinishedVideo:
-        """One finished video: mp4 bytes, JPEG thumbnail and record, and with ``arrays`` frames and waveform.
+    async def make(self, request: VideoRequest | dict[str, Any], arrays: bool = False) -> FinishedVideo:
+        """One finished video.
 
         Raises:
             ServingError: what the request got wrong, or what failed.
         """
-        async with aclosing(self.stream(request, arrays)) as events:
+        async with aclosing(self._events(request, arrays)) as events:
             async for event in events:
                 if event["type"] == "video":
                     return event
         raise RuntimeError("the graph ended without a video")
 
-    async def stream(self, request: VideoRequest | dict[str, Any], arrays: bool = False) -> AsyncGenerator[Event, None]:
-        """The same, with a progress event for every step on the way; the video is the last event."""
-        params = await self._checked(request)
+    async def _events(self, request: VideoRequest | dict[str, Any], arrays: bool) -> AsyncGenerator[Event, None]:
+        checked = _checked(request)
+        params = await self._fitting_params(checked)
         passes = 1 if params.guidance_scale == 1 else 2
         # Only the tokenizer knows how long the text is, and next to the media it is short.
         cost = cost_of(self._checkpoint, self._model.device, params, (0,) * passes)
@@ -113,9 +116,11 @@ class Ingress:
             async with cancelled_with_caller(self._lease_s / 3), aclosing(events):
                 async for event in events:
                     note(event)
+                    if event["type"] == "video":
+                        event["record"] |= checked.record(params)
                     yield event
 
-    async def submit(
+    async def store(
         self,
         request: VideoRequest | dict[str, Any],
         idempotency_key: str | None = None,
@@ -129,29 +134,59 @@ class Ingress:
         Raises:
             ServingError: what the request got wrong, or that the queue is full.
         """
-        params = await self._checked(request)
+        checked = _checked(request)
+        params = await self._fitting_params(checked)
         ids = await self._graph.check(params)
         tokens = [len(prompt) for prompt in (ids.positive, ids.negative) if prompt is not None]
         cost = cost_of(self._checkpoint, self._model.device, params, tokens)
-        video = await self.videos.submit(params, cost, idempotency_key, request_id)
+        video = await self.videos.submit(checked, params, cost, idempotency_key, request_id)
         self._notify_runner()
         return video
 
-    async def retrieve(self, video_id: str) -> Video:
-        return await self.videos.retrieve(video_id)
+    # Handle calls take and return plain values and raise Ray's own errors, so that the caller needs no more than Ray.
 
-    async def list(
-        self, after: str | None = None, limit: int = 20, order: Literal["asc", "desc"] = "desc"
-    ) -> VideoList:
-        return await self.videos.list(after, limit, order)
+    async def generate(self, request: dict[str, Any], arrays: bool = False) -> FinishedVideo:
+        """One finished video: mp4 bytes, JPEG thumbnail and record, and with ``arrays`` frames and waveform."""
+        with readable_errors():
+            return await self.make(request, arrays)
 
-    async def cancel(self, video_id: str) -> Video:
+    async def stream(self, request: dict[str, Any], arrays: bool = False) -> AsyncGenerator[Event, None]:
+        """The same, with a progress event for every step on the way; the video is the last event."""
+        with readable_errors():
+            async with aclosing(self._events(request, arrays)) as events:
+                async for event in events:
+                    yield event
+
+    async def submit(
+        self, request: dict[str, Any], idempotency_key: str | None = None, request_id: str | None = None
+    ) -> dict[str, Any]:
+        """Store a job; its record."""
+        with readable_errors():
+            return (await self.store(request, idempotency_key, request_id)).model_dump()
+
+    async def retrieve(self, video_id: str) -> dict[str, Any]:
+        """The record of a job."""
+        with readable_errors():
+            return (await self.videos.retrieve(video_id)).model_dump()
+
+    async def list(self, **query: Any) -> dict[str, Any]:
+        """A page of records.
+
+        Args:
+            query: fields of ``ListQuery``.
+        """
+        with readable_errors():
+            return (await self.videos.list(read_query(query))).model_dump()
+
+    async def cancel(self, video_id: str) -> dict[str, Any]:
         """Stop making a video and keep its record, as failed."""
-        return await self.videos.cancel(video_id)
+        with readable_errors():
+            return (await self.videos.cancel(video_id)).model_dump()
 
-    async def delete(self, video_id: str) -> VideoDeleted:
-        """Stop making a video, if it is being made, and forget it."""
-        return await self.videos.delete(video_id)
+    async def delete(self, video_id: str) -> dict[str, Any]:
+        """Stop making a video, if it is being made, and delete its record and files."""
+        with readable_errors():
+            return (await self.videos.delete(video_id)).model_dump()
 
     def model_cards(self) -> Sequence[ModelCard]:
         """What is served: defaults and limits, once for each name."""
@@ -165,7 +200,7 @@ class Ingress:
             "created": int(self._checkpoint.folder.stat().st_mtime),
             "owned_by": "cosmos3",
             "sound": self._checkpoint.sound is not None,
-            "defaults": params.model_dump(exclude={"prompt"}),
+            "defaults": params.model_dump(exclude={"prompt", "seed"}),
             "max_pixel_frames": self._model.max_pixel_frames,
             "allowed_approximations": [*self._model.approximation.allowed],
         }
@@ -186,8 +221,8 @@ class Ingress:
         await self.videos.table.queued()
         return []
 
-    async def _checked(self, request: VideoRequest | dict[str, Any]) -> GenerationParams:
-        """The request, refused here if no GPU of the denoisers can hold it."""
+    async def _fitting_params(self, request: VideoRequest | dict[str, Any]) -> GenerationParams:
+        """The request's parameters, refused here if no GPU of the denoisers can hold it."""
         params = self._params(request)
         if self._model.device == "cuda" and (budget := await self._known_budget()) is not None:
             try:
@@ -205,8 +240,8 @@ class Ingress:
         return self._budget.result() if self._budget.done() and not self._budget.exception() else None
 
     def _params(self, request: VideoRequest | dict[str, Any]) -> GenerationParams:
+        checked = _checked(request)
         try:
-            checked = read_request(request)
             if checked.model not in (None, *self._model.names):
                 served = f"{' or '.join(map(repr, self._model.names))} or no model"
                 raise InvalidInput("model", checked.model, served, "this is the model that is served here")
@@ -219,3 +254,10 @@ class Ingress:
         except InvalidInput as error:
             raise InvalidRequest.of(error) from None
         return params
+
+
+def _checked(request: VideoRequest | dict[str, Any]) -> VideoRequest:
+    try:
+        return read_request(request)
+    except InvalidInput as error:
+        raise InvalidRequest.of(error) from None

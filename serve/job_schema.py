@@ -59,6 +59,9 @@ JOBS = Table(
     Column("model", String(255), nullable=False),
     Column("params", JSON, nullable=False),
     Column("cost", JSON),
+    Column("fingerprint", String(64)),
+    Column("seconds", String(16)),
+    Column("metadata", JSON),
     Column("idempotency_key", String(255), unique=True),
     Column("request_id", String(255)),
     Column("created_at", Float, nullable=False),
@@ -91,6 +94,9 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "ALTER TABLE jobs ADD COLUMN cost JSON",
         "ALTER TABLE jobs DROP COLUMN work",
         "ALTER TABLE jobs DROP COLUMN pixel_frames",
+        "ALTER TABLE jobs ADD COLUMN fingerprint VARCHAR(64)",
+        "ALTER TABLE jobs ADD COLUMN seconds VARCHAR(16)",
+        "ALTER TABLE jobs ADD COLUMN metadata JSON",
     ),
 )
 """SQL that leads from version n to n + 1, at index n; version 1 is what ``METADATA`` made first."""
@@ -104,6 +110,9 @@ class Job:
         seq: order of arrival.
         params: the fields of the request's ``GenerationParams``.
         cost: fields of the ``Cost``; None for a row of version 1.
+        fingerprint: that of the request as the client sent it; None for a row of version 1.
+        seconds: the video's length, if the client gave it so.
+        metadata: the client's own texts by name; None for a row of version 1.
         owner: token of the claim under which somebody works on it.
         attempts: times that its denoise was begun.
         steps: of the denoise; ``step`` of them are done.
@@ -116,6 +125,9 @@ class Job:
     model: str
     params: dict[str, Any]
     cost: dict[str, Any] | None
+    fingerprint: str | None
+    seconds: str | None
+    metadata: dict[str, str] | None
     idempotency_key: str | None
     request_id: str | None
     created_at: float

@@ -6,7 +6,7 @@ database's own.
 """
 
 import secrets
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -32,6 +32,7 @@ from serve.batches import Batches
 from serve.database import open_database
 from serve.errors import DatabaseUnavailable
 from serve.job_schema import JOBS, MAX_MESSAGE_CHARS, Job, Now
+from serve.schema import ListQuery
 
 T = TypeVar("T")
 
@@ -87,6 +88,9 @@ class NewJob(NamedTuple):
     params: dict[str, Any]
     cost: dict[str, Any]
     steps: int
+    fingerprint: str | None = None
+    seconds: str | None = None
+    metadata: dict[str, str] | None = None
     idempotency_key: str | None = None
     request_id: str | None = None
 
@@ -210,10 +214,12 @@ class JobTable:
         """Those jobs that are in the table."""
         return await self._read(select(JOBS).where(JOBS.c.id.in_(job_ids)), _jobs)
 
-    async def page(self, after: int | None, limit: int, newest_first: bool) -> list[Job]:
+    async def page(
+        self, after: int | None, limit: int, newest_first: bool, filters: ListQuery | None = None
+    ) -> list[Job]:
         """Up to ``limit`` jobs behind the ``seq`` ``after`` in order of arrival, or from the newest backwards."""
         order = JOBS.c.seq.desc() if newest_first else JOBS.c.seq
-        query = select(JOBS).order_by(order).limit(limit)
+        query = select(JOBS).order_by(order).limit(limit).where(*_conditions(filters or ListQuery()))
         if after is not None:
             query = query.where(JOBS.c.seq < after if newest_first else JOBS.c.seq > after)
         return await self._read(query, _jobs)
@@ -427,6 +433,17 @@ class JobTable:
 
     async def _write(self, statement: Executable, result: Callable[[CursorResult[Any]], T]) -> T:
         return await self._database.write(lambda connection: result(connection.execute(statement)))
+
+
+def _conditions(filters: ListQuery) -> Iterator[ColumnElement[bool]]:
+    if filters.status is not None:
+        yield JOBS.c.status == filters.status
+    if filters.created_after is not None:
+        yield JOBS.c.created_at >= filters.created_after
+    if filters.created_before is not None:
+        yield JOBS.c.created_at < filters.created_before
+    for name, value in filters.metadata.items():
+        yield JOBS.c.metadata[name].as_string() == value
 
 
 def _free() -> ColumnElement[bool]:

@@ -1,34 +1,68 @@
-"""The web page at ``/``: one file that asks nobody but this server for anything."""
+"""The web page at ``/`` and the API's document at ``/docs``, which load nothing from another server."""
 
 import base64
 import hashlib
 import re
+from importlib.resources import files
 from pathlib import Path
 
-PAGE = Path(__file__).with_name("page.html")
+from fastapi import APIRouter
+from fastapi.responses import HTMLResponse, Response
+
+SAFE = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
 
 
-def read_page() -> tuple[str, dict[str, str]]:
-    """The page, and headers under which a browser runs its script and nothing else."""
-    html = PAGE.read_text("utf-8")
+def pages() -> APIRouter:
+    """The routes of both pages."""
+    router = APIRouter(include_in_schema=False)
+    page, page_headers = _read("page.html", {"require-trusted-types-for": "'script'"})
+    docs, docs_headers = _read("docs.html", {}, "'self' ")
+
+    @router.get("/")
+    async def web_page() -> HTMLResponse:
+        return HTMLResponse(page, headers=page_headers)
+
+    @router.get("/docs")
+    async def api_page() -> HTMLResponse:
+        return HTMLResponse(docs, headers=docs_headers)
+
+    @router.get("/docs/swagger-ui-bundle.js")
+    def script() -> Response:
+        return _file_of_swagger_ui("swagger-ui-bundle.js", "text/javascript")
+
+    @router.get("/docs/swagger-ui.css")
+    def style() -> Response:
+        return _file_of_swagger_ui("swagger-ui.css", "text/css")
+
+    return router
+
+
+def _file_of_swagger_ui(name: str, media_type: str) -> Response:
+    data = (files("fastapi_offline") / "static" / name).read_bytes()
+    return Response(data, media_type=media_type, headers=SAFE | {"Cache-Control": "max-age=3600"})
+
+
+def _read(name: str, further: dict[str, str], linked: str = "") -> tuple[str, dict[str, str]]:
+    """A page, and headers under which a browser runs its scripts and nothing else.
+
+    Args:
+        further: of the policy.
+        linked: where scripts and styles beside the inline ones may come from.
+    """
+    html = Path(__file__).with_name(name).read_text("utf-8")
     policy = {
         "default-src": "'none'",
-        "script-src": _hash_of("script", html),
-        "style-src": _hash_of("style", html),
+        "script-src": linked + _hash_of("script", html),
+        "style-src": linked + _hash_of("style", html),
         "connect-src": "'self'",
         "img-src": "data: blob:",
         "media-src": "blob:",
         "base-uri": "'none'",
         "form-action": "'none'",
         "frame-ancestors": "'none'",
-        "require-trusted-types-for": "'script'",
-    }
-    return html, {
-        "Content-Security-Policy": "; ".join(f"{name} {value}" for name, value in policy.items()),
-        "X-Content-Type-Options": "nosniff",
-        "Referrer-Policy": "no-referrer",
-        "Cache-Control": "no-cache",
-    }
+    } | further
+    content_policy = "; ".join(f"{name} {value}" for name, value in policy.items())
+    return html, SAFE | {"Content-Security-Policy": content_policy, "Cache-Control": "no-cache"}
 
 
 def _hash_of(tag: str, html: str) -> str:

@@ -1,5 +1,8 @@
 """What a client may send and what it gets."""
 
+import hashlib
+import json
+import secrets
 from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 import numpy as np
@@ -8,12 +11,14 @@ from pydantic import BaseModel, BeforeValidator, Field
 
 from cosmos3_models import GenerationParams, InvalidInput
 from cosmos3_models.params import (
+    MAX_SEED,
     CacheThreshold,
     CheckedModel,
     FrameRate,
     Frames,
     GenerationDefaults,
     Guidance,
+    Number,
     Prompt,
     Seed,
     Shift,
@@ -30,6 +35,15 @@ def _number_text(value: object) -> object:
     return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
+MAX_TIME = 253_402_300_799  # the end of the year 9999
+
+MetadataKey = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:-]{1,64}$")]
+MetadataValue = Annotated[str, Field(max_length=512, pattern=r"^[^\x00]*$")]  # PostgreSQL compares no text with NUL
+Metadata = Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)]
+Status = Literal["queued", "in_progress", "completed", "failed"]
+Time = Annotated[int, Number, Field(ge=0, le=MAX_TIME)]
+
+
 class VideoRequest(CheckedModel):
     """The body of a request; an absent field is the served checkpoint's default.
 
@@ -38,6 +52,8 @@ class VideoRequest(CheckedModel):
         model: the served model's name, or nothing.
         size: ``"WIDTHxHEIGHT"`` in pixels; or ``width`` and ``height``.
         seconds: length, rounded to the nearest 4k + 1 frames; or ``num_frames``.
+        seed: drawn if it is absent.
+        metadata: up to 16 texts under names of the client's own, by which lists can be filtered.
 
     The other fields are those of ``cosmos3_models.GenerationParams``.
     """
@@ -61,14 +77,16 @@ class VideoRequest(CheckedModel):
     fp8_linears: bool | None = None
     fp8_attention: bool | None = None
     step_cache: CacheThreshold | None = None
+    metadata: Metadata | None = None
 
     def params(self, defaults: GenerationDefaults) -> GenerationParams:
-        """The complete request over a checkpoint's defaults.
+        """The complete request over a checkpoint's defaults, with a seed drawn if none is given.
 
         Raises:
             InvalidInput: fields that contradict each other, or a size or length that the model cannot make.
         """
-        given = self.model_dump(exclude_none=True, exclude={"model", "size", "seconds"})
+        given = self.model_dump(exclude_none=True, exclude={"model", "size", "seconds", "metadata"})
+        given.setdefault("seed", secrets.randbelow(MAX_SEED + 1))
         given |= self._picture_size()
         if self.seconds is not None:
             if self.num_frames is not None:
@@ -76,6 +94,16 @@ class VideoRequest(CheckedModel):
             fps = self.fps or defaults.params(prompt=self.prompt).fps
             given["num_frames"] = _nearest_frame_count(float(self.seconds) * fps)
         return defaults.params(**given)
+
+    def record(self, params: GenerationParams) -> dict[str, Any]:
+        """The fields of a record that tell what was asked for."""
+        return described(params, self.seconds, self.metadata)
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the fields that were given; a repeated request has the same one, whatever seed is drawn."""
+        fields = json.dumps(self.model_dump(exclude_none=True), sort_keys=True)
+        return hashlib.sha256(fields.encode()).hexdigest()
 
     def _picture_size(self) -> dict[str, int]:
         if (self.width is None) != (self.height is None):
@@ -94,6 +122,18 @@ def read_request(fields: "VideoRequest | dict[str, Any]") -> VideoRequest:
     return fields if isinstance(fields, VideoRequest) else VideoRequest(**fields)
 
 
+class ListQuery(CheckedModel):
+    """Which videos a page shows, in order of arrival. All filters that are given must match."""
+
+    after: Annotated[str | None, Field(description="id of the last video of the page before")] = None
+    limit: Annotated[int, Number, Field(ge=1, le=100)] = 20
+    order: Literal["asc", "desc"] = "desc"
+    status: Status | None = None
+    created_after: Annotated[Time | None, Field(description="seconds since the epoch: at this time or later")] = None
+    created_before: Annotated[Time | None, Field(description="seconds since the epoch: before this time")] = None
+    metadata: Metadata = Field(default={}, description="metadata[name]=text: this text under this name")
+
+
 class VideoError(BaseModel):
     """Why a job failed; ``code`` is for programs."""
 
@@ -106,26 +146,31 @@ class Video(BaseModel):
 
     Attributes:
         progress: percent.
-        created_at, completed_at, expires_at: seconds since the epoch; record and files go together.
-        seconds: length of the video.
+        created_at, completed_at, expires_at: seconds since the epoch; record and files expire together.
+        started_at: the same, when the latest denoise started; None while the job is queued.
+        seconds: length as the request gave it; the exact length if it gave none.
+        duration_s: exact length of the video.
         stage: where a running job is.
         step: steps of ``num_inference_steps`` done.
         queue_position: 1 starts next, 0 no longer waits.
         eta_s: seconds until the video is there, as far as one can tell.
         attempts: times that the work was begun.
-        stage_durations: seconds by stage, of a finished video.
+        stage_durations: seconds by stage, of a finished video. ``queue`` is all other time since ``created_at``, so
+            the sum is the time from there to ``completed_at``.
     """
 
     id: str
     object: Literal["video"] = "video"
     model: str
-    status: Literal["queued", "in_progress", "completed", "failed"]
+    status: Status
     progress: int
     created_at: int
+    started_at: int | None
     completed_at: int | None
     expires_at: int | None
     prompt: str
     seconds: str
+    duration_s: float
     size: str
     error: VideoError | None
     remixed_from_video_id: None = None
@@ -136,6 +181,7 @@ class Video(BaseModel):
     attempts: int
     stage_durations: dict[str, float] | None
     request_id: str | None
+    metadata: dict[str, str]
     width: int
     height: int
     num_frames: int
@@ -143,7 +189,7 @@ class Video(BaseModel):
     num_inference_steps: int
     guidance_scale: float
     flow_shift: float
-    sigma_schedule: SigmaSchedule
+    sigma_schedule: str  # a stored one may be of another release
     seed: int
     negative_prompt: str | None
     generate_sound: bool
@@ -207,11 +253,20 @@ class ModelCard(TypedDict):
     allowed_approximations: list[str]  # what a request may give up for speed
 
 
-def described(params: GenerationParams) -> dict[str, Any]:
-    """The request's fields of every record: its own, and size and length as OpenAI writes them."""
+def described(
+    params: GenerationParams, seconds: str | None = None, metadata: dict[str, str] | None = None
+) -> dict[str, Any]:
+    """The request's fields of every record: its own, and size and length as OpenAI writes them.
+
+    Args:
+        seconds, metadata: as the request gave them.
+    """
+    duration_s = params.num_frames / params.fps
     return {
         "size": f"{params.width}x{params.height}",
-        "seconds": f"{params.num_frames / params.fps:g}",
+        "seconds": seconds or f"{duration_s:g}",
+        "duration_s": round(duration_s, 6),
+        "metadata": metadata or {},
         **params.model_dump(),
     }
 

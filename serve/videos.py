@@ -15,7 +15,7 @@ from serve.errors import Conflict, InvalidRequest, MediaUnavailable, NotFound, Q
 from serve.estimate import Rates, Schedule, percent
 from serve.job_schema import Job
 from serve.jobs import Cost, JobSettings, JobTable, NewJob, cost_of_row
-from serve.schema import Video, VideoDeleted, VideoError, VideoList, described
+from serve.schema import ListQuery, Video, VideoDeleted, VideoError, VideoList, VideoRequest, described
 from serve.storage import MediaStore
 
 Variant = Literal["video", "thumbnail", "spritesheet"]
@@ -53,7 +53,12 @@ class Videos:
         self._rates_end = 0.0
 
     async def submit(
-        self, params: GenerationParams, cost: Cost, idempotency_key: str | None, request_id: str | None
+        self,
+        request: VideoRequest,
+        params: GenerationParams,
+        cost: Cost,
+        idempotency_key: str | None,
+        request_id: str | None,
     ) -> Video:
         """Store a job.
 
@@ -65,12 +70,14 @@ class Videos:
         if idempotency_key is not None and not re.fullmatch(IDEMPOTENCY_KEY, idempotency_key):
             told = f"Idempotency-Key: got {idempotency_key[:80]!r}, expected 1 to 255 printable ASCII characters"
             raise InvalidRequest(told, "Idempotency-Key")
-        fields = params.model_dump()
         new = NewJob(
             model=self._model,
-            params=fields,
+            params=params.model_dump(),
             cost=cost._asdict(),
             steps=params.num_inference_steps,
+            fingerprint=request.fingerprint,
+            seconds=request.seconds,
+            metadata=request.metadata,
             idempotency_key=idempotency_key,
             request_id=request_id and request_id[:MAX_REQUEST_ID_CHARS],
         )
@@ -78,20 +85,20 @@ class Videos:
         if job is None:
             wait_s = (await self._schedule()).retry_after_s
             raise QueueFull("as many videos wait as this server takes; try again later", retry_after_s=wait_s)
-        if job.params != fields:
+        if not _same_request(job, new, request.seed):
             raise Conflict("Idempotency-Key: got a key of another request, expected a new key for new fields")
         return await self._shown(job)
 
     async def retrieve(self, video_id: str) -> Video:
         return await self._shown(await self._job(video_id))
 
-    async def list(self, after: str | None, limit: int, order: Literal["asc", "desc"]) -> VideoList:
-        start = None if after is None else await self._place(after)
-        jobs = await self.table.page(start, limit + 1, newest_first=order == "desc")
+    async def list(self, query: ListQuery) -> VideoList:
+        start = None if query.after is None else await self._place(query.after)
+        jobs = await self.table.page(start, query.limit + 1, query.order == "desc", query)
         schedule = await self._schedule_of(jobs)
-        page = [_video(job, schedule) for job in jobs[:limit]]
+        page = [_video(job, schedule) for job in jobs[: query.limit]]
         ends = (page[0].id, page[-1].id) if page else (None, None)
-        return VideoList(data=page, first_id=ends[0], last_id=ends[1], has_more=len(jobs) > limit)
+        return VideoList(data=page, first_id=ends[0], last_id=ends[1], has_more=len(jobs) > query.limit)
 
     async def delete(self, video_id: str) -> VideoDeleted:
         """Forget a video; if it is being made, that stops before the next step."""
@@ -182,27 +189,48 @@ async def remove_files(media: MediaStore, prefix: str) -> None:
     await media.remove(*(prefix + suffix for suffix in SUFFIX.values()))
 
 
+def _same_request(job: Job, new: NewJob, seed: int | None) -> bool:
+    if job.fingerprint is not None:
+        return job.fingerprint == new.fingerprint
+    # A row of version 1: an absent seed had a default.
+    return job.params == new.params | ({"seed": job.params["seed"]} if seed is None else {})
+
+
 def _video(job: Job, schedule: Schedule) -> Video:
     position, eta_s = schedule.estimate(job.seq)
     error = None if job.error_code is None else VideoError(code=job.error_code, message=job.error_message or "")
     return Video(
-        **described(GenerationParams(**job.params)),
+        # As it was stored, which is never checked against the rules of this release.
+        **described(GenerationParams.model_construct(**job.params), job.seconds, job.metadata),
         id=job.id,
         model=job.model,
         status=job.status,  # type: ignore[arg-type]  # pydantic checks it
         progress=_percent(job),
         created_at=int(job.created_at),
-        completed_at=None if job.completed_at is None else int(job.completed_at),
-        expires_at=None if job.expires_at is None else int(job.expires_at),
+        started_at=None if job.status == "queued" else _whole(job.started_at),
+        completed_at=_whole(job.completed_at),
+        expires_at=_whole(job.expires_at),
         error=error,
         stage=job.stage,
         step=job.step,
         queue_position=position,
         eta_s=None if eta_s is None else round(eta_s, 1),
         attempts=job.attempts,
-        stage_durations=job.stage_durations,
+        stage_durations=_durations(job),
         request_id=job.request_id,
     )
+
+
+def _whole(time_s: float | None) -> int | None:
+    return None if time_s is None else int(time_s)
+
+
+def _durations(job: Job) -> dict[str, float] | None:
+    """Seconds by stage. All time from creation to completion in which no stage worked on the video is the queue's."""
+    if job.stage_durations is None or job.completed_at is None:
+        return None
+    worked_s = sum(seconds for stage, seconds in job.stage_durations.items() if stage != "queue")
+    return job.stage_durations | {"queue": round(max(0.0, job.completed_at - job.created_at - worked_s), 3)}
 
 
 def _percent(job: Job) -> int:

@@ -63,7 +63,7 @@ class LocalIngress(Ingress):
         super().__init__(*stages, model, args.job_settings(), args.media(), access)
         self.unready: list[str] = []
 
-    async def generate(self, request: Any, arrays: bool = False) -> FinishedVideo:
+    async def make(self, request: Any, arrays: bool = False) -> FinishedVideo:
         params = self._params(request)
         await self._graph.check(params)
         record = video_record(params, self._model.names[0], DURATIONS)

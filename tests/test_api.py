@@ -181,10 +181,10 @@ class FaultyService:
     def __init__(self, error: Exception) -> None:
         self._error = error
 
-    async def generate(self, *_: VideoRequest) -> Any:
+    async def make(self, *_: VideoRequest) -> Any:
         raise self._error
 
-    async def submit(self, *_: Any) -> Any:
+    async def store(self, *_: Any) -> Any:
         raise self._error
 
     def model_cards(self) -> Any:

@@ -70,7 +70,7 @@ fixed_path = st.sampled_from(
         b"/",
         b"/health",
         b"/docs",
-        b"/docs/oauth2-redirect",
+        b"/docs/swagger-ui.css",
         b"/openapi.json",
         b"/v1/models",
         b"/v1/models/x",
@@ -86,10 +86,15 @@ fixed_path = st.sampled_from(
 )
 path = st.one_of(fixed_path, video_path, segment.map(lambda name: b"/" + name))
 
-query_name = one_of_bytes(b"limit", b"after", b"order", b"variant", b"self", b"", b"limit%00", others=escaped)
+query_name = one_of_bytes(
+    *(b"limit", b"after", b"order", b"variant", b"self", b"", b"limit%00", b"status", b"created_after"),
+    *(b"created_before", b"metadata", b"metadata[]", b"metadata[x]", b"metadata%5By.1%5D", b"metadata[[x]]"),
+    others=escaped,
+)
 query_value = one_of_bytes(
     *(b"1", b"20", b"0", b"-1", b"1_0", b"+5", b"%205", b"9" * 5000, b"1e3", b"NaN", b"asc", b"desc", b"video"),
     *(b"thumbnail", b"\xff", b"%ff", b"video_000000000001" + b"0" * 20, b"video_ffffffffffff" + b"0" * 20),
+    *(b"queued", b"completed", b"1700000000"),
     others=escaped,
 )
 query = st.lists(st.tuples(query_name, query_value), max_size=3).map(

@@ -88,7 +88,7 @@ def test_a_method_that_a_route_does_not_take_is_refused_with_those_that_it_takes
 @pytest.mark.parametrize(
     ("path", "param"),
     [
-        ("/v1/videos?status=failed", "status"),
+        ("/v1/videos?state=failed", "state"),
         ("/v1/videos?limit=1&limit=2", "limit"),
         ("/v1/videos?limit=1_0", "limit"),
         ("/v1/videos?limit=%205", "limit"),

@@ -2,16 +2,21 @@
 
 import asyncio
 import json
+import pickle
 import shutil
+import subprocess
+import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from local_api import LocalIngress
+from ray.serve.exceptions import RayServeException
 
 from cosmos3_models.budget import GIB, Budget
-from cosmos3_models.checkpoint import Checkpoint
+from cosmos3_models.checkpoint import DEMO, Checkpoint
 from serve import ingress as ingress_module
 from serve.app import AppArgs
 from serve.errors import InvalidRequest
@@ -80,7 +85,7 @@ def small_card(checkpoint: Path) -> Budget:
 
 def checked(served: Ingress, budget: Callable[[], Awaitable[Budget | None]], request: dict[str, Any]) -> None:
     served._graph.budget = budget  # type: ignore[method-assign]
-    asyncio.run(served._checked(request))
+    asyncio.run(served._fitting_params(request))
 
 
 def test_what_no_card_of_the_denoisers_can_hold_is_refused_before_it_is_stored(
@@ -114,3 +119,67 @@ def test_a_denoiser_that_does_not_answer_leaves_the_check_to_itself(
 
     for budget in (busy, away):
         checked(ingress(tiny_checkpoint, tmp_path), budget, large)
+
+
+def called(folder: Path, scenario: Callable[[LocalIngress], Awaitable[list[Any]]]) -> list[Any]:
+    """What the scenario gets from an ingress in this process."""
+    service = LocalIngress(AppArgs(checkpoint=DEMO, data_dir=str(folder)))
+
+    async def scene() -> list[Any]:
+        try:
+            return await scenario(service)
+        finally:
+            await service.videos.table.close()
+
+    return asyncio.run(scene())
+
+
+READER = """
+import pickle, sys
+sys.modules |= dict.fromkeys(("serve", "cosmos3_models"))  # as where they are not installed
+for error in pickle.load(sys.stdin.buffer):
+    fields = (error.status, error.type, error.code, error.param, error.retry_after_s)
+    print(type(error).__name__, *fields, error.message == str(error))
+"""
+
+
+def test_errors_of_handle_calls_are_read_where_this_package_is_not_installed(tmp_path: Path) -> None:
+    async def errors(service: LocalIngress) -> list[Any]:
+        service.videos.cancel = None  # type: ignore[method-assign, assignment]  # an error that nobody foresaw
+        return [
+            await error_of(service.retrieve("video_0")),
+            await error_of(service.submit({"prompt": "x", "seed": -1})),
+            await error_of(service.list(limit=0)),
+            await error_of(service.generate({})),
+            await error_of(anext(service.stream({"prompt": "x", "steps": 3}))),
+            await error_of(service.cancel("video_0")),
+        ]
+
+    reader = [sys.executable, "-c", READER]
+    pickled = pickle.dumps(called(tmp_path, errors))
+    done = subprocess.run(reader, input=pickled, capture_output=True, timeout=60, cwd="/")
+    assert done.stdout.decode().splitlines() == [
+        "RayServeException 404 invalid_request_error not_found video_id None True",
+        "RayServeException 400 invalid_request_error invalid_value seed None True",
+        "RayServeException 400 invalid_request_error invalid_value limit None True",
+        "RayServeException 400 invalid_request_error invalid_value prompt None True",
+        "RayServeException 400 invalid_request_error invalid_value steps None True",
+        "RayServeException 500 server_error internal_error None None True",
+    ], done.stderr.decode()
+
+
+async def error_of(call: Awaitable[object]) -> Exception:
+    with pytest.raises(RayServeException) as raised:
+        await call
+    return raised.value
+
+
+def test_handle_calls_return_nothing_but_plain_values(tmp_path: Path) -> None:
+    async def values(service: LocalIngress) -> list[Any]:
+        video = await service.submit(REQUEST | {"metadata": {"a": "b"}})
+        listed = [await service.list(metadata={"a": "b"}), await service.list(status="failed")]
+        made = await service.generate(REQUEST)
+        return [video, *listed, await service.retrieve(video["id"]), await service.delete(video["id"]), made["record"]]
+
+    got = called(tmp_path, values)
+    assert json.loads(json.dumps(got)) == got

@@ -20,10 +20,11 @@ from serve import database, job_schema, jobs
 from serve.errors import DatabaseUnavailable
 from serve.job_schema import Job, prepare
 from serve.jobs import Cost, JobSettings, JobTable, NewJob, Outcome, Progress
+from serve.schema import ListQuery
 
 T = TypeVar("T")
 COST = Cost(model="m on cpu", mode="exact", passes=2, text=10, step=100, decode=50)
-NEW = NewJob(model="m", params={"prompt": "x"}, cost=COST._asdict(), steps=4)
+NEW = NewJob(model="m", params={"prompt": "x"}, cost=COST._asdict(), steps=4, fingerprint="f")
 DURATIONS = {"tokenizer": 0.1, "denoiser": 2.0, "decoders": 1.0}
 SETTINGS = JobSettings("", lease_s=30, max_attempts=3, max_queued_jobs=8, job_deadline_s=100, retention_s=100)
 
@@ -389,12 +390,16 @@ def test_an_older_table_is_brought_up_and_a_newer_one_refused(url: str, monkeypa
         prepare(url)
 
 
+OF_VERSION_1: dict[str, None] = dict.fromkeys(("cost", "fingerprint", "seconds", "metadata"))
+
+
 def make_version_1(url: str) -> None:
     """Give the tables the columns that the first release made and filled."""
     engine = create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
     with engine.begin() as connection:
         connection.execute(text("ALTER TABLE schema_version DROP COLUMN database_id"))
-        connection.execute(text("ALTER TABLE jobs DROP COLUMN cost"))
+        for column in OF_VERSION_1:
+            connection.execute(text(f"ALTER TABLE jobs DROP COLUMN {column}"))
         for column in ("work", "pixel_frames"):
             connection.execute(text(f"ALTER TABLE jobs ADD COLUMN {column} FLOAT NOT NULL DEFAULT 1"))
         connection.execute(text("UPDATE schema_version SET version = 1"))
@@ -410,7 +415,7 @@ def test_the_first_releases_table_gets_an_id_and_keeps_its_rows(url: str) -> Non
     assert len(given) == 32
     assert given != database_id
     assert prepare(url) == given
-    assert run(replace(SETTINGS, database_url=url), lambda table: table.get(job.id)) == replace(job, cost=None)
+    assert run(replace(SETTINGS, database_url=url), lambda table: table.get(job.id)) == replace(job, **OF_VERSION_1)
 
 
 def test_two_databases_have_two_ids(tmp_path: Path) -> None:
@@ -446,12 +451,38 @@ def test_rows_of_version_1_are_shown_and_claimed_and_do_not_spoil_the_estimates(
     prepare(url)
 
     async def scenario(table: JobTable) -> None:
-        assert await read(table, done) == replace(done, cost=None)
+        assert await read(table, done) == replace(done, **OF_VERSION_1)
         assert await table.finished() == []
         assert [(job.seq, job.cost) for job in await table.active()] == [(waiting.seq, None)]
         assert (await claimed(table))[0].id == waiting.id
         await submitted(table)
         assert [job.cost for job in await table.active()] == [None, COST]
+
+    run(settings, scenario)
+
+
+def test_a_page_has_the_jobs_that_pass_all_filters(settings: JobSettings) -> None:
+    async def scenario(table: JobTable) -> None:
+        async def found(**filters: object) -> list[int]:
+            return [job.seq - first.seq for job in await table.page(None, 9, False, ListQuery(**filters))]
+
+        first = await completed(table, NEW._replace(metadata={"job": "a", "part.1": 'a "b" %\'é🎈'}))
+        await submitted(table, NEW._replace(metadata={"job": "a"}))
+        await submitted(table, NEW._replace(metadata={}))
+        await submitted(table)
+        assert await found() == [0, 1, 2, 3]
+        assert await found(status="queued") == [1, 2, 3]
+        assert await found(status="failed") == []
+        assert await found(metadata={"job": "a"}) == [0, 1]
+        assert await found(metadata={"job": "a"}, status="queued") == [1]
+        assert await found(metadata={"job": "a", "part.1": 'a "b" %\'é🎈'}) == [0]
+        for nobodys in ({"job": "A"}, {"job": "%"}, {"part": "a"}, {"job": "a", "x": ""}):
+            assert await found(metadata=nobodys) == []
+        second = int(first.created_at)
+        assert await found(created_before=second) == []
+        assert await found(created_after=second) == [0, 1, 2, 3]
+        assert await found(created_after=second, created_before=second + 60) == [0, 1, 2, 3]
+        assert await found(created_after=second + 60) == []
 
     run(settings, scenario)
 

@@ -103,6 +103,11 @@ def test_a_video_is_made_played_listed_and_deleted(server: Server, page: Page) -
     with page.expect_download() as download:
         page.get_by_role("link", name="Download").click()
     (video,) = httpx.get(f"{server.url}/v1/videos?limit=1", timeout=60).json()["data"]
+    seed = page.locator("#seed")
+    expect(seed).to_have_value("")  # one was drawn
+    expect(page.locator("#facts")).to_contain_text(f"seed {video['seed']}")
+    page.get_by_role("button", name="Use these settings").click()
+    expect(seed).to_have_value(str(video["seed"]))
     content = httpx.get(f"{server.url}/v1/videos/{video['id']}/content", timeout=60).content
     assert download.value.path().read_bytes() == content
     page.once("dialog", Dialog.accept)
@@ -191,7 +196,7 @@ class FakeVideos:
     def video(self) -> Video:
         params = GenerationParams(prompt="kept", num_frames=9, height=32, width=48)
         state = {"status": self.status, "progress": 100, "step": 35, "queue_position": 0, "attempts": 1}
-        times = dict.fromkeys(("created_at", "completed_at", "expires_at"), 0)
+        times = dict.fromkeys(("created_at", "started_at", "completed_at", "expires_at"), 0)
         nothing = dict.fromkeys(("error", "stage", "eta_s", "stage_durations", "request_id"))
         return Video(id="video_1", model="fake", **described(params), **state, **times, **nothing)
 
@@ -220,7 +225,7 @@ class FakeService:
         self.videos: Any = FakeVideos(folder)
 
     def model_cards(self) -> Any:
-        defaults = GenerationParams(prompt="-").model_dump(exclude={"prompt"})
+        defaults = GenerationParams(prompt="-").model_dump(exclude={"prompt", "seed"})
         return [{"id": "fake", "object": "model", "sound": False, "defaults": defaults}]
 
 
@@ -305,3 +310,15 @@ def test_a_key_is_asked_for_once_and_goes_with_every_request(locked_url: str, pa
     the_video(page)
     expect(field).to_be_hidden()
     assert KEY not in page.content()
+
+
+def test_the_api_is_described_without_any_other_server(tmp_path: Path, page: Page) -> None:
+    with running(create_api(FakeService(tmp_path)), free_port()) as url:  # type: ignore[arg-type]
+        page.goto(f"{url}/docs")
+        page.get_by_text("/v1/models", exact=True).click()
+        page.get_by_role("button", name="Try it out").click()
+        page.get_by_role("button", name="Execute").click()
+        expect(page.locator(".live-responses-table")).to_contain_text('"id": "fake"')
+        headers = httpx.get(f"{url}/docs").headers
+        assert "unsafe" not in headers["content-security-policy"]
+        assert "https:" not in headers["content-security-policy"]

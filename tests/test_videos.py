@@ -3,6 +3,8 @@
 import io
 import json
 import re
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -19,6 +21,7 @@ from conftest import Server
 pytestmark = pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning")  # the shape stays, the service went
 
 REQUEST = {"prompt": "a red ball", "size": "96x64", "num_frames": 9, "num_inference_steps": 4, "generate_sound": True}
+REQUEST |= {"seed": 42}
 LONG = REQUEST | {"size": "192x128", "num_frames": 33, "num_inference_steps": 12}
 ENDLESS = REQUEST | {"num_frames": 65, "size": "512x384", "num_inference_steps": 200}
 
@@ -87,10 +90,10 @@ def _blocks(lines: Iterator[str]) -> Iterator[dict[str, str]]:
 
 
 def test_the_openai_client_works_unmodified(sdk: openai.OpenAI, server: Server, tmp_path: Path) -> None:
-    fields = {"num_inference_steps": 4, "generate_sound": True, "fps": 12}
+    fields = {"num_inference_steps": 4, "generate_sound": True, "fps": 12, "seed": 42}
     video = sdk.videos.create(prompt="a red ball", seconds="1", size="96x64", model="tiny-cosmos3", extra_body=fields)
     assert (video.object, video.status, video.progress) == ("video", "queued", 0)
-    assert (video.size, video.seconds, video.model) == ("96x64", "1.08333", "tiny-cosmos3")
+    assert (video.size, video.seconds, video.model) == ("96x64", "1", "tiny-cosmos3")
     video = sdk.videos.poll(video.id)
     assert (video.status, video.progress, video.error) == ("completed", 100, None)
     assert video.expires_at is not None
@@ -149,6 +152,9 @@ def test_a_record_tells_what_was_asked_where_it_is_and_how_long_it_takes(client:
     assert 0 < record["progress"] < 100
     assert record["eta_s"] > 0
     record = wait_for(client, record["id"], "completed")
+    assert record["created_at"] <= record["started_at"] <= record["completed_at"]
+    took_s = record["completed_at"] - record["created_at"]
+    assert sum(record["stage_durations"].values()) == pytest.approx(took_s, abs=1), "times are whole seconds"
     assert list(record["stage_durations"]) == ["tokenizer", "queue", "denoiser", "decoders", "mux", "storing"]
     assert record["expires_at"] - record["completed_at"] in (604_800, 604_801)
     assert not [value for value in record.values() if isinstance(value, str) and "/" in value], "no path leaks"
@@ -333,16 +339,52 @@ def test_an_unknown_id_is_not_found(client: httpx.Client, path: str, video_id: s
     assert response.json()["error"]["code"] == "not_found"
 
 
-def test_handles_can_do_what_http_can(server: Server) -> None:
-    handle = server.handle
-    video = handle.submit.remote(REQUEST).result()
-    assert handle.retrieve.remote(video.id).result().id == video.id
-    assert [listed.id for listed in handle.list.remote().result().data] == [video.id]
-    long = handle.submit.remote(ENDLESS).result()
-    assert handle.cancel.remote(long.id).result().id == long.id
-    deadline = time.monotonic() + 60
-    while (record := handle.retrieve.remote(video.id).result()).status != "completed":
-        assert time.monotonic() < deadline, record
-        time.sleep(0.1)
-    assert handle.cancel.remote(video.id).result().status == "completed", "what is finished stays"
-    assert handle.delete.remote(video.id).result().deleted
+FOREIGN_JOB = """
+import sys, time
+sys.modules |= dict.fromkeys(("serve", "cosmos3_models"))  # as where they are not installed
+import ray
+from ray import serve
+from ray.exceptions import RayTaskError
+ray.init(address=sys.argv[1], log_to_driver=False)
+graph = serve.get_app_handle("cosmos3")
+request, endless = map(eval, sys.argv[2:])
+video = graph.submit.remote(request, idempotency_key="h").result()
+assert graph.retrieve.remote(video["id"]).result()["id"] == video["id"]
+listed = graph.list.remote(status=None, metadata={"from": "handle"}).result()
+assert [each["id"] for each in listed["data"]] == [video["id"]], listed
+long = graph.submit.remote(endless).result()
+assert graph.cancel.remote(long["id"]).result()["id"] == long["id"]
+deadline = time.monotonic() + 60
+while (record := graph.retrieve.remote(video["id"]).result())["status"] != "completed":
+    assert time.monotonic() < deadline, record
+    time.sleep(0.1)
+assert graph.cancel.remote(video["id"]).result()["status"] == "completed", "what is finished stays"
+made = graph.generate.remote(request).result()
+assert made["record"]["metadata"] == {"from": "handle"}
+assert graph.delete.remote(video["id"]).result() == {"id": video["id"], "object": "video.deleted", "deleted": True}
+failing = [
+    (lambda: graph.retrieve.remote(video["id"]).result(), 404, "not_found", "video_id"),
+    (lambda: graph.submit.remote(request | {"fps": 0}).result(), 400, "invalid_value", "fps"),
+    (lambda: graph.submit.remote(request | {"fps": 2}, idempotency_key="h2").result(), None, None, None),
+    (lambda: graph.submit.remote(request, idempotency_key="h2").result(), 409, "idempotency_key_reused", None),
+    (lambda: graph.generate.remote(request | {"prompt": "\u00e9" * 5000}).result(), 400, "invalid_value", "prompt"),
+    (lambda: list(graph.options(stream=True).stream.remote({})), 400, "invalid_value", "prompt"),
+    (lambda: graph.list.remote(limit=0).result(), 400, "invalid_value", "limit"),
+]
+for call, *expected in failing:
+    try:
+        call()
+        got = [None, None, None]
+    except RayTaskError as error:
+        got = [error.cause.status, error.cause.code, error.cause.param]
+        assert error.cause.message == str(error.cause) != ""
+    assert got == expected, (got, expected)
+"""
+
+
+def test_a_ray_job_without_this_package_can_do_what_http_can(server: Server, cluster: str) -> None:
+    request = REQUEST | {"metadata": {"from": "handle"}}
+    command = [sys.executable, "-c", FOREIGN_JOB, cluster, repr(request), repr(ENDLESS)]
+    done = subprocess.run(command, cwd="/", capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert httpx.get(f"{server.url}/health", timeout=60).status_code == 200
