@@ -254,35 +254,45 @@ def test_cancelled_and_deleted_jobs_are_counted_where_they_end(
 
 
 class Endless:
-    """A graph whose denoise never ends."""
+    """A graph whose denoise begins when it may and never ends."""
+
+    def __init__(self) -> None:
+        self.may_begin = asyncio.Event()
 
     async def run(self, *_: object) -> AsyncGenerator[dict[str, Any], None]:
+        await self.may_begin.wait()
         yield {"type": "progress", "stage": "denoiser", "step": 0, "steps": 1}
         await asyncio.Event().wait()
 
 
 @pytest.mark.parametrize("deleted", [False, True])
+@pytest.mark.parametrize("denoising", [False, True])
 def test_a_job_that_is_taken_from_its_runner_is_counted_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deleted: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deleted: bool, denoising: bool
 ) -> None:
     """Also where heartbeats go on while the database is slow to say why it was taken."""
 
     async def scenario(runner: JobRunner, table: JobTable, _: MediaStore) -> None:
         graph: Any = Endless()
+        if denoising:
+            graph.may_begin.set()
         runner._graph, ends, revoked = graph, watched(runner), []
         monkeypatch.setattr(runner._metrics, "revoked", lambda: revoked.append(1))
         settle = runner._table.settle
 
         async def slow(*owner: str) -> Any:
+            failed = await settle(*owner)
             await asyncio.sleep(0.2)
-            return await settle(*owner)
+            return failed
 
         monkeypatch.setattr(runner._table, "settle", slow)
         job = await stored(table)
         work = asyncio.create_task(runner.work())
-        while not [held for held in runner._held.values() if held.attempts]:
+        while [bool(held.attempts) for held in runner._held.values()] != [denoising]:
             await asyncio.sleep(0.01)
         await (table.delete if deleted else table.cancel)(job.id)
+        graph.may_begin.set()
+        await asyncio.sleep(0.1)  # a denoise that may not begin finds out by itself
         while not work.done():
             await runner._heartbeat()
             await asyncio.sleep(0.01)
