@@ -1,22 +1,24 @@
 """Videos as clients see them: jobs in the table, files in the store."""
 
-import asyncio
 import re
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterator, Sequence
+from contextlib import aclosing, suppress
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from cosmos3_models import GenerationParams
+from serve.batches import Batches
 from serve.content import Content
 from serve.direct import DirectRequests
 from serve.errors import Conflict, InvalidRequest, MediaUnavailable, NotFound, QueueFull
 from serve.estimate import Rates, Schedule, percent
 from serve.job_schema import Job
-from serve.jobs import Cost, JobSettings, JobTable, NewJob, cost_of_row
+from serve.jobs import ActiveJob, Cost, JobSettings, JobTable, NewJob, cost_of_row
+from serve.metrics import EndedJobs
 from serve.schema import ListQuery, Video, VideoDeleted, VideoError, VideoList, VideoRequest, described
 from serve.storage import MediaStore
+from serve.watcher import JobState, Watcher
 
 Variant = Literal["video", "thumbnail", "spritesheet"]
 SUFFIX: dict[Variant, str] = {"video": ".mp4", "thumbnail": ".thumbnail.jpg", "spritesheet": ".spritesheet.jpg"}
@@ -37,6 +39,13 @@ QUEUED_EVENT, LAST_EVENT = 998, 999
 NumberedEvent = tuple[int, dict[str, Any]]
 
 
+class Look(NamedTuple):
+    """The active jobs at one moment, and when they are expected to end."""
+
+    active: Sequence[ActiveJob]
+    schedule: Schedule
+
+
 class Videos:
     """What can be done with stored videos. Any number of replicas may have one.
 
@@ -51,6 +60,9 @@ class Videos:
         self._model = model
         self._rates = Rates([])
         self._rates_end = 0.0
+        self._ended = EndedJobs()
+        self._looks: Batches[None, Look] = Batches(self._look_once)
+        self._watcher = Watcher(self._states, WATCH_PERIOD_S)
 
     async def submit(
         self,
@@ -83,7 +95,7 @@ class Videos:
         )
         job = await self.table.submit(new)
         if job is None:
-            wait_s = (await self._schedule()).retry_after_s
+            wait_s = (await self._looks(None)).schedule.retry_after_s
             raise QueueFull("as many videos wait as this server takes; try again later", retry_after_s=wait_s)
         if not _same_request(job, new, request.seed):
             raise Conflict("Idempotency-Key: got a key of another request, expected a new key for new fields")
@@ -103,6 +115,7 @@ class Videos:
     async def delete(self, video_id: str) -> VideoDeleted:
         """Forget a video; if it is being made, that stops before the next step."""
         job = await self._job(video_id, self.table.delete)
+        self._ended.deleted(job)
         if job.media:
             with suppress(MediaUnavailable):  # the sweep of files without a record will find them
                 await remove_files(self._media, job.media)
@@ -111,7 +124,7 @@ class Videos:
     async def cancel(self, video_id: str) -> Video:
         """Stop making a video and keep its record, as failed. One that has ended stays as it is."""
         await self._job(video_id)
-        await self.table.cancel(video_id)
+        self._ended.failed(await self.table.cancel(video_id))
         return await self.retrieve(video_id)
 
     async def content(self, video_id: str, variant: Variant) -> Content:
@@ -138,20 +151,18 @@ class Videos:
         They follow from the job's row alone, so whoever comes back, to whichever replica, misses none.
         """
         seen, position = -1 if last_event is None else last_event, None
-        last_word = time.monotonic()
-        while (job := await self.table.get(video_id)) is not None:
-            video = await self._shown(job)
-            for number, event in _events(job, video):
-                if number > seen or (number == seen and event.get("queue_position") != position):
-                    seen, position = number, event.get("queue_position")
-                    last_word = time.monotonic()
-                    yield number, event
-            if job.ended:
-                return
-            if time.monotonic() - last_word > SILENCE_S:
-                last_word = time.monotonic()
-                yield None
-            await asyncio.sleep(WATCH_PERIOD_S)
+        async with aclosing(self._watcher.follow(video_id, SILENCE_S)) as states:
+            async for state in states:
+                if state is None:
+                    yield None
+                    continue
+                ended = state.job if isinstance(state.job, Job) and state.job.ended else None
+                for number, event in _events(state, await self._shown(ended) if ended else None):
+                    if number > seen or (number == seen and event.get("queue_position") != position):
+                        seen, position = number, event.get("queue_position")
+                        yield number, event
+                if ended:
+                    return
         yield seen + 1, {"type": "deleted"}
 
     async def _place(self, video_id: str) -> int:
@@ -175,13 +186,23 @@ class Videos:
 
     async def _schedule_of(self, jobs: Sequence[Job]) -> Schedule:
         """What the estimates of these jobs need: nothing, once all have ended."""
-        return Schedule(self._rates, []) if all(job.ended for job in jobs) else await self._schedule()
+        return Schedule(self._rates, []) if all(job.ended for job in jobs) else (await self._looks(None)).schedule
 
-    async def _schedule(self) -> Schedule:
+    async def _look_once(self, looks: Sequence[None]) -> Sequence[Look]:
+        """One look at the active jobs for all answers that need one now."""
         if self._rates.empty or time.monotonic() > self._rates_end:
             self._rates = Rates(await self.table.finished())
             self._rates_end = time.monotonic() + RATES_PERIOD_S
-        return Schedule(self._rates, await self.table.active(), self.direct.active())
+        active = await self.table.active()
+        return [Look(active, Schedule(self._rates, active, self.direct.active()))] * len(looks)
+
+    async def _states(self, video_ids: Collection[str]) -> dict[str, JobState]:
+        """States of those of the jobs that are in the table."""
+        active, schedule = await self._looks(None)
+        jobs: dict[str, ActiveJob | Job] = {job.id: job for job in active if job.id in video_ids}
+        if others := [video_id for video_id in video_ids if video_id not in jobs]:
+            jobs |= {job.id: job for job in await self.table.get_all(others)}
+        return {video_id: JobState(job, schedule.estimate(job.seq)) for video_id, job in jobs.items()}
 
 
 async def remove_files(media: MediaStore, prefix: str) -> None:
@@ -239,21 +260,22 @@ def _percent(job: Job) -> int:
     return percent(cost_of_row(job.cost), job.step, job.steps)
 
 
-def _events(job: Job, video: Video) -> Iterator[NumberedEvent]:
-    """All events of a job up to now, but those of attempts before this one."""
-    start, cost = job.attempts * EVENTS_OF_AN_ATTEMPT, cost_of_row(job.cost)
+def _events(state: JobState, video: Video | None) -> Iterator[NumberedEvent]:
+    """All events of a job up to now, but those of attempts before this one; ``video`` of one that has ended."""
+    job, (position, eta_s) = state
+    eta_s = None if eta_s is None else round(eta_s, 1)
+    start, cost = job.attempts * EVENTS_OF_AN_ATTEMPT, job.cost if isinstance(job, ActiveJob) else cost_of_row(job.cost)
     if job.status == "queued":
-        queued = {"type": "queued", "queue_position": video.queue_position, "eta_s": video.eta_s}
-        yield start + QUEUED_EVENT, queued
+        yield start + QUEUED_EVENT, {"type": "queued", "queue_position": position, "eta_s": eta_s}
         return
     for step in range(job.step + 1 if job.attempts else 0):
         progress = percent(cost, step, job.steps)
         event = {"type": "progress", "stage": "denoiser", "step": step, "steps": job.steps, "progress": progress}
-        yield start + step, event | {"eta_s": video.eta_s}
+        yield start + step, event | {"eta_s": eta_s}
     if job.stage in STAGE_EVENTS:
         event = {"type": "progress", "stage": job.stage, "step": job.steps, "steps": job.steps}
-        yield start + STAGE_EVENTS[job.stage], event | {"progress": video.progress, "eta_s": video.eta_s}
-    if job.ended:
+        yield start + STAGE_EVENTS[job.stage], event | {"progress": percent(cost, job.step, job.steps), "eta_s": eta_s}
+    if video is not None:
         yield start + LAST_EVENT, {"type": job.status, "video": video.model_dump()}
 
 

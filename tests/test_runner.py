@@ -1,6 +1,7 @@
 """What a runner does besides its jobs: record and file go together, and files without a record go too."""
 
 import asyncio
+import logging
 import math
 import os
 import time
@@ -14,12 +15,13 @@ import pytest
 from cosmos3_models import GenerationParams
 from serve import runner as runner_module
 from serve.app import AppArgs
-from serve.errors import MediaUnavailable
+from serve.errors import MediaUnavailable, StageFailed
 from serve.job_schema import Job, prepare
-from serve.jobs import JobTable, NewJob
-from serve.runner import ORPHAN_AGE_S, JobRunner
+from serve.jobs import Cost, JobTable, NewJob
+from serve.metrics import EndedJobs
+from serve.runner import ORPHAN_AGE_S, SLOTS, JobRunner
 from serve.storage import MediaStore
-from serve.videos import SUFFIX
+from serve.videos import SUFFIX, Videos
 
 NEW = NewJob(model="m", params={}, cost={}, steps=1)
 
@@ -174,6 +176,176 @@ async def made(runner: JobRunner, table: JobTable, media: MediaStore) -> Job:
     job = await table.get(submitted.id)
     assert job is not None
     return job
+
+
+class Ends(EndedJobs):
+    """Keeps what is counted."""
+
+    def __init__(self) -> None:
+        self.states: list[str] = []
+        super().__init__()
+        counter: Any = SimpleNamespace(inc=lambda tags: self.states.append(tags["state"]))
+        self._ended = counter
+
+
+def watched(runner: JobRunner) -> Ends:
+    """What the runner counts from now on."""
+    ends = runner._metrics.ended = Ends()
+    return ends
+
+
+def lines_about(caplog: pytest.LogCaptureFixture, job: Job, event: str) -> list[logging.LogRecord]:
+    fields = [(record, getattr(record, "ray_serve_extra_fields", {})) for record in caplog.records]
+    return [record for record, named in fields if (named.get("job_id"), named.get("event")) == (job.id, event)]
+
+
+async def stored(table: JobTable) -> Job:
+    cost = Cost(model="m on cpu", mode="exact", passes=2, text=10, step=100, decode=50)
+    job = await table.submit(NEW._replace(params={"prompt": "x"}, cost=cost._asdict()))
+    assert job is not None
+    return job
+
+
+def test_jobs_that_end_without_a_runner_are_counted_and_logged_once_each(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario(runner: JobRunner, table: JobTable, _: MediaStore) -> None:
+        ends = watched(runner)
+        tired, late = await stored(table), await stored(table)
+        claimed = await table.claim()
+        assert claimed is not None
+        assert claimed.owner is not None
+        await table.start(claimed.owner)
+        await table.release(claimed.owner)
+        await runner._reconcile()
+        assert ends.states == ["attempts_exhausted"]
+        await asyncio.sleep(1)
+        await runner._reconcile()
+        await runner._reconcile()
+        assert ends.states == ["attempts_exhausted", "deadline_exceeded"]
+        for job in (tired, late):
+            (line,) = lines_about(caplog, job, "failed")
+            assert line.levelno == logging.WARNING
+            assert line.message.startswith("Failed 1 job that exceeded its deadline or retry limit: job_id=" + job.id)
+
+    with caplog.at_level(logging.INFO, "ray.serve"):
+        with_runner(tmp_path, scenario, retention_s=600, job_deadline_s=1, max_attempts=1)
+
+
+def test_cancelled_and_deleted_jobs_are_counted_where_they_end(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario(runner: JobRunner, table: JobTable, media: MediaStore) -> None:
+        videos, prefix = Videos(runner._settings, media, "m"), database_id(tmp_path)
+        ends = videos._ended = Ends()
+        cancelled, deleted = await stored(table), await stored(table)
+        await videos.cancel(cancelled.id)
+        await videos.delete(deleted.id)
+        await videos.delete(cancelled.id)
+        await finish(table, media, prefix)
+        (completed,) = await table.page(None, 9, newest_first=True)
+        await videos.delete(completed.id)
+        assert ends.states == ["cancelled", "deleted"], "those that had ended by themselves were counted then"
+        assert len(lines_about(caplog, cancelled, "cancelled")) == len(lines_about(caplog, deleted, "deleted")) == 1
+        await videos.table.close()
+
+    with caplog.at_level(logging.INFO, "ray.serve"):
+        with_runner(tmp_path, scenario, retention_s=600)
+
+
+class Endless:
+    """A graph whose denoise begins when it may and never ends."""
+
+    def __init__(self) -> None:
+        self.may_begin = asyncio.Event()
+
+    async def run(self, *_: object) -> AsyncGenerator[dict[str, Any], None]:
+        await self.may_begin.wait()
+        yield {"type": "progress", "stage": "denoiser", "step": 0, "steps": 1}
+        await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize("deleted", [False, True])
+@pytest.mark.parametrize("denoising", [False, True])
+def test_a_job_that_is_taken_from_its_runner_is_counted_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deleted: bool, denoising: bool
+) -> None:
+    """Also where heartbeats go on while the database is slow to say why it was taken."""
+
+    async def scenario(runner: JobRunner, table: JobTable, _: MediaStore) -> None:
+        graph: Any = Endless()
+        if denoising:
+            graph.may_begin.set()
+        runner._graph, ends, revoked = graph, watched(runner), []
+        monkeypatch.setattr(runner._metrics, "revoked", lambda: revoked.append(1))
+        settle = runner._table.settle
+
+        async def slow(*owner: str) -> Any:
+            failed = await settle(*owner)
+            await asyncio.sleep(0.2)
+            return failed
+
+        monkeypatch.setattr(runner._table, "settle", slow)
+        job = await stored(table)
+        work = asyncio.create_task(runner.work())
+        while [bool(held.attempts) for held in runner._held.values()] != [denoising]:
+            await asyncio.sleep(0.01)
+        await (table.delete if deleted else table.cancel)(job.id)
+        graph.may_begin.set()
+        await asyncio.sleep(0.1)  # a denoise that may not begin finds out by itself
+        while not work.done():
+            await runner._heartbeat()
+            await asyncio.sleep(0.01)
+        assert (ends.states, revoked) == ([] if deleted else ["cancelled"], [1])
+
+    with_runner(tmp_path, scenario, retention_s=600)
+
+
+class Failing:
+    """A graph that fails a job after its record was taken from the runner."""
+
+    def __init__(self, table: JobTable, taken: bool) -> None:
+        self._table, self._taken = table, taken
+
+    async def run(self, *_: object) -> AsyncGenerator[dict[str, Any], None]:
+        yield {"type": "progress", "stage": "denoiser", "step": 0, "steps": 1}
+        if self._taken:
+            (job,) = await self._table.page(None, 1, newest_first=True)
+            await self._table.delete(job.id)
+        raise StageFailed("the denoiser failed 3 times on this request")
+
+
+@pytest.mark.parametrize("taken", [False, True])
+def test_a_failure_counts_only_where_the_job_was_still_the_runners(tmp_path: Path, taken: bool) -> None:
+    async def scenario(runner: JobRunner, table: JobTable, _: MediaStore) -> None:
+        graph: Any = Failing(table, taken)
+        runner._graph, ends = graph, watched(runner)
+        await stored(table)
+        await runner.work()
+        assert ends.states == ([] if taken else [StageFailed.code])
+
+    with_runner(tmp_path, scenario, retention_s=600)
+
+
+def test_a_runner_notifies_only_while_it_has_a_free_slot_and_once_for_many_reasons(tmp_path: Path) -> None:
+    async def scenario(runner: JobRunner, table: JobTable, _: MediaStore) -> None:
+        sent: list[int] = []
+        runner._runners = SimpleNamespace(work=SimpleNamespace(remote=lambda: sent.append(1)))
+        job: Any = SimpleNamespace(job=None)
+        runner._held = {str(number): job for number in range(SLOTS)}
+        await stored(table)
+        await runner._reconcile()
+        await asyncio.sleep(0.02)
+        assert sent == [], "no slot is free"
+        runner._held.popitem()
+        for _attempt in range(100):
+            await runner._reconcile()
+            runner._notify()
+        await asyncio.sleep(0.02)
+        assert 1 <= len(sent) < 40
+        runner._held.clear()
+
+    with_runner(tmp_path, scenario, retention_s=600)
 
 
 def test_a_finished_video_waits_for_its_store_for_as_long_as_it_takes(
