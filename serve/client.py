@@ -73,7 +73,8 @@ def _make(server: RemoteVideos, fields: dict[str, Any], out: Path) -> None:
         _cancel(server, video_id, fields, key)
         raise
     video = end["video"]
-    sys.stdout.write(f"{out}: {video['size']}, {video['num_frames']} frames, {video['fps']:g} fps\n")
+    made = f"{video['size']}, {video['num_frames']} frames, {video['fps']:g} fps, seed {video['seed']}"
+    sys.stdout.write(f"{out}: {made}\n")
 
 
 def _cancel(server: RemoteVideos, video_id: str | None, fields: dict[str, Any], key: str) -> None:

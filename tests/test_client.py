@@ -46,11 +46,11 @@ def test_a_video_is_made_with_a_progress_bar_and_saved_as_the_server_has_it(serv
     out = tmp_path / "new folder" / "out.mp4"
     done = run(server.url, "a red ball", "--sound", "-o", str(out), *SMALL)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == f"{out}: 96x64, 9 frames, 24 fps\n"
+    video = newest(server)
+    assert done.stdout == f"{out}: 96x64, 9 frames, 24 fps, seed {video['seed']}\n"
     assert "denoiser, step 4 of 4" in done.stderr
     assert "100%" in done.stderr
-    video = newest(server)
-    assert {name: video[name] for name in REQUEST} == REQUEST
+    assert {name: video[name] for name in REQUEST} == REQUEST | {"seed": video["seed"]}
     content = httpx.get(f"{server.url}/v1/videos/{video['id']}/content", timeout=60).content
     assert out.read_bytes() == content
     with av.open(out) as file:
@@ -105,7 +105,7 @@ def test_a_place_that_cannot_be_written_is_told_before_the_work(tmp_path: Path) 
 
 
 def test_the_options_are_the_requests_fields() -> None:
-    others = {"prompt", "generate_sound", "append_metadata"}
+    others = {"prompt", "generate_sound", "append_metadata", "metadata"}
     assert {*FIELDS, *FLAGS} == set(VideoRequest.model_fields) - others
 
 
@@ -171,7 +171,7 @@ STEP_1, STEP_2 = (
     event(1000 + step, type="progress", stage="denoiser", step=step, steps=2, progress=47 * step, eta_s=1)
     for step in (1, 2)
 )
-END = event(1999, type="completed", video={"id": "v", "size": "96x64", "num_frames": 9, "fps": 24})
+END = event(1999, type="completed", video={"id": "v", "size": "96x64", "num_frames": 9, "fps": 24, "seed": 1})
 LOST = (None, {}, b"")
 SUBMIT, EVENTS, CONTENT = "POST /v1/videos", "GET /v1/videos/v/events", "GET /v1/videos/v/content"
 
