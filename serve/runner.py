@@ -151,7 +151,7 @@ class JobRunner:
 
     async def _drive(self, held: Held) -> FinishedVideo:
         """Run the graph, and count each time that it begins to denoise."""
-        params = GenerationParams(**held.job.params)
+        params = GenerationParams.model_construct(**held.job.params)  # stored by whatever rules held then
         async with aclosing(self._graph.run(params, held.job.model)) as events:
             async for event in events:
                 if event["type"] == "video":

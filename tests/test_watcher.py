@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
-from cosmos3_models import GenerationParams
+from cosmos3_models.params import GenerationDefaults
 from serve import videos as videos_module
 from serve.app import AppArgs
 from serve.errors import DatabaseUnavailable
 from serve.job_schema import prepare
 from serve.jobs import Cost, Progress
+from serve.schema import VideoRequest
 from serve.storage import MediaStore
 from serve.videos import Videos
 
@@ -36,8 +37,9 @@ def with_videos(folder: Path, scenario: Callable[[Videos], Awaitable[None]]) -> 
 
 
 async def submitted(videos: Videos) -> str:
-    params: Any = {"prompt": "x", "num_inference_steps": STEPS}
-    return (await videos.submit(GenerationParams(**params), COST, None, None)).id
+    request = VideoRequest(prompt="x", num_inference_steps=STEPS)
+    params = request.params(GenerationDefaults())
+    return (await videos.submit(request, params, COST, None, None)).id
 
 
 async def followed(videos: Videos, video_id: str, last_event: int | None = None) -> list[tuple[int, dict[str, Any]]]:
