@@ -27,6 +27,7 @@ from cosmos3_models import GenerationParams, InvalidInput
 from cosmos3_models.budget import Budget
 from cosmos3_models.media import mux
 from cosmos3_models.prompt import PromptIds
+from serve.batches import Batches
 from serve.errors import InvalidRequest, NotReady, QueueFull, StageFailed
 from serve.messages import LATENTS_FOLLOW, DecodedSound, DecodedVideo
 from serve.references import StreamingCall
@@ -72,6 +73,7 @@ class Graph:
         self._video_decoder = video_decoder
         self._sound_decoder = sound_decoder
         self._max_attempts = max_attempts
+        self._checks: Batches[GenerationParams, PromptIds] = Batches(self._check_all)
 
     async def run(self, params: GenerationParams, model: str, arrays: bool = False) -> AsyncGenerator[Event, None]:
         """Make one video: progress events, the finished video last. Closing the generator stops the stages.
@@ -99,8 +101,12 @@ class Graph:
 
     async def check(self, params: GenerationParams) -> PromptIds:
         """The prompts' ids; raises ``InvalidRequest`` for what the tokenizer alone can tell: too many of them."""
-        ids: PromptIds = await self._call("tokenizer", self._tokenizer.encode.remote, params)
-        return ids
+        return await self._checks(params)
+
+    async def _check_all(self, batch: list[GenerationParams]) -> list[PromptIds | Exception]:
+        """One call for all requests that arrived during the call before it."""
+        encoded = await self._call("tokenizer", self._tokenizer.encode_all.remote, batch)
+        return [InvalidRequest.of(ids) if isinstance(ids, InvalidInput) else ids for ids in encoded]
 
     async def _once(self, params: GenerationParams, model: str, arrays: bool) -> AsyncGenerator[Event, None]:
         clock = _Clock()

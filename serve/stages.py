@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import numpy as np
 from numpy.typing import NDArray
 
-from cosmos3_models import GenerationParams
+from cosmos3_models import GenerationParams, InvalidInput
 from cosmos3_models.budget import Budget
 from cosmos3_models.checkpoint import CardUse, Checkpoint, Offload
 from cosmos3_models.config import require_sound
@@ -41,6 +41,16 @@ class Tokenizer:
 
     def encode(self, params: GenerationParams) -> PromptIds:
         return self._encoder.encode(params)
+
+    def encode_all(self, batch: list[GenerationParams]) -> list[PromptIds | InvalidInput]:
+        """Each request's ids, or what is wrong with it."""
+        return [self._encoded(params) for params in batch]
+
+    def _encoded(self, params: GenerationParams) -> PromptIds | InvalidInput:
+        try:
+            return self.encode(params)
+        except InvalidInput as error:
+            return error
 
 
 class Denoiser:

@@ -24,6 +24,9 @@ class FakeTokenizer:
     async def encode(self, _: GenerationParams) -> PromptIds:
         return PromptIds(np.zeros(1, dtype=np.int64), None)
 
+    async def encode_all(self, batch: list[GenerationParams]) -> list[PromptIds]:
+        return [await self.encode(params) for params in batch]
+
 
 class SteadyDenoiser:
     """Every step takes as long as the other."""

@@ -51,13 +51,15 @@ class Jobs:
 
 @pytest.fixture(scope="module")
 def metrics_address(server: Server) -> str:
-    """Where the series of a cluster are after a finished job, and one that was begun twice and then stopped."""
+    """Where the series of a cluster are after a finished job, one that was begun twice and then stopped, and one that
+    was cancelled while it waited."""
     jobs = Jobs(server)
     jobs.wait_until(jobs.submit(REQUEST), lambda video: video["status"] == "completed")
     endless = jobs.submit(ENDLESS)
     jobs.wait_until(endless, lambda video: video["stage"] == "denoiser")
     server.process("Denoiser").kill()
     jobs.wait_until(endless, lambda video: video["attempts"] == 2)
+    server.handle.cancel.remote(jobs.submit(REQUEST)).result()
     jobs.delete(endless)
     (node,) = ray.nodes()
     return f"{node['NodeManagerAddress']}:{node['MetricsExportPort']}"
@@ -101,6 +103,17 @@ def test_every_series_of_the_dashboard_is_exposed(metrics_address: str) -> None:
 
     wait_for(lambda: not missing())
     assert not missing()
+
+
+def test_jobs_that_no_runner_ended_are_counted_by_state(metrics_address: str) -> None:
+    series = re.compile(r"^ray_cosmos3_jobs_total\{.*state=\"(\w+)\"", re.MULTILINE)
+
+    def states() -> set[str]:
+        return set(series.findall(httpx.get(f"http://{metrics_address}/metrics", timeout=30).text))
+
+    expected = {"completed", "cancelled", "deleted"}
+    wait_for(lambda: expected <= states())
+    assert expected <= states()
 
 
 @pytest.fixture
