@@ -60,7 +60,7 @@ class AppArgs(BaseModel):
         media_url: path or fsspec URL of the videos; None is a folder in ``data_dir``.
         max_queued_jobs: jobs that may wait; more are refused.
         job_deadline_s: a job that has not ended so long after its creation fails.
-        lease_s: a job whose runner is not heard of for so long is given to another one, and work whose caller has
+        lease_s: a job whose runner is silent for this long is given to another one, and work whose caller has
             died stops within this time.
         step_timeout_s: a replica is replaced when a step takes longer than this and longer than can be expected of it.
         retention_s: an ended job's record and files are kept for so long.

@@ -5,7 +5,7 @@ import contextvars
 import time
 from collections.abc import Awaitable, Callable, Sequence
 
-FRESH_S = 1.0  # a look is good for so long, however many ask
+FRESH_S = 1.0  # a look is good for this long, however many ask
 LIMIT_S = 1.0  # then the look goes on, and the answer does not wait for it
 
 

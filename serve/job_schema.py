@@ -39,7 +39,7 @@ logger = logging.getLogger("ray.serve")
 SCHEMA_LOCK = 0xC0503  # PostgreSQL's advisory locks go by number
 ADMISSION_LOCK = SCHEMA_LOCK + 1
 BUSY_TIMEOUT_S = 5
-NETWORK_TIMEOUT_S = 10  # a PostgreSQL host that does not acknowledge for so long has vanished
+NETWORK_TIMEOUT_S = 10  # a PostgreSQL host that acknowledges nothing for this long has vanished
 MAX_MESSAGE_CHARS = 1024
 START_PATIENCE_S = 60.0
 
