@@ -39,10 +39,15 @@ def main() -> None:
 
 
 async def burst(url: str, posts: int) -> dict[str, Any]:
-    """Send all requests at once on open connections; then wait until the queue is empty."""
+    """Send all requests at once on open connections; then wait until the queue is empty.
+
+    ``models_per_s`` is the same burst of a request that does next to nothing: what the client, Serve's proxy and the
+    machine allow.
+    """
     limits = httpx.Limits(max_connections=posts, max_keepalive_connections=posts)
     async with httpx.AsyncClient(base_url=url, timeout=60, limits=limits) as client:
-        await asyncio.gather(*(client.get("/v1/models") for _ in range(posts)))
+        await _models(client, posts)  # opens the connections
+        models_s = await _models(client, posts)
         start = time.perf_counter()
         answers = await asyncio.gather(*(_post(client) for _ in range(posts)))
         wall_s = time.perf_counter() - start
@@ -50,10 +55,18 @@ async def burst(url: str, posts: int) -> dict[str, Any]:
     seconds = [took for _, took in answers]
     return {
         "per_s": round(posts / wall_s, 1),
+        "models_per_s": round(posts / models_s, 1),
         "p50_s": round(median(seconds), 2),
         "p99_s": round(quantiles(seconds, n=100)[98], 2),
         "codes": dict(Counter(code for code, _ in answers)),
     }
+
+
+async def _models(client: httpx.AsyncClient, requests: int) -> float:
+    """Seconds of a burst of requests for the models."""
+    start = time.perf_counter()
+    await asyncio.gather(*(client.get("/v1/models") for _ in range(requests)))
+    return time.perf_counter() - start
 
 
 async def _post(client: httpx.AsyncClient) -> tuple[int, float]:
