@@ -160,6 +160,11 @@ def test_cuda_without_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         choose_placement("cuda")
 
 
+def test_the_tokenizer_works_beside_its_event_loop() -> None:
+    for verb in (stages.Tokenizer.encode, stages.Tokenizer.encode_all):
+        assert not inspect.iscoroutinefunction(verb), "Serve runs a plain function in a thread"
+
+
 def test_stages_are_plain_classes_that_say_what_they_take() -> None:
     for stage in STAGES:
         assert inspect.isclass(stage)

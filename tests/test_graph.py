@@ -121,6 +121,8 @@ def test_a_request_survives_the_death_of_the_denoiser_in_mid_step(server: Server
     assert finished(events) == undisturbed
     steps = [event["step"] for event in events if event.get("stage") == "denoiser"]
     assert steps.count(1) == 2, "it started over"
+    durations = events[-1]["record"]["stage_durations"]
+    assert durations["lost"] > durations["queue"], "the lost steps are not booked as waiting"
     assert bytes(server.handle.generate.remote(REQUEST).result()["mp4"]) == expected, "another replica, the same bytes"
 
 
