@@ -21,6 +21,7 @@ from ray.serve._private.request_router import PowerOfTwoChoicesRequestRouter
 logger = logging.getLogger("ray.serve")
 
 CHECK_TIMEOUT_S = 10.0
+CHECKS_PER_LEASE = 3
 
 
 class CallerRouter(PowerOfTwoChoicesRequestRouter):  # type: ignore[misc]  # Ray's classes are untyped
@@ -35,17 +36,13 @@ class CallerRouter(PowerOfTwoChoicesRequestRouter):  # type: ignore[misc]  # Ray
 
 
 @asynccontextmanager
-async def cancelled_with_caller(period_s: float) -> AsyncIterator[None]:
-    """Cancel the current task if the process that called this replica dies meanwhile.
-
-    Args:
-        period_s: seconds between two looks.
-    """
+async def cancelled_with_caller(lease_s: float) -> AsyncIterator[None]:
+    """Cancel the current task if the process that called this replica dies meanwhile, within ``lease_s``."""
     caller, task = _caller(), asyncio.current_task()
     if caller is None or task is None:
         yield
         return
-    watch = asyncio.create_task(_cancel_once_gone(caller, task.cancel, period_s))
+    watch = asyncio.create_task(_cancel_once_gone(caller, task.cancel, lease_s / CHECKS_PER_LEASE))
     try:
         yield
     finally:

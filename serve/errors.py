@@ -1,5 +1,7 @@
 """What a client can be told went wrong, each kind with its HTTP status."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from cosmos3_models import InvalidInput
@@ -51,6 +53,15 @@ class InvalidRequest(ServingError):
     @classmethod
     def of(cls, error: InvalidInput) -> "InvalidRequest":
         return cls(str(error), error.param)
+
+
+@contextmanager
+def invalid_input_refused() -> Iterator[None]:
+    """Raise what the model refuses as ``InvalidRequest``."""
+    try:
+        yield
+    except InvalidInput as error:
+        raise InvalidRequest.of(error) from None
 
 
 class Unauthorized(ServingError):

@@ -21,7 +21,7 @@ from serve.access import OPEN, Access
 from serve.api import create_api
 from serve.batches import Coalesced
 from serve.callers import cancelled_with_caller
-from serve.errors import InvalidRequest
+from serve.errors import invalid_input_refused
 from serve.estimate import cost_of
 from serve.graph import Graph
 from serve.handles import readable_errors
@@ -113,7 +113,7 @@ class Ingress:
         cost = cost_of(self._checkpoint, self._model.device, params, (0,) * passes)
         events = self._graph.run(params, self._model.names[0], arrays)
         with self.videos.direct.counted(cost, params.num_inference_steps) as note:
-            async with cancelled_with_caller(self._lease_s / 3), aclosing(events):
+            async with cancelled_with_caller(self._lease_s), aclosing(events):
                 async for event in events:
                     note(event)
                     if event["type"] == "video":
@@ -225,10 +225,8 @@ class Ingress:
         """The request's parameters, refused here if no GPU of the denoisers can hold it."""
         params = self._params(request)
         if self._model.device == "cuda" and (budget := await self._known_budget()) is not None:
-            try:
+            with invalid_input_refused():
                 budget.check(params)
-            except InvalidInput as error:
-                raise InvalidRequest.of(error) from None
         return params
 
     async def _known_budget(self) -> Budget | None:
@@ -241,7 +239,7 @@ class Ingress:
 
     def _params(self, request: VideoRequest | dict[str, Any]) -> GenerationParams:
         checked = _checked(request)
-        try:
+        with invalid_input_refused():
             if checked.model not in (None, *self._model.names):
                 served = f"{' or '.join(map(repr, self._model.names))} or no model"
                 raise InvalidInput("model", checked.model, served, "this is the model that is served here")
@@ -251,13 +249,9 @@ class Ingress:
             self._model.approximation.check(params)
             if params.generate_sound:
                 require_sound(self._checkpoint.sound)
-        except InvalidInput as error:
-            raise InvalidRequest.of(error) from None
         return params
 
 
 def _checked(request: VideoRequest | dict[str, Any]) -> VideoRequest:
-    try:
+    with invalid_input_refused():
         return read_request(request)
-    except InvalidInput as error:
-        raise InvalidRequest.of(error) from None

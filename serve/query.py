@@ -6,8 +6,7 @@ from typing import Any
 
 from fastapi import Request
 
-from cosmos3_models import InvalidInput
-from serve.errors import InvalidRequest
+from serve.errors import InvalidRequest, invalid_input_refused
 from serve.schema import ListQuery
 
 NESTED = re.compile(r"([^\[\]]+)\[([^\[\]]*)\]")
@@ -25,10 +24,8 @@ def read_query(fields: Mapping[str, Any]) -> ListQuery:
     Raises:
         InvalidRequest: a field is unknown, or its value is not what it should be.
     """
-    try:
+    with invalid_input_refused():
         return ListQuery(**fields)
-    except InvalidInput as error:
-        raise InvalidRequest.of(error) from None
 
 
 def nested(fields: Mapping[str, Any]) -> dict[str, Any]:

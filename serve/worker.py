@@ -114,7 +114,7 @@ class Worker:
         Args:
             first_step_s: the longest that its first step can be expected to take.
         """
-        async with cancelled_with_caller(self._patience.lease_s / 3), self._turn:
+        async with cancelled_with_caller(self._patience.lease_s), self._turn:
             turn = self._current = Turn(first_step_s)
             try:
                 return await self._finish(job, turn)
