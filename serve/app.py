@@ -139,11 +139,8 @@ class Placement(NamedTuple):
     sound_decoder: float = 0
 
 
-POLLS = {"initial_backoff_s": 0.01, "max_backoff_s": 0.02}
-"""How often a router asks a busy replica whether it is free. Serve's half a second would idle a GPU."""
-
-ROUTER = {} if RAY_SERVE_ENABLE_HA_PROXY else {"request_router_class": "serve.callers:CallerRouter"}
-"""Names the caller of each request. Ray's HAProxy takes no router of an application's own."""
+ROUTER = {} if RAY_SERVE_ENABLE_HA_PROXY else {"request_router_class": "serve.routing:Router"}
+"""Waits for a free replica and names the caller. Ray's HAProxy takes no router of an application's own."""
 
 ENVIRONMENT = {
     "OMP_WAIT_POLICY": "PASSIVE",  # stages that share cores must not spin while they wait for their threads
@@ -200,7 +197,7 @@ def _deployment(stage: type, args: AppArgs, *, slots: int, gpus: float = 0, on_h
         stage,
         name=stage.__name__,
         max_ongoing_requests=slots,
-        request_router_config=RequestRouterConfig(**POLLS, **ROUTER),
+        request_router_config=RequestRouterConfig(**ROUTER),
         # Long requests survive an update or a downscale: the old replica leaves when it is done.
         graceful_shutdown_timeout_s=args.longest_request_s,
         ray_actor_options=actor,

@@ -1,7 +1,7 @@
 """Whether the process that called still lives, so that nothing computes for one that has died.
 
-Ray cancels a call when its caller says so. A caller that is killed says nothing, and its call runs to the end. So the
-router, which Serve runs in the caller's process, writes that process's id into each request, and the replica asks
+Ray cancels a call when its caller says so. A caller that is killed says nothing, and its call runs to the end. So
+``serve.routing``, which runs in the caller's process, writes that process's id into each request, and the replica asks
 Ray's control store now and then whether the process is still there. This works for every caller alike: Serve's HTTP
 proxy, another replica, and another Ray job with a handle.
 
@@ -13,26 +13,13 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any
 
 import ray
-from ray.serve._private.request_router import PowerOfTwoChoicesRequestRouter
 
 logger = logging.getLogger("ray.serve")
 
 CHECK_TIMEOUT_S = 10.0
 CHECKS_PER_LEASE = 3
-
-
-class CallerRouter(PowerOfTwoChoicesRequestRouter):  # type: ignore[misc]  # Ray's classes are untyped
-    """Serve's own choice of replica; the request's session id, which Serve then ignores, names the caller.
-
-    Ray ships this class to the caller by value, so a caller needs no more than Ray.
-    """
-
-    async def _choose_replica_for_request(self, pending_request: Any, **options: Any) -> Any:
-        pending_request.metadata.session_id = f"caller:{ray.get_runtime_context().get_worker_id()}"
-        return await super()._choose_replica_for_request(pending_request, **options)
 
 
 @asynccontextmanager
