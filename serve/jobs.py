@@ -247,7 +247,7 @@ class JobTable:
         start in order of arrival whoever drives them.
         """
         head = select(JOBS.c.seq).where(self._claimable()).order_by(JOBS.c.seq).limit(1)
-        head = head.with_for_update(skip_locked=True).correlate(None)
+        head = head.correlate(None)
         held = JOBS.alias("held")
         live = and_(held.c.model == self._model, held.c.lease_until > Now())
         waiting = select(func.count()).where(live, held.c.owner.is_not(None), held.c.status == "queued")
@@ -265,7 +265,8 @@ class JobTable:
             )
             .returning(JOBS)
         )
-        return await self._write(claim, _first_job)
+        # Alone: what waits is counted before the claim, which another runner's must not change meanwhile.
+        return await self._database.write_alone(lambda connection: _first_job(connection.execute(claim)))
 
     async def start(self, owner: str) -> Started | None:
         """Count one more begun denoise; None if the job is no longer the owner's or may not begin again."""

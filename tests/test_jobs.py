@@ -149,6 +149,19 @@ def test_a_job_is_claimed_by_one_of_many_at_the_same_moment(settings: JobSetting
     run(settings, scenario)
 
 
+def test_runners_that_claim_at_the_same_moment_take_no_more_than_may_wait(settings: JobSettings) -> None:
+    async def scenario(table: JobTable) -> None:
+        jobs = [await submitted(table) for _ in range(8)]
+        others = [JobTable(settings, "m") for _ in range(3)]
+        runners = [table, *others]
+        claims = await asyncio.gather(*(runner.claim() for _ in range(8) for runner in runners))
+        for other in others:
+            await other.close()
+        assert [claim.id for claim in claims if claim] == [jobs[0].id]
+
+    run(settings, scenario)
+
+
 def test_a_runner_that_lost_its_lease_can_change_nothing(settings: JobSettings) -> None:
     async def scenario(table: JobTable) -> None:
         job = await submitted(table)
