@@ -4,19 +4,25 @@ The proxy answers before a request reaches the ingress, or when the ingress dies
 all. It applies the middleware that ``RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH`` names; deploy.yaml sets it.
 """
 
+import asyncio
 import logging
+from itertools import chain
 from typing import Any
 
+from ray import serve
 from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serve import health
 from serve.answers import error_response
 from serve.errors import InvalidRequest, NotReady, QueueFull, ServingError, TimedOut
+from serve.health import Look, not_ready
 
 logger = logging.getLogger("ray.serve")
 
 RETRY_S = 1
+HEALTH = "/health"  # of an application without a route prefix
 
 
 def middleware() -> list[Middleware]:
@@ -29,10 +35,14 @@ class OneErrorForm:
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
+        self._look = Look("Serve's controller", _unready_applications)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
+        if scope["path"] == HEALTH and (missing := await self._look.unready()):
+            # Serve would hold the request until there is an ingress.
+            return await error_response(not_ready(missing))(scope, receive, send)
         exchange = _Exchange(send)
         try:
             await self._app(scope, receive, exchange.send)
@@ -47,6 +57,12 @@ class OneErrorForm:
             # Its id, given or made up, is among the request's headers now.
             kept = {"X-Request-ID": Headers(scope=scope).get("x-request-id", "")} | exchange.wait
             await error_response(exchange.replacement or _lost(), kept)(scope, receive, send)
+
+
+async def _unready_applications() -> list[str]:
+    applications = (await asyncio.to_thread(serve.status)).applications
+    unready = [health.public(health.unready_deployments(application)) for application in applications.values()]
+    return list(chain(*unready)) if applications else [health.GRAPH]
 
 
 class _Exchange:

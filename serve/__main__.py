@@ -1,0 +1,35 @@
+"""``python -m serve deploy.yaml``: check the file and the checkpoint, start the server, and stop it in good order."""
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+
+from serve import deploy_file
+
+LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+"""Ray's name for a cluster of several machines where that is off by default. Without it, Ray's ports are on loopback,
+where Ray itself opens them on every interface."""
+
+
+def main() -> int:
+    """Serve until a signal; the exit status is 0 after a stop that was asked for."""
+    started_at = time.monotonic()
+    parser = argparse.ArgumentParser(prog="python -m serve", description=__doc__)
+    deploy_file.add_options(parser)
+    options = parser.parse_args()
+    # A process of its own, because PyTorch would stay in the memory of this one.
+    check = subprocess.Popen([sys.executable, "-m", "serve.check", *sys.argv[1:]])
+    try:
+        if not os.environ.get("RAY_ADDRESS"):
+            os.environ.update(LOOPBACK)  # Ray reads it when it is imported
+        from serve.launch import serve_until_stopped
+
+        return check.wait() or serve_until_stopped(deploy_file.read(options), started_at)
+    except KeyboardInterrupt:
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
