@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -16,11 +17,12 @@ where Ray itself opens them on every interface."""
 def main() -> int:
     """Serve until a signal; the exit status is 0 after a stop that was asked for."""
     started_at = time.monotonic()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM interrupts as Ctrl-C does
     parser = argparse.ArgumentParser(prog="python -m serve", description=__doc__)
     deploy_file.add_options(parser)
     options = parser.parse_args()
     # A process of its own, because PyTorch would stay in the memory of this one.
-    check = subprocess.Popen([sys.executable, "-m", "serve.check", *sys.argv[1:]])
+    check = subprocess.Popen([sys.executable, "-m", "serve.check", *sys.argv[1:]], start_new_session=True)
     try:
         if not os.environ.get("RAY_ADDRESS"):
             os.environ.update(LOOPBACK)  # Ray reads it when it is imported
@@ -29,6 +31,8 @@ def main() -> int:
         return check.wait() or serve_until_stopped(deploy_file.read(options), started_at)
     except KeyboardInterrupt:
         return 0
+    finally:
+        check.kill()
 
 
 if __name__ == "__main__":

@@ -48,9 +48,9 @@ class Look:
 def unready_deployments(application: ApplicationStatusOverview) -> dict[str, str]:
     """The deployments without a running replica, each with the reason where Serve knows one."""
     if not application.deployments:  # the builder runs, or has failed
-        return {GRAPH: _reason(application.message)}
+        return {GRAPH: reason(application.message)}
     return {
-        name: _reason(deployment.message)
+        name: reason(deployment.message)
         for name, deployment in application.deployments.items()
         if deployment.replica_states.get(ReplicaState.RUNNING, 0) == 0
     }
@@ -61,7 +61,7 @@ def public(unready: Mapping[str, str]) -> list[str]:
     return [_without_places(f"{name}: {why}" if why else name) for name, why in unready.items()]
 
 
-def _reason(message: str) -> str:
+def reason(message: str) -> str:
     """One line of a message of Serve's: the last error of its stack traces, or its first line."""
     errors = re.findall(r"^(?:\w+\.)*([A-Z]\w*: .+)$", message, re.MULTILINE)
     first, *_ = [*message.splitlines(), ""]

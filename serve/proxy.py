@@ -6,10 +6,11 @@ all. It applies the middleware that ``RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH`
 
 import asyncio
 import logging
-from itertools import chain
+import uuid
 from typing import Any
 
-from ray import serve
+from ray.serve.context import _get_global_client
+from ray.serve.schema import ServeInstanceDetails
 from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -35,14 +36,15 @@ class OneErrorForm:
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self._look = Look("Serve's controller", _unready_applications)
+        self._look = Look("Serve's controller", _unready_deployments)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         if scope["path"] == HEALTH and (missing := await self._look.unready()):
             # Serve would hold the request until there is an ingress.
-            return await error_response(not_ready(missing))(scope, receive, send)
+            request_id = {"X-Request-ID": Headers(scope=scope).get("x-request-id") or str(uuid.uuid4())}
+            return await error_response(not_ready(missing), request_id)(scope, receive, send)
         exchange = _Exchange(send)
         try:
             await self._app(scope, receive, exchange.send)
@@ -59,10 +61,16 @@ class OneErrorForm:
             await error_response(exchange.replacement or _lost(), kept)(scope, receive, send)
 
 
-async def _unready_applications() -> list[str]:
-    applications = (await asyncio.to_thread(serve.status)).applications
-    unready = [health.public(health.unready_deployments(application)) for application in applications.values()]
-    return list(chain(*unready)) if applications else [health.GRAPH]
+async def _unready_deployments() -> list[str]:
+    """Those of the application without a route prefix, or of one whose prefix is not known yet."""
+    client = await asyncio.to_thread(_get_global_client)
+    details = ServeInstanceDetails(**await asyncio.to_thread(client.get_serve_details))
+    routes = {name: application.route_prefix for name, application in details.applications.items()}
+    served = [name for name, route in routes.items() if route == "/"] or [
+        name for name, route in routes.items() if route is None
+    ]
+    applications = details._get_status().applications
+    return [what for name in served for what in health.public(health.unready_deployments(applications[name]))]
 
 
 class _Exchange:
