@@ -334,7 +334,7 @@ def test_a_server_that_is_stopping_refuses_videos_and_shows_those_that_it_has(
     assert error["message"] == "the server is stopping and takes no new requests; try again later"
     assert client.get(f"/v1/videos/{video_id}").json()["status"] == "queued"
     assert client.delete(f"/v1/videos/{video_id}").status_code == 200
-    assert lines(caplog) == [(logging.WARNING, False)], "a refusal is no error"
+    assert lines(caplog) == [(logging.WARNING, False), (logging.INFO, False)], "a refusal is no error"
 
 
 def test_a_client_that_hangs_up_during_its_upload_is_no_error(

@@ -77,7 +77,7 @@ def test_health_and_routes_of_the_proxy_pass() -> None:
 
 def unready(monkeypatch: pytest.MonkeyPatch, **applications: dict[str, Any]) -> None:
     """Let Serve's controller say this of its applications."""
-    details = {"deploy_mode": "MULTI_APP", "applications": applications}
+    details = {"applications": applications, "proxies": {}}
     monkeypatch.setattr(proxy_module, "_get_global_client", lambda: SimpleNamespace(get_serve_details=lambda: details))
 
 
@@ -97,7 +97,12 @@ def application(name: str, route: str | None, **replicas: str) -> dict[str, Any]
         for stage, state in replicas.items()
     }
     status = {"name": name, "route_prefix": route, "docs_path": None, "status": "DEPLOYING", "message": ""}
-    return status | {"last_deployed_time_s": 0, "deployments": deployments, "source": "declarative"}
+    return status | {
+        "last_deployed_time_s": 0,
+        "deployments": deployments,
+        "external_scaler_enabled": False,
+        "source": "declarative",
+    }
 
 
 def test_health_is_answered_for_an_ingress_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
