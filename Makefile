@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable
 
-SIZE := 0.6 GB to download and 2 GB on disk, 3 GB and 8 GB where PyTorch comes with CUDA.
+SIZE := 1.5 GB on disk; several GB more where PyTorch comes with CUDA.
 
 .PHONY: serve test
 serve: $(VENV)/serve.installed

@@ -9,9 +9,9 @@ import time
 
 from serve import deploy_file
 
-LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-"""Ray's name for a cluster of several machines where that is off by default. Without it, Ray's ports are on loopback,
-where Ray itself opens them on every interface."""
+SEVERAL_MACHINES = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+"""Ray's name for a cluster that other machines can join. Elsewhere than on Windows and macOS it is on unless it is set
+to 0; then Ray opens its ports on loopback alone."""
 
 
 def main() -> int:
@@ -25,7 +25,7 @@ def main() -> int:
     check = subprocess.Popen([sys.executable, "-m", "serve.check", *sys.argv[1:]], start_new_session=True)
     try:
         if not os.environ.get("RAY_ADDRESS"):
-            os.environ.update(LOOPBACK)  # Ray reads it when it is imported
+            os.environ.setdefault(SEVERAL_MACHINES, "0")  # Ray reads it when it is imported
         from serve.launch import serve_until_stopped
 
         return check.wait() or serve_until_stopped(deploy_file.read(options), started_at)
