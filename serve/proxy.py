@@ -66,6 +66,8 @@ async def _unready_deployments() -> list[str]:
     client = await asyncio.to_thread(_get_global_client)
     details = ServeInstanceDetails(**await asyncio.to_thread(client.get_serve_details))
     routes = {name: application.route_prefix for name, application in details.applications.items()}
+    if not routes:
+        return [health.GRAPH]
     served = [name for name, route in routes.items() if route == "/"] or [
         name for name, route in routes.items() if route is None
     ]
