@@ -1,15 +1,17 @@
-# make serve   set up what serving needs and start the server
+# make serve   set up what serving needs and start the server: CONFIG=other.yaml PORT=8001 CHECKPOINT=/models/x
 # make test    set up what the tests need and run all checks
 
 PYTHON ?= python3
+CONFIG ?= deploy.yaml
 VENV := .venv
 BIN := $(VENV)/bin
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
+INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable
+
+SIZE := 1.5 GB on disk; several GB more where PyTorch comes with CUDA.
 
 .PHONY: serve test
 serve: $(VENV)/serve.installed
-	$(BIN)/python -m serve.check deploy.yaml
-	$(BIN)/serve run deploy.yaml
+	@$(BIN)/python -m serve $(CONFIG) $(PORT:%=--port %) $(CHECKPOINT:%=--checkpoint %)
 
 test: $(VENV)/test.installed tests/node_modules
 	$(BIN)/ruff format --check .
@@ -18,11 +20,13 @@ test: $(VENV)/test.installed tests/node_modules
 	$(BIN)/pytest
 
 $(VENV)/serve.installed: pyproject.toml constraints.txt
+	@echo "Installing PyTorch, Ray Serve and FastAPI in $(VENV): once, some minutes, $(SIZE)"
 	$(PYTHON) -m venv $(VENV)
 	$(INSTALL) .
 	touch $@
 
 $(VENV)/test.installed: pyproject.toml constraints.txt
+	@echo "Installing what serving and the tests need in $(VENV): once, some minutes, $(SIZE)"
 	$(PYTHON) -m venv $(VENV)
 	$(INSTALL) '.[test]'
 	touch $@ $(VENV)/serve.installed

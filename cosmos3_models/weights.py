@@ -1,14 +1,16 @@
 """The tensors of a checkpoint become modules. Strict: every surprise is an error that names file and tensor."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import nn
 
 from cosmos3_models.checkpoint import CardUse, Checkpoint, Offload
+from cosmos3_models.config import SoundDecoderConfig
 from cosmos3_models.errors import CheckpointError
 from cosmos3_models.memory import Footprint
 from cosmos3_models.names import SOUND_SKIPPED, VIDEO_VAE_SKIPPED, transformer_name, transformer_skipped
@@ -50,12 +52,8 @@ def load_transformer(
     Args:
         use: what ``"auto"`` makes room for; by default what the checkpoint's default video needs in one process.
     """
-    layers = checkpoint.transformer.num_hidden_layers
-    source = TensorFiles(checkpoint.folder / "transformer")
-    name, skipped = partial(transformer_name, layers=layers), transformer_skipped(layers)
-    empty = _empty(lambda: Transformer(checkpoint.transformer))
     offload = Footprint(checkpoint, dtype, use or one_process(checkpoint)).offloads(offload_text, device)
-    transformer = _load(empty, source, name, skipped, device, dtype, OFFLOADED if offload else ())
+    transformer = _transformer(checkpoint).load(device, dtype, OFFLOADED if offload else ())
     if offload:
         transformer.offload_text()
     transformer.join_weights()
@@ -70,51 +68,93 @@ def one_process(checkpoint: Checkpoint) -> CardUse:
 
 
 def load_video_decoder(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> VideoDecoder:
-    source = TensorFiles(checkpoint.folder / "vae")
-    return _load(_empty(lambda: VideoDecoder(checkpoint.video_vae)), source, str, VIDEO_VAE_SKIPPED, device, dtype)
+    return _video_decoder(checkpoint).load(device, dtype)
 
 
 def load_sound_decoder(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> SoundDecoder:
-    sound = checkpoint.sound
-    if sound is None:
+    if checkpoint.sound is None:
         raise CheckpointError(checkpoint.folder / "sound_tokenizer", "no such folder, so there is no sound decoder")
+    return _sound_decoder(checkpoint, checkpoint.sound).load(device, dtype)
+
+
+def check_weights(checkpoint: Checkpoint) -> None:
+    """Refuse what loading refuses, without reading a tensor.
+
+    Raises:
+        CheckpointError: a file is missing or broken, or holds a tensor of another name, type or shape.
+    """
+    for component in _components(checkpoint):
+        component.checked_names()
+
+
+@dataclass(frozen=True)
+class _Component(Generic[AnyModule]):
+    """A module without values, and the files that fill it.
+
+    Attributes:
+        checkpoint_name: gives the checkpoint's name of a parameter for ours.
+        skipped: patterns of the names that the files may hold besides.
+    """
+
+    module: AnyModule
+    source: TensorSource
+    checkpoint_name: Callable[[str], str]
+    skipped: tuple[str, ...]
+
+    def checked_names(self) -> dict[str, str]:
+        """The checkpoint's name of every parameter, once the files hold exactly these and skipped ones."""
+        names = {ours: self.checkpoint_name(ours) for ours, _ in self.module.named_parameters()}
+        for theirs in sorted(set(names.values()).intersection(self.source)):
+            _check_type(theirs, self.source)  # before the names: scales of quantised weights are unexpected tensors
+        _check_names(set(names.values()), self.source, self.skipped)
+        for ours, parameter in self.module.named_parameters():
+            _check_shape(names[ours], parameter.shape, self.source)
+        return names
+
+    def load(self, device: torch.device, dtype: torch.dtype, in_host_memory: tuple[str, ...] = ()) -> AnyModule:
+        """Fill every parameter.
+
+        Those whose names begin like one of ``in_host_memory`` stay there, the others go to the device.
+        """
+        names = self.checked_names()
+        staying = [ours for ours in names if ours.startswith(in_host_memory)]
+        moving = [ours for ours in names if not ours.startswith(in_host_memory)]
+        state = {}
+        for some, target in ((staying, torch.device("cpu")), (moving, device)):
+            tensors = Transfer(target).all(partial(self.source.read, names[ours]) for ours in some)
+            for ours, tensor in zip(some, tensors, strict=True):
+                state[ours] = tensor.to(torch.float32 if ours.startswith(KEPT_IN_FP32) else dtype)
+        self.module.load_state_dict(state, strict=True, assign=True)
+        return self.module.eval().requires_grad_(False)
+
+
+def _components(checkpoint: Checkpoint) -> Iterator[_Component[Any]]:
+    yield _transformer(checkpoint)
+    yield _video_decoder(checkpoint)
+    if checkpoint.sound is not None:
+        yield _sound_decoder(checkpoint, checkpoint.sound)
+
+
+def _transformer(checkpoint: Checkpoint) -> _Component[Transformer]:
+    layers = checkpoint.transformer.num_hidden_layers
+    source = TensorFiles(checkpoint.folder / "transformer")
+    empty = _empty(lambda: Transformer(checkpoint.transformer))
+    return _Component(empty, source, partial(transformer_name, layers=layers), transformer_skipped(layers))
+
+
+def _video_decoder(checkpoint: Checkpoint) -> _Component[VideoDecoder]:
+    source = TensorFiles(checkpoint.folder / "vae")
+    return _Component(_empty(lambda: VideoDecoder(checkpoint.video_vae)), source, str, VIDEO_VAE_SKIPPED)
+
+
+def _sound_decoder(checkpoint: Checkpoint, config: SoundDecoderConfig) -> _Component[SoundDecoder]:
     source = FoldedWeightNorm(TensorFiles(checkpoint.folder / "sound_tokenizer"))
-    return _load(_empty(lambda: SoundDecoder(sound)), source, str, SOUND_SKIPPED, device, dtype)
+    return _Component(_empty(lambda: SoundDecoder(config)), source, str, SOUND_SKIPPED)
 
 
 def _empty(build: Callable[[], AnyModule]) -> AnyModule:
     with torch.device("meta"):
         return build()
-
-
-def _load(
-    module: AnyModule,
-    source: TensorSource,
-    checkpoint_name: Callable[[str], str],
-    skipped: tuple[str, ...],
-    device: torch.device,
-    dtype: torch.dtype,
-    in_host_memory: tuple[str, ...] = (),
-) -> AnyModule:
-    """Fill every parameter of an empty module from ``source``, which holds these and skipped ones only.
-
-    Parameters whose names begin like one of ``in_host_memory`` stay there, the others go to the device.
-    """
-    names = {ours: checkpoint_name(ours) for ours, _ in module.named_parameters()}
-    for theirs in sorted(set(names.values()).intersection(source)):
-        _check_type(theirs, source)  # before the names, which quantised weights get wrong too: their scales are extra
-    _check_names(set(names.values()), source, skipped)
-    for ours, parameter in module.named_parameters():
-        _check_shape(names[ours], parameter.shape, source)
-    staying = [ours for ours in names if ours.startswith(in_host_memory)]
-    moving = [ours for ours in names if not ours.startswith(in_host_memory)]
-    state = {}
-    for some, target in ((staying, torch.device("cpu")), (moving, device)):
-        tensors = Transfer(target).all(partial(source.read, names[ours]) for ours in some)
-        for ours, tensor in zip(some, tensors, strict=True):
-            state[ours] = tensor.to(torch.float32 if ours.startswith(KEPT_IN_FP32) else dtype)
-    module.load_state_dict(state, strict=True, assign=True)
-    return module.eval().requires_grad_(False)
 
 
 def _check_names(expected: set[str], source: TensorSource, skipped: tuple[str, ...]) -> None:

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.errors import InvalidRequest, MethodNotAllowed, NotFound, ServingError
+from serve.errors import InvalidRequest, MethodNotAllowed, NotFound, NotReady, ServingError
 
 logger = logging.getLogger("ray.serve")
 
@@ -93,9 +93,9 @@ def error_response(error: ServingError, headers: Mapping[str, str] | None = None
 
 
 def log_error(scope: Scope, answer: ServingError, raised: BaseException) -> None:
-    """One line where the client is at fault; an error with its trace where the server is. Serve adds the id."""
+    """One line for a refusal; an error with its trace where the server is at fault. Serve adds the id."""
     line = f"{scope['method']} {quote(scope['path'])} {answer.status}: {answer}"
-    ours = answer.status >= 500
+    ours = answer.status >= 500 and not isinstance(answer, NotReady)
     logger.log(logging.ERROR if ours else logging.WARNING, _printable(line), exc_info=raised if ours else None)
 
 

@@ -19,7 +19,8 @@ from serve.access import OPEN, Access, Cors, Guard
 from serve.answers import IS_HEAD, Answers, answer_error, error_response
 from serve.body import FORM_TYPES, JSON_TYPE, read_body
 from serve.content import content_response
-from serve.errors import NotReady, QueueFull, ServingError
+from serve.errors import QueueFull, ServingError
+from serve.health import not_ready
 from serve.keys import ApiKeys, key_check
 from serve.page import pages
 from serve.query import LIST_PARAMETERS, check_query, nested, read_query
@@ -99,7 +100,7 @@ def create_api(service: VideoService, access: Access = OPEN) -> FastAPI:
     async def health() -> Any:
         """200 once every stage can take requests, 503 before."""
         if unready := await service.unready_stages():  # asked too often for a line in the log
-            return error_response(NotReady(f"not ready: {', '.join(unready)}"))
+            return error_response(not_ready(unready))
         return {"status": "ok"}
 
     api.include_router(pages())

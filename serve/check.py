@@ -1,10 +1,9 @@
-"""``python -m serve.check deploy.yaml``: refuse a misspelt key, which Ray Serve itself would ignore."""
+"""``python -m serve.check deploy.yaml``: refuse what would not start, and misspelt keys, which Ray Serve ignores."""
 
 import argparse
 import sys
 import typing
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -12,13 +11,16 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 from ray.serve.schema import ServeDeploySchema
 
-from serve.app import AppArgs, build_app
+from cosmos3_models.checkpoint import Checkpoint
+from cosmos3_models.prompt import PromptEncoder
+from serve import deploy_file
+from serve.app import AppArgs
 
 SECRET = ("api_keys", "database_url")
 
 
 def problems(text: str) -> list[str]:
-    """What is wrong with a deploy.yaml: unknown keys anywhere, and values that Ray Serve or ``AppArgs`` refuse."""
+    """What is wrong with a deploy.yaml: unknown keys, values that Ray Serve or ``AppArgs`` refuse, the checkpoint."""
     try:
         config = yaml.safe_load(text)
         if not isinstance(config, dict):
@@ -29,23 +31,33 @@ def problems(text: str) -> list[str]:
         return [f"not YAML: {error}"]
     except ValidationError as error:
         return found + [f"{'.'.join(map(str, e['loc']))}: got {e['input']!r}, {e['msg']}" for e in error.errors()]
-    ours = [application for application in config["applications"] if _is_ours(application["import_path"])]
+    ours = [application for application in config["applications"] if deploy_file.is_ours(application["import_path"])]
     return found + [problem for application in ours for problem in _argument_problems(application.get("args") or {})]
-
-
-def _is_ours(import_path: str) -> bool:
-    """Whether an application is this project's, in either of the forms in which Serve takes a path."""
-    return import_path.replace(":", ".") == f"{build_app.__module__}.{build_app.__name__}"
 
 
 def _argument_problems(args: dict[str, Any]) -> list[str]:
     try:
-        AppArgs.model_validate(args).access()
+        given = AppArgs.model_validate(args)
+        given.access()
+        _check_checkpoint(given.checkpoint)
     except ValidationError as error:
         return [_told(found) for found in error.errors()]
     except ValueError as error:
         return [str(error)]
     return []
+
+
+def _check_checkpoint(path: str) -> None:
+    """Read configs, text tokenizer and the headers of the weights.
+
+    Raises:
+        CheckpointError: the stages could not load the folder.
+    """
+    from cosmos3_models.weights import check_weights  # brings PyTorch, and a wrong argument is found without it
+
+    checkpoint = Checkpoint.open(path)
+    PromptEncoder.from_checkpoint(checkpoint.folder)
+    check_weights(checkpoint)
 
 
 def _told(found: ErrorDetails) -> str:
@@ -78,11 +90,11 @@ def _model_within(annotation: Any) -> type[BaseModel] | None:
 def main() -> int:
     """Print the problems of the file; the exit status is 1 if there are some."""
     parser = argparse.ArgumentParser(prog="python -m serve.check", description=__doc__)
-    parser.add_argument("file", type=Path)
-    path = parser.parse_args().file
-    found = problems(path.read_text())
+    deploy_file.add_options(parser)
+    options = parser.parse_args()
+    found = problems(deploy_file.read(options))
     for problem in found:
-        sys.stderr.write(f"{path}: {problem}\n")
+        sys.stderr.write(f"{options.file}: {problem}\n")
     return 1 if found else 0
 
 

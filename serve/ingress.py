@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 from fastapi import FastAPI
 from ray import serve
 from ray.serve.handle import DeploymentHandle
-from ray.serve.schema import ReplicaState
 
 from cosmos3_models import GenerationParams, InvalidInput
 from cosmos3_models.budget import Budget
@@ -21,7 +20,7 @@ from serve.access import OPEN, Access
 from serve.api import create_api
 from serve.batches import Coalesced
 from serve.callers import cancelled_with_caller
-from serve.errors import invalid_input_refused
+from serve.errors import NotReady, invalid_input_refused
 from serve.estimate import cost_of
 from serve.graph import Graph
 from serve.handles import readable_errors
@@ -35,6 +34,7 @@ from serve.storage import MediaStore
 from serve.videos import Videos
 
 BUDGET_WAIT_S = 2.0  # an idle denoiser answers in milliseconds
+RETRY_S = 5.0  # after a refusal by a server that is stopping
 
 
 class ServedModel(NamedTuple):
@@ -86,6 +86,7 @@ class Ingress:
         self._lease_s = settings.lease_s
         self._notify_runner = Coalesced(lambda: runner.work.remote(), NOTIFY_PERIOD_S)
         self._access = access
+        self._draining = False
         self._looks = [Look("Serve's controller", self._unready_deployments), Look("database", self._unready_database)]
         prepare(settings.database_url)
         self.videos = Videos(settings, MediaStore(media_url), model.names[0])
@@ -106,6 +107,7 @@ class Ingress:
         raise RuntimeError("the graph ended without a video")
 
     async def _events(self, request: VideoRequest | dict[str, Any], arrays: bool) -> AsyncGenerator[Event, None]:
+        self._check_open()
         checked = _checked(request)
         params = await self._fitting_params(checked)
         passes = 1 if params.guidance_scale == 1 else 2
@@ -134,6 +136,7 @@ class Ingress:
         Raises:
             ServingError: what the request got wrong, or that the queue is full.
         """
+        self._check_open()
         checked = _checked(request)
         params = await self._fitting_params(checked)
         ids = await self._graph.check(params)
@@ -207,15 +210,23 @@ class Ingress:
 
     async def unready_stages(self) -> Sequence[str]:
         """The deployments of the graph without a running replica, and the database if it does not answer."""
-        return await health.unready(self._looks)
+        return ["the server is stopping"] if self._draining else await health.unready(self._looks)
+
+    def drain(self) -> int:
+        """Refuse new videos from now on; how many are being made for clients that wait."""
+        self._draining = True
+        return len(self.videos.direct.active())
+
+    def _check_open(self) -> None:
+        if self._draining:
+            raise NotReady("the server is stopping and takes no new requests; try again later", retry_after_s=RETRY_S)
 
     async def _unready_deployments(self) -> Sequence[str]:
         name = serve.get_replica_context().app_name
         application = (await asyncio.to_thread(serve.status)).applications.get(name)
         if application is None:
             return [name]
-        stages = application.deployments.items()
-        return [name for name, stage in stages if stage.replica_states.get(ReplicaState.RUNNING, 0) == 0]
+        return health.public(health.unready_deployments(application))
 
     async def _unready_database(self) -> Sequence[str]:
         await self.videos.table.queued()

@@ -4,19 +4,26 @@ The proxy answers before a request reaches the ingress, or when the ingress dies
 all. It applies the middleware that ``RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH`` names; deploy.yaml sets it.
 """
 
+import asyncio
 import logging
+import uuid
 from typing import Any
 
+from ray.serve.context import _get_global_client
+from ray.serve.schema import ServeInstanceDetails
 from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serve import health
 from serve.answers import error_response
 from serve.errors import InvalidRequest, NotReady, QueueFull, ServingError, TimedOut
+from serve.health import Look, not_ready
 
 logger = logging.getLogger("ray.serve")
 
 RETRY_S = 1
+HEALTH = "/health"  # of an application without a route prefix
 
 
 def middleware() -> list[Middleware]:
@@ -29,10 +36,15 @@ class OneErrorForm:
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
+        self._look = Look("Serve's controller", _unready_deployments)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
+        if scope["path"] == HEALTH and (missing := await self._look.unready()):
+            # Serve would hold the request until there is an ingress.
+            request_id = {"X-Request-ID": Headers(scope=scope).get("x-request-id") or str(uuid.uuid4())}
+            return await error_response(not_ready(missing), request_id)(scope, receive, send)
         exchange = _Exchange(send)
         try:
             await self._app(scope, receive, exchange.send)
@@ -47,6 +59,20 @@ class OneErrorForm:
             # Its id, given or made up, is among the request's headers now.
             kept = {"X-Request-ID": Headers(scope=scope).get("x-request-id", "")} | exchange.wait
             await error_response(exchange.replacement or _lost(), kept)(scope, receive, send)
+
+
+async def _unready_deployments() -> list[str]:
+    """Those of the application without a route prefix, or of one whose prefix is not known yet."""
+    client = await asyncio.to_thread(_get_global_client)
+    details = ServeInstanceDetails(**await asyncio.to_thread(client.get_serve_details))
+    routes = {name: application.route_prefix for name, application in details.applications.items()}
+    if not routes:
+        return [health.GRAPH]
+    served = [name for name, route in routes.items() if route == "/"] or [
+        name for name, route in routes.items() if route is None
+    ]
+    applications = details._get_status().applications
+    return [what for name in served for what in health.public(health.unready_deployments(applications[name]))]
 
 
 class _Exchange:

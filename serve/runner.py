@@ -94,6 +94,7 @@ class JobRunner:
         self._connecting = False
         self._notifications = Coalesced(self._send_notification, NOTIFY_PERIOD_S)
         self._held: dict[str, Held] = {}
+        self._draining = False
         self._metrics = JobMetrics()
         self._background: set[asyncio.Future[None]] = set()
         upkeep = {
@@ -107,7 +108,7 @@ class JobRunner:
 
     async def work(self) -> None:
         """Claim the oldest free job and see it to its end; return at once if none is to be had."""
-        job = await self._table.claim()
+        job = None if self._draining else await self._table.claim()
         if job is None or job.owner is None:
             return
         self._notify()
@@ -127,6 +128,11 @@ class JobRunner:
         finally:
             del self._held[job.owner]
         self._notify()
+
+    def drain(self) -> int:
+        """Claim no job from now on; how many are being made."""
+        self._draining = True
+        return len(self._held)
 
     async def close(self) -> None:
         """End the upkeep."""

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from cosmos3_models import CheckpointError, Cosmos3Pipeline, GenerationParams, InvalidInput
 from cosmos3_models.checkpoint import Checkpoint, checkpoint_name
 from cosmos3_models.prompt import PromptEncoder
-from cosmos3_models.weights import load_sound_decoder, load_transformer, load_video_decoder
+from cosmos3_models.tensor_files import TensorFiles
+from cosmos3_models.weights import check_weights, load_sound_decoder, load_transformer, load_video_decoder
 
 CPU = torch.device("cpu")
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -42,6 +43,10 @@ def load_everything(folder: Path) -> None:
     load_transformer(checkpoint, CPU, torch.float32)
     load_video_decoder(checkpoint, CPU, torch.float32)
     load_sound_decoder(checkpoint, CPU, torch.float32)
+
+
+def check_everything(folder: Path) -> None:
+    check_weights(Checkpoint.open(folder))
 
 
 def edit(path: Path, **changes: Any) -> None:
@@ -127,13 +132,24 @@ def test_tensors_that_generation_does_not_use_may_be_absent(folder: Path) -> Non
         ),
     ],
 )
+@pytest.mark.parametrize("read", [load_everything, check_everything])
 def test_a_broken_checkpoint_is_refused_with_the_file_at_fault(
-    folder: Path, break_it: Callable[[Path], object], told: str
+    folder: Path, break_it: Callable[[Path], object], told: str, read: Callable[[Path], None]
 ) -> None:
     (folder / "generation_config.json").write_text("{}")
     break_it(folder)
     with pytest.raises(CheckpointError, match=told):
-        load_everything(folder)
+        read(folder)
+
+
+def test_a_check_reads_no_tensor(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(*_: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(TensorFiles, "read", read)
+    check_everything(tiny_checkpoint)
+    with pytest.raises(AssertionError):
+        load_everything(tiny_checkpoint)
 
 
 UP = "layers.1.mlp_moe_gen.up_proj.weight"

@@ -1,6 +1,11 @@
 """deploy.yaml is strict: every key is one that Ray Serve or this project reads."""
 
+import argparse
 import inspect
+import os
+import shutil
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,8 +14,8 @@ import yaml
 from conftest import ROOT
 from ray.serve import Application
 
-from cosmos3_models.checkpoint import CardUse
-from serve import stages
+from cosmos3_models.checkpoint import DEMO, DEMO_FOLDER, CardUse
+from serve import deploy_file, stages
 from serve.app import CPU, ONE_GPU, SEVERAL_GPUS, AppArgs, build_app, choose_placement
 from serve.check import problems
 from serve.ingress import Ingress, ServedModel
@@ -65,6 +70,58 @@ def test_a_misspelt_key_or_a_wrong_value_is_told(right: str, wrong: str, told: s
     assert told in "\n".join(problems(TEXT.replace(right, wrong)))
 
 
+@pytest.mark.parametrize(
+    ("needed", "told"),
+    [
+        ("transformer", "transformer/config.json: the file is missing"),
+        ("text_tokenizer", "text_tokenizer/tokenizer_config.json: the file is missing"),
+        ("vae/diffusion_pytorch_model.safetensors", "vae: no safetensors file in this folder"),
+    ],
+)
+def test_a_checkpoint_that_would_not_load_is_told(tmp_path: Path, needed: str, told: str) -> None:
+    folder = Path(shutil.copytree(DEMO_FOLDER, tmp_path / "demo"))
+    (folder / needed).rename(tmp_path / "elsewhere")
+    assert problems(TEXT.replace("checkpoint: demo ", f"checkpoint: {folder} ")) == [f"{folder}/{told}"]
+
+
+def read(*options: str, text: str = TEXT) -> str:
+    parser = argparse.ArgumentParser()
+    deploy_file.add_options(parser)
+    file = Path(tempfile.mkdtemp()) / "deploy.yaml"
+    file.write_text(text)
+    return deploy_file.read(parser.parse_args([str(file), *options]))
+
+
+def test_the_command_line_chooses_port_and_checkpoint_and_leaves_the_rest() -> None:
+    assert yaml.safe_load(read()) == CONFIG
+    changed = yaml.safe_load(read("--port=8001", "--checkpoint=/models/x"))
+    assert changed["http_options"] == CONFIG["http_options"] | {"port": 8001}
+    assert changed["applications"][0]["args"] == APPLICATION["args"] | {"checkpoint": "/models/x"}
+    assert changed | {name: CONFIG[name] for name in ("http_options", "applications")} == CONFIG
+
+
+def test_a_checkpoint_on_the_command_line_may_be_relative(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    for given, expected in (("x", str(tmp_path / "x")), ("demo", "demo"), ("~/x", os.path.expanduser("~/x"))):
+        args = yaml.safe_load(read("--checkpoint", given))["applications"][0]["args"]
+        assert args["checkpoint"] == expected
+
+
+def test_a_checkpoint_on_the_command_line_is_this_projects_alone() -> None:
+    other = {"name": "other", "route_prefix": "/other", "import_path": "other.app:build", "args": {"checkpoint": 1}}
+    text = yaml.safe_dump(CONFIG | {"applications": [other, APPLICATION]})
+    assert [a["args"]["checkpoint"] for a in yaml.safe_load(read("--checkpoint=demo", text=text))["applications"]] == [
+        1,
+        "demo",
+    ]
+
+
+@pytest.mark.parametrize("text", ["applications: [", "[]", "applications: 3", "x"])
+def test_a_file_that_cannot_be_changed_is_left_to_the_check(text: str) -> None:
+    assert read("--checkpoint=demo", text=text) == text
+    assert problems(text)
+
+
 def test_an_application_of_somebody_else_has_arguments_of_its_own() -> None:
     other = {"name": "other", "route_prefix": "/other", "import_path": "other.app:build", "args": {"anything": 1}}
     assert problems(yaml.safe_dump(CONFIG | {"applications": [APPLICATION, other]})) == []
@@ -117,6 +174,11 @@ def test_the_denoiser_knows_what_else_its_card_is_for(
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"GPU": gpus})
     args = AppArgs(max_pixel_frames=1000, approximation={"allowed": ["step_cache"]})
     assert CardUse(1000, decoders, ("step_cache",)) in bound_deployments(build_app(args))["Denoiser"].init_args
+
+
+def test_the_names_that_need_no_import_of_the_graph_are_the_graphs() -> None:
+    assert f"{build_app.__module__}.{build_app.__name__}" == deploy_file.BUILDER
+    assert deploy_file.DEMO == DEMO
 
 
 def test_every_deployment_is_listed_with_queue_and_health() -> None:

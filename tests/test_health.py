@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 from local_api import LocalIngress
 from ray import serve
+from ray.serve.schema import ApplicationStatusOverview, DeploymentStatusOverview
 
 from cosmos3_models.checkpoint import DEMO
 from serve import health
 from serve.app import AppArgs
-from serve.health import Look
+from serve.health import Look, unready_deployments
 from serve.ingress import Ingress
 
 
@@ -106,3 +107,47 @@ def test_whatever_the_controller_raises_is_an_answer(
         await ingress.videos.table.close()
 
     asyncio.run(scenario())
+
+
+def status_of(message: str, **deployments: str) -> ApplicationStatusOverview:
+    replicas = {"RUNNING": 1}
+    return ApplicationStatusOverview(
+        "DEPLOYING",
+        message,
+        0,
+        {
+            name: DeploymentStatusOverview("UPDATING", "UNSPECIFIED", {} if told != "runs" else replicas, told)
+            for name, told in deployments.items()
+        },
+    )
+
+
+@pytest.mark.parametrize(
+    ("message", "told"),
+    [
+        ("", ""),
+        ("Replica has taken more than 30s.\nThis may be slow.", "Replica has taken more than 30s."),
+        (
+            "Failed. Error:\nRuntimeError: Traceback:\n  x: y\na.b.CheckpointError: /a/vae: cut\n",
+            "CheckpointError: /a/vae: cut",
+        ),
+        (
+            "Error:\ntorch.AcceleratorError: CUDA error: out of memory\nFor debugging: x\n",
+            "AcceleratorError: CUDA error: out of memory",
+        ),
+    ],
+)
+def test_the_reason_of_a_failed_deployment_is_the_last_error_of_its_traces(message: str, told: str) -> None:
+    assert unready_deployments(status_of("", Denoiser="runs", VideoDecoder=message)) == {"VideoDecoder": told}
+
+
+def test_a_graph_that_cannot_be_built_has_a_reason_too() -> None:
+    assert unready_deployments(status_of("Deploying failed:\nValueError: device: got 'cuda'\n")) == {
+        "the graph": "ValueError: device: got 'cuda'"
+    }
+
+
+def test_the_public_reason_names_no_folder_and_no_url() -> None:
+    unready = {"Denoiser": "", "VideoDecoder": "CheckpointError: /home/me/nano/vae/a.safetensors: cut"}
+    assert health.public(unready) == ["Denoiser", "VideoDecoder: CheckpointError: vae/a.safetensors: cut"]
+    assert health.public({"X": "no reply from postgresql://me:secret@host/db"}) == ["X: no reply from (a URL)"]

@@ -325,6 +325,18 @@ def test_probes_leave_nothing_in_the_log(client: LocalClient, caplog: pytest.Log
     assert lines(caplog) == []
 
 
+def test_a_server_that_is_stopping_refuses_videos_and_shows_those_that_it_has(
+    client: LocalClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    video_id = client.submit()
+    assert client.service.drain() == 0
+    error = check_error(client.post("/v1/videos", json={"prompt": "x"}), 503, "not_ready")
+    assert error["message"] == "the server is stopping and takes no new requests; try again later"
+    assert client.get(f"/v1/videos/{video_id}").json()["status"] == "queued"
+    assert client.delete(f"/v1/videos/{video_id}").status_code == 200
+    assert lines(caplog) == [(logging.WARNING, False), (logging.INFO, False)], "a refusal is no error"
+
+
 def test_a_client_that_hangs_up_during_its_upload_is_no_error(
     client: LocalClient, caplog: pytest.LogCaptureFixture
 ) -> None:

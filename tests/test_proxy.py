@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -18,8 +19,21 @@ from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 from test_api import check_error
 
+from serve import proxy as proxy_module
 from serve.proxy import OneErrorForm
 
+REPLICA = {"node_id": None, "node_ip": None, "actor_id": None, "actor_name": None, "worker_id": None, "pid": None}
+REPLICA |= {"log_file_path": None, "replica_id": "x", "start_time_s": 0}
+FAILED = """The deployment failed to start 3 times in a row. Error:
+\x1b[36mray::ServeReplica:cosmos3:Ingress.initialize_and_get_metadata()\x1b[39m (pid=1, ip=127.0.0.1)
+  File "/x/ray/serve/_private/replica.py", line 1928, in initialize
+    raise RuntimeError(traceback.format_exc()) from None
+RuntimeError: Traceback (most recent call last):
+  File "/x/serve/ingress.py", line 139, in __init__
+    source = TensorFiles(checkpoint.folder / "vae")
+             ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
+cosmos3_models.errors.CheckpointError: /home/me/models/demo/vae: no safetensors file in this folder
+"""
 NOT_FOUND = "Path '/x' not found. Ping http://.../-/routes for available routes."
 
 
@@ -59,6 +73,58 @@ def test_answers_of_applications_pass(status: int) -> None:
 def test_health_and_routes_of_the_proxy_pass() -> None:
     response = client(200, "success").get("/-/healthz")
     assert (response.status_code, response.text) == (200, "success")
+
+
+def unready(monkeypatch: pytest.MonkeyPatch, **applications: dict[str, Any]) -> None:
+    """Let Serve's controller say this of its applications."""
+    details = {"applications": applications, "proxies": {}}
+    monkeypatch.setattr(proxy_module, "_get_global_client", lambda: SimpleNamespace(get_serve_details=lambda: details))
+
+
+def application(name: str, route: str | None, **replicas: str) -> dict[str, Any]:
+    """What Serve's controller says of an application with one replica of each deployment."""
+    deployments = {
+        stage: {
+            "name": stage,
+            "status": "HEALTHY" if state == "RUNNING" else "DEPLOY_FAILED",
+            "status_trigger": "UNSPECIFIED",
+            "message": "" if state == "RUNNING" else FAILED,
+            "deployment_config": {"name": stage},
+            "target_num_replicas": 1,
+            "required_resources": {},
+            "replicas": [REPLICA | {"state": state}],
+        }
+        for stage, state in replicas.items()
+    }
+    status = {"name": name, "route_prefix": route, "docs_path": None, "status": "DEPLOYING", "message": ""}
+    return status | {
+        "last_deployed_time_s": 0,
+        "deployments": deployments,
+        "external_scaler_enabled": False,
+        "source": "declarative",
+    }
+
+
+def test_health_is_answered_for_an_ingress_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    def held(*_: Any) -> None:
+        raise AssertionError("Serve would hold this request until there is an ingress")
+
+    proxy = TestClient(OneErrorForm(held))
+    unready(monkeypatch, ours=application("ours", "/", Ingress="STARTING", Tokenizer="RUNNING"))
+    response = proxy.get("/health")
+    message = check_error(response, 503, "not_ready")["message"]
+    assert message == "not ready: Ingress: CheckpointError: demo/vae: no safetensors file in this folder"
+    assert response.headers["x-request-id"]
+    unready(monkeypatch, ours=application("ours", None))
+    message = check_error(TestClient(OneErrorForm(held)).get("/health"), 503, "not_ready")["message"]
+    assert message == "not ready: the graph"
+
+
+def test_health_is_the_applications_own_answer_once_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = application("ours", "/", Ingress="RUNNING")
+    unready(monkeypatch, ours=ours, other=application("other", "/other", Ingress="STARTING"))
+    proxy = TestClient(OneErrorForm(PlainTextResponse("mine", 200)))
+    assert (proxy.get("/health").text, proxy.get("/other/health").text) == ("mine", "mine")
 
 
 def test_an_ingress_that_dies_is_told_and_may_be_asked_again(caplog: pytest.LogCaptureFixture) -> None:

@@ -57,6 +57,16 @@ async def finish(table: JobTable, media: MediaStore, folder: str) -> str:
     return prefix
 
 
+def test_a_runner_that_is_stopping_claims_no_job(tmp_path: Path) -> None:
+    async def scenario(runner: JobRunner, table: JobTable, _: MediaStore) -> None:
+        await table.submit(NEW)
+        assert runner.drain() == 0
+        await runner.work()
+        assert await table.claim() is not None
+
+    with_runner(tmp_path, scenario)
+
+
 def test_record_and_files_expire_together(tmp_path: Path) -> None:
     async def scenario(runner: JobRunner, table: JobTable, media: MediaStore) -> None:
         folder = database_id(tmp_path)
