@@ -230,6 +230,22 @@ class VideoList(BaseModel):
     has_more: bool
 
 
+class VideoEstimate(BaseModel):
+    """How long a request would take if it came now.
+
+    Attributes:
+        eta_s: seconds until the video would be there, the wait in the queue included; None where no video of a
+            comparable size has finished that could tell.
+        queue_position: 1 would start next.
+        relative_work: its operations as a multiple of those of a request with the checkpoint's defaults.
+    """
+
+    object: Literal["video.estimate"] = "video.estimate"
+    eta_s: float | None
+    queue_position: int
+    relative_work: float
+
+
 class VideoDeleted(BaseModel):
     id: str
     object: Literal["video.deleted"] = "video.deleted"
@@ -271,6 +287,7 @@ class ModelCard(TypedDict):
     sound: bool  # whether it can make sound
     defaults: dict[str, Any]
     max_pixel_frames: int  # height x width x frames
+    guide: dict[str, Any] | None  # how to prompt it (cosmos3_models.config.PromptGuide), if the checkpoint says so
     allowed_approximations: list[str]  # what a request may give up for speed
 
 

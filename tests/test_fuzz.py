@@ -78,6 +78,7 @@ fixed_path = st.sampled_from(
         b"/v1/videos",
         b"/v1/videos/",
         b"/v1/videos/sync",
+        b"/v1/videos/estimate",
         b"//",
         b"/v1//videos",
         b"*",
@@ -256,7 +257,7 @@ def any_video(draw: st.DrawFn) -> Raw:
     kind, body = draw(typed_body)
     cut = draw(st.integers(0, len(body)))
     given = [(b"content-type", kind), *draw(st.lists(header, max_size=1))]
-    route = draw(st.sampled_from([b"/v1/videos", b"/v1/videos/sync"]))
+    route = draw(st.sampled_from([b"/v1/videos", b"/v1/videos/sync", b"/v1/videos/estimate"]))
     complete = draw(st.integers(0, 9)) != 9
     return Raw("POST", route, authorized(draw, given), [body[:cut], body[cut:]], complete)
 

@@ -14,9 +14,9 @@ import httpx
 import numpy as np
 import pytest
 import uvicorn
-from conftest import Server, free_port
+from conftest import ROOT, Server, free_port
 from fastapi import FastAPI, Request
-from fastapi.responses import PlainTextResponse
+from fastapi.responses import HTMLResponse, PlainTextResponse
 from playwright.sync_api import Browser, Dialog, Page, expect, sync_playwright
 from starlette.middleware.base import BaseHTTPMiddleware
 
@@ -38,6 +38,7 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+PAGE = ROOT / "serve" / "page.html"
 KEY = "0123456789abcdef"
 MARKUP = "<script>document.title = 'owned'</script><img src=x onerror=\"document.title='owned'\">"
 SMALL = {"Width": "96", "Height": "64", "Frames": "9", "Steps": "4"}
@@ -127,8 +128,50 @@ def test_progress_is_shown_until_it_is_cancelled(server: Server, page: Page) -> 
     expect(page.locator("#to-go")).to_contain_text("to go")
     page.get_by_role("button", name="Cancel", exact=True).click()
     expect(page.locator("#screen")).to_have_text("Cancelled.")
+    expect(page.locator("#news")).to_have_text("Cancelled.")
+    assert page.locator("main").aria_snapshot().count("Cancelled.") == 1
     expect(page.get_by_label("Prompt", exact=True)).to_be_focused()
     assert "an endless ball" not in httpx.get(f"{server.url}/v1/videos", timeout=60).text
+
+
+def test_what_was_typed_and_chosen_survives_a_reload(server: Server, page: Page) -> None:
+    open_page(page, server.url)
+    page.get_by_label("Prompt", exact=True).fill("half a sent")
+    page.get_by_label("Steps").fill("7")
+    page.get_by_label("With sound").check()
+    page.get_by_text("More settings").click()
+    page.get_by_label("Avoid").fill("rain")
+    page.reload()
+    expect(page.get_by_label("Steps")).to_have_value("7", timeout=PATIENCE_MS)
+    expect(page.get_by_label("Prompt", exact=True)).to_have_value("half a sent")
+    expect(page.get_by_label("With sound")).to_be_checked()
+    expect(page.locator("#negative_prompt")).to_have_value("rain")
+    expect(page.get_by_label("Frames", exact=False).first).to_have_value("189")
+
+
+def test_what_was_typed_before_the_server_is_ready_survives_a_reload(tmp_path: Path, page: Page) -> None:
+    with running(starting := FastAPI(), free_port()) as url:
+        starting.add_api_route("/", lambda: HTMLResponse(PAGE.read_text()))
+        page.goto(url)
+        page.get_by_label("Prompt", exact=True).fill("early")
+        page.reload()
+        expect(page.get_by_label("Prompt", exact=True)).to_have_value("early")
+
+
+@pytest.mark.parametrize("keys", ["Control+Enter", "Meta+Enter"])
+def test_a_key_stroke_in_the_prompt_submits(server: Server, page: Page, keys: str) -> None:
+    open_page(page, server.url)
+    for label, value in SMALL.items():
+        page.get_by_role("spinbutton", name=label).fill(value)
+    prompt = page.get_by_label("Prompt", exact=True)
+    prompt.press(keys)
+    assert prompt.evaluate("it => it.validity.valueMissing"), "an empty form stays where it is"
+    expect(page.locator("#shown-prompt")).not_to_have_text(f"by {keys}")
+    prompt.fill(f"by {keys}")
+    prompt.press(keys)
+    expect(page.locator("#shown-prompt")).to_have_text(f"by {keys}", timeout=PATIENCE_MS)
+    assert prompt.input_value() == f"by {keys}"
+    the_video(page)
 
 
 def test_markup_in_a_prompt_is_text(server: Server, page: Page) -> None:
