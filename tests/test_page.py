@@ -424,7 +424,7 @@ def test_the_page_says_how_long_a_video_will_take(demo: tuple[str, AppArgs], pag
     url, args = demo
     page.goto(url)
     estimate = page.locator("#estimate")
-    expect(estimate).to_have_text(re.compile("Nobody knows .* no video of a similar size has finished here.$"))
+    expect(estimate).to_have_text(re.compile("^No estimate: no video of a similar size has finished on this server.$"))
     httpx.post(f"{url}/v1/videos", json={"prompt": "x"}).raise_for_status()
     run(finish_one(args))
     httpx.post(f"{url}/v1/videos", json={"prompt": "x"}).raise_for_status()
@@ -434,7 +434,7 @@ def test_the_page_says_how_long_a_video_will_take(demo: tuple[str, AppArgs], pag
     expect(estimate).to_be_empty()
     page.get_by_label("Width").fill("1280")
     page.get_by_label("Height").fill("720")
-    expect(estimate).to_have_text(re.compile(r"Nobody knows .* It is \d\d+0 times the work"))
+    expect(estimate).to_have_text(re.compile(r"^No estimate: .* It is \d\d+0 times the work"))
 
 
 def test_a_video_of_unknown_hours_is_not_made_without_a_question(demo: tuple[str, AppArgs], page: Page) -> None:
@@ -456,11 +456,11 @@ def test_a_video_of_unknown_hours_is_not_made_without_a_question(demo: tuple[str
         expect(make).to_be_enabled()
         expect(page.locator("#stage")).to_have_text("Queued, number 1" if stored else "")
         assert len(httpx.get(f"{demo[0]}/v1/videos").json()["data"]) == stored
-    assert [message.startswith("Nobody knows how long") for message in questions] == [True, True]
+    assert [message.startswith("No estimate: ") for message in questions] == [True, True]
 
 
 @pytest.mark.parametrize(
-    ("eta_s", "question"), [(3500.0, None), (7200.0, "Will take about 2.0 h. Make it all the same?")]
+    ("eta_s", "question"), [(3500.0, None), (7200.0, "Will take about 2.0 h. Make it anyway?")]
 )
 def test_a_video_of_hours_is_not_made_without_a_question(
     eta_s: float, question: str | None, tmp_path: Path, page: Page
