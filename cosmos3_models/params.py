@@ -275,7 +275,7 @@ def check_device(approximation: Approximation, device: str) -> None:
 STARTS = (
     ("Input should be ", ""),
     ("Value error, ", ""),
-    ("String should match pattern ", "text of the pattern "),
+    ("String should match pattern ", "text to match pattern "),
     ("String should have ", "text of "),
     ("Dictionary should have ", ""),
 )

@@ -307,7 +307,12 @@ class Sender:
         if status == 200 and request.method == "DELETE":
             self.video = self._finished()
         if status == 200 and request.method == "POST" and headers[b"content-type"] == b"application/json":
-            self._client.call(self._client.service.videos.delete, json.loads(body)["id"])
+            self._remove(json.loads(body))
+
+    def _remove(self, answer: dict[str, Any]) -> None:
+        """Delete what was stored: an estimate is not."""
+        if answer["object"] == "video":
+            self._client.call(self._client.service.videos.delete, answer["id"])
 
     async def _answer(self, request: Raw) -> tuple[int, dict[bytes, bytes], bytes]:
         messages, pieces = [], list(request.body)

@@ -459,9 +459,7 @@ def test_a_video_of_unknown_hours_is_not_made_without_a_question(demo: tuple[str
     assert [message.startswith("No estimate: ") for message in questions] == [True, True]
 
 
-@pytest.mark.parametrize(
-    ("eta_s", "question"), [(3500.0, None), (7200.0, "Will take about 2.0 h. Make it anyway?")]
-)
+@pytest.mark.parametrize(("eta_s", "question"), [(3500.0, None), (7200.0, "Will take about 2.0 h. Make it anyway?")])
 def test_a_video_of_hours_is_not_made_without_a_question(
     eta_s: float, question: str | None, tmp_path: Path, page: Page
 ) -> None:

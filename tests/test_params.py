@@ -164,7 +164,7 @@ def test_a_field_without_a_reason_cannot_be_declared() -> None:
 @pytest.mark.parametrize(
     ("fields", "told"),
     [
-        ({"size": "abc"}, "expected text of the pattern '^[1-9]"),
+        ({"size": "abc"}, "expected text to match pattern '^[1-9]"),
         ({"metadata": {"a": "x" * 513}}, "expected text of at most 512 characters, because a video has up to 16 texts"),
         ({"model": 3}, "because a model is chosen by its name"),
     ],
