@@ -16,6 +16,7 @@ from typing import Any
 
 import httpx
 
+from benchmarks.machine import Machine
 from benchmarks.queue_times import read_jobs
 from benchmarks.server import server
 
@@ -84,6 +85,7 @@ def wait(client: httpx.Client, video: str) -> None:
 def show(found: Ratios, sizes: tuple[str, ...]) -> None:
     """A table in Markdown."""
     phases = list(dict.fromkeys(phase for phase, _ in found))
+    print(Machine.here())
     print("| size x frames x steps | alone, seconds |", " | ".join(phases), "|")
     print("|---" * (len(phases) + 2) + "|")
     for size in sizes:

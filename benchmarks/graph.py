@@ -30,6 +30,7 @@ from benchmarks.peak import Peak, gpu_gib, replicas, resident_gib
 from benchmarks.queue_times import queue_times, read_jobs
 from benchmarks.server import Server, server
 from cosmos3_models.checkpoint import DEMO, checkpoint_folder
+from cosmos3_models.output_file import check_output_file
 from cosmos3_models.params import Approximation
 from cosmos3_models.weights import resolve_device
 
@@ -84,7 +85,7 @@ def main() -> int:
     """Print one line of JSON and a table of each part; the exit status is 1 if one failed."""
     args = _parser().parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # so that what was started is ended
-    args.out.parent.mkdir(parents=True, exist_ok=True)
+    check_output_file(args.out)
     record = Record(args.out)
     with Peak(gpu_gib) as gpu:
         if args.one_process:

@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 from sqlalchemy import create_engine
 
+from benchmarks.measure import environment
 from benchmarks.server import server, wait_until
 from cosmos3_models import GenerationParams
 from cosmos3_models.checkpoint import DEMO, checkpoint_folder
@@ -41,7 +42,7 @@ def main() -> None:
             httpx.Client(base_url=started.url, timeout=60) as client,
         ):
             figures = latencies(client, ids, args.requests) | {"cancel": cancel(client, args.cancels)}
-    print(json.dumps({"stored_jobs": args.stored, **figures}))
+    print(json.dumps(environment("cpu") | {"stored_jobs": args.stored, **figures}))
 
 
 def fill(folder: Path, stored: int) -> list[str]:

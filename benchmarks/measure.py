@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.machine import Machine
+
 
 def synchronize() -> None:
     if torch.cuda.is_available():
@@ -42,8 +44,10 @@ def relative_error(got: Tensor, expected: Tensor) -> float:
 
 
 def environment(device: str) -> dict[str, str]:
-    """The card and the version of torch."""
-    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else device
+    """The card or the CPU, and the version of torch."""
+    here = Machine.here()
+    cpu = f"{here.cpu}, {here.cores} cores, {here.instructions}"
+    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else cpu
     return {"device": name, "torch": torch.__version__}
 
 

@@ -29,6 +29,7 @@ from benchmarks.measure import environment, relative_error
 from benchmarks.quality_cases import BOTH_PARTS, Case, Prompt, cases, draw_prompts, params_of
 from cosmos3_models import Cosmos3Pipeline, GenerationParams, InvalidInput
 from cosmos3_models.checkpoint import Checkpoint
+from cosmos3_models.output_file import check_output_file
 from cosmos3_models.params import SigmaSchedule
 from cosmos3_models.weights import resolve_device
 from training.captions import Stated
@@ -252,6 +253,8 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> None:
     """Measure every case, print a table and write the results."""
     args = _parser().parse_args(arguments)
+    if args.out:
+        check_output_file(args.out)
     source = Source(args.checkpoint, str(resolve_device(args.device)[0]))
     checkpoint = Checkpoint.open(args.checkpoint)
     chosen = cases(

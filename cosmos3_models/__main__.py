@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from cosmos3_models.errors import CheckpointError, InvalidInput
 from cosmos3_models.media import encode_video
+from cosmos3_models.output_file import check_output_file
 from cosmos3_models.params import GenerationParams
 from cosmos3_models.pipeline import Cosmos3Pipeline
 
@@ -58,7 +59,8 @@ def main(arguments: list[str] | None = None) -> int:
 def _generate(args: argparse.Namespace, given: dict[str, Any]) -> None:
     timings = {}
     start = time.perf_counter()
-    GenerationParams(**given)  # a mistake is told before minutes of loading
+    GenerationParams(**given)  # a mistake is reported before minutes of loading
+    check_output_file(args.out)
     dtype = getattr(torch, args.dtype) if args.dtype else None
     pipeline = Cosmos3Pipeline.from_pretrained(args.checkpoint, args.device, dtype)
     params = pipeline.checkpoint.defaults.params(**given)
@@ -66,7 +68,6 @@ def _generate(args: argparse.Namespace, given: dict[str, Any]) -> None:
     with tqdm(total=params.num_inference_steps, unit="step", desc="denoise") as bar:
         result = pipeline(params, on_step=lambda done, _: _show(bar, done))
     encode_start = time.perf_counter()
-    args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_bytes(encode_video(result.frames, result.waveform, result.fps, result.sample_rate))
     timings |= result.timings | {"encode": time.perf_counter() - encode_start}
     timings["total"] = time.perf_counter() - start
@@ -90,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--checkpoint", default="demo", help="folder with Cosmos3 weights, or demo (%(default)s)")
     parser.add_argument("--prompt", required=True)
     parser.add_argument("--sound", action="store_true", help="make a sound track as well")
-    parser.add_argument("--out", type=Path, required=True, help="the mp4 to write")
+    parser.add_argument("-o", "--out", type=Path, required=True, help="the mp4 to write, in a folder that exists")
     parser.add_argument("--device", default="auto", help="a torch device, or auto (%(default)s)")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="of the weights; bfloat16 on a GPU")
     for name, kind in PARAMS.items():

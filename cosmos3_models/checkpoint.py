@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 
 from cosmos3_models.budget import Decoders
 from cosmos3_models.config import (
+    PromptGuide,
     SchedulerConfig,
     SoundDecoderConfig,
     TransformerConfig,
@@ -23,6 +24,7 @@ from cosmos3_models.params import ApproximationName, GenerationDefaults
 DEMO = "demo"
 DEMO_FOLDER = Path(__file__).parent / "demo"  # ships with the package
 DEMO_NAME = "cosmos3-demo"
+PROMPT_GUIDE = Path("assets", "prompt_guide.json")
 
 Offload = Literal["auto"] | bool
 """Whether weights wait in host memory; ``"auto"``: where the longest accepted video would not fit the GPU otherwise."""
@@ -44,7 +46,11 @@ class CardUse(NamedTuple):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The folder and its configs."""
+    """The folder and its configs.
+
+    Attributes:
+        guide: what the model was trained to make, if the folder says so.
+    """
 
     folder: Path
     transformer: TransformerConfig
@@ -52,6 +58,7 @@ class Checkpoint:
     sound: SoundDecoderConfig | None  # None: no sound can be made
     scheduler: SchedulerConfig
     defaults: GenerationDefaults
+    guide: PromptGuide | None = None
 
     @classmethod
     def open(cls, path: str | Path) -> "Checkpoint":
@@ -64,6 +71,7 @@ class Checkpoint:
         if not folder.is_dir():
             raise CheckpointError(folder, "no such folder")
         sound_folder, defaults = folder / "sound_tokenizer", folder / "generation_config.json"
+        guide = folder / PROMPT_GUIDE
         checkpoint = cls(
             folder=folder,
             transformer=read_config(folder / "transformer" / "config.json", TransformerConfig),
@@ -71,6 +79,7 @@ class Checkpoint:
             sound=read_config(sound_folder / "config.json", SoundDecoderConfig) if is_there(sound_folder) else None,
             scheduler=read_config(folder / "scheduler" / "scheduler_config.json", SchedulerConfig),
             defaults=read_config(defaults, GenerationDefaults) if is_there(defaults) else GenerationDefaults(),
+            guide=read_config(guide, PromptGuide) if is_there(guide) else None,
         )
         checkpoint._check_agreement()
         return checkpoint

@@ -166,6 +166,24 @@ class SchedulerConfig(_Config):
     final_sigmas_type: Literal["zero"]
 
 
+class PromptGuide(_Config):
+    """``assets/prompt_guide.json``, of a checkpoint that knows one small world: how to prompt it.
+
+    Attributes:
+        summary: what the model makes, in a sentence.
+        examples: prompts that it follows well.
+        topics: what prompts can name, by topic.
+        words: every word that it was trained on, in lower case.
+        fixed_fields: fields of a request of which it was trained on the checkpoint's defaults alone.
+    """
+
+    summary: str
+    examples: tuple[str, ...]
+    topics: dict[str, tuple[str, ...]]
+    words: tuple[str, ...]
+    fixed_fields: tuple[Literal["width", "height", "num_frames", "fps"], ...]
+
+
 def read_config(path: Path, kind: type[AnyConfig]) -> AnyConfig:
     """Read one config file.
 

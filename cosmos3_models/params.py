@@ -1,7 +1,8 @@
 """What a caller may ask for, with every limit in one place."""
 
 import re
-from typing import Annotated, Any, Literal, Self, get_args
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
@@ -94,9 +95,19 @@ Seed = Annotated[int, Number, Field(ge=0, le=MAX_SEED)]
 
 
 class CheckedModel(BaseModel):
-    """A frozen model without unknown fields whose constructor raises ``InvalidInput``."""
+    """A frozen model without unknown fields whose constructor raises ``InvalidInput``.
+
+    Attributes:
+        reasons: why each field has its rule, for the error text. A class with a field that is not in it is an error.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    reasons: ClassVar[Mapping[str, str]] = WHY
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **_: Any) -> None:
+        if missing := set(cls.model_fields) - set(cls.reasons):
+            raise TypeError(f"{cls.__name__}.reasons: got none for {sorted(missing)}, expected one for each field")
 
     def __init__(self, /, **fields: Any) -> None:  # the slash, so that a client's field may be called self
         try:
@@ -260,7 +271,25 @@ def check_device(approximation: Approximation, device: str) -> None:
             raise InvalidInput(field, True, "false", "the model runs on CPUs here, which have no fp8 tensor cores")
 
 
-def _invalid_input(error: ErrorDetails, model: type[BaseModel]) -> InvalidInput:
+# How pydantic's messages begin, and how a noun in their place does.
+STARTS = (
+    ("Input should be ", ""),
+    ("Value error, ", ""),
+    ("String should match pattern ", "text to match pattern "),
+    ("String should have ", "text of "),
+    ("Dictionary should have ", ""),
+)
+
+
+def expected_by_pydantic(message: str) -> str:
+    """What pydantic would have accepted, as a noun."""
+    for start, noun in STARTS:
+        if message.startswith(start):
+            return noun + message.removeprefix(start)
+    return message
+
+
+def _invalid_input(error: ErrorDetails, model: type[CheckedModel]) -> InvalidInput:
     """The first thing that pydantic found, in our one form."""
     original = error.get("ctx", {}).get("error")
     param = str(error["loc"][0]) if error["loc"] else "request"
@@ -270,7 +299,7 @@ def _invalid_input(error: ErrorDetails, model: type[BaseModel]) -> InvalidInput:
     if error["type"] == "extra_forbidden":
         known = ", ".join(model.model_fields)
         return InvalidInput(param, error["input"], f"one of the fields {known}", "this field is unknown")
+    why = model.reasons[param]
     if error["type"] == "missing":
-        return InvalidInput(param, None, "a value", WHY.get(param, "this field is required"))
-    expected = error["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-    return InvalidInput(param, error["input"], expected, WHY.get(param, "the field is declared so"))
+        return InvalidInput(param, None, "a value", why)
+    return InvalidInput(param, error["input"], expected_by_pydantic(error["msg"]), why)

@@ -12,6 +12,7 @@ from starlette.responses import Response
 from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from cosmos3_models.params import expected_by_pydantic
 from serve.errors import InvalidRequest, MethodNotAllowed, NotFound, NotReady, ServingError
 
 logger = logging.getLogger("ray.serve")
@@ -62,8 +63,8 @@ def _as_serving_error(request: Request, error: Exception) -> ServingError:
     if isinstance(error, RequestValidationError):
         found = error.errors()[0]
         name = str(found["loc"][-1])
-        expected = found["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-        return InvalidRequest(f"{name}: got {str(found['input'])[:80]!r}, expected {expected}", name)
+        told = f"{name}: got {str(found['input'])[:80]!r}, expected {expected_by_pydantic(found['msg'])}"
+        return InvalidRequest(told, name)
     if isinstance(error, ClientDisconnect):  # it will not hear this
         return InvalidRequest("body: got a part of it, expected all, because the client closed the connection")
     if isinstance(error, HTTPException) and error.status_code == 404:

@@ -24,7 +24,7 @@ from serve.health import not_ready
 from serve.keys import ApiKeys, key_check
 from serve.page import pages
 from serve.query import LIST_PARAMETERS, check_query, nested, read_query
-from serve.schema import FinishedVideo, ModelCard, Video, VideoDeleted, VideoList, VideoRequest
+from serve.schema import FinishedVideo, ModelCard, Video, VideoDeleted, VideoEstimate, VideoList, VideoRequest
 from serve.videos import IDEMPOTENCY_KEY, MEDIA_TYPE, Variant, Videos
 
 POLL_MS = (500, 5000)  # what clients are told to wait between two looks
@@ -82,6 +82,8 @@ class VideoService(Protocol):
     async def store(
         self, request: VideoRequest, idempotency_key: str | None = None, request_id: str | None = None
     ) -> Video: ...
+
+    async def estimated(self, request: VideoRequest) -> VideoEstimate: ...
 
     def model_cards(self) -> Sequence[ModelCard]: ...
 
@@ -144,6 +146,11 @@ def _making(service: VideoService) -> APIRouter:
         """Make a video and answer with the mp4 itself. A client that goes away stops the work."""
         video = await service.make(await read_body(request))
         return Response(video["mp4"], media_type="video/mp4", headers=timing_headers(video["record"]))
+
+    @router.post("/videos/estimate", openapi_extra=REQUEST_SCHEMA, responses=_errors(413, 503))
+    async def estimate(request: Request) -> VideoEstimate:
+        """How long this request would take if it came now. Nothing is stored or made."""
+        return await service.estimated(await read_body(request))
 
     @router.get("/models")
     async def models() -> dict[str, Any]:

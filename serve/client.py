@@ -9,6 +9,8 @@ from typing import Any, Never
 
 from tqdm import tqdm
 
+from cosmos3_models.errors import InvalidInput
+from cosmos3_models.output_file import check_output_file
 from serve.remote import RemoteError, RemoteVideos
 
 KEY_VARIABLE = "COSMOS3_API_KEY"
@@ -41,21 +43,14 @@ def main(arguments: list[str] | None = None) -> int:
     fields |= {name: True for name in FLAGS if getattr(args, name)}
     fields |= {"prompt": args.prompt} | ({"generate_sound": True} if args.sound else {})
     try:
-        _make_room(args.out)
+        check_output_file(args.out)
         _make(RemoteVideos(args.url, args.api_key, _tell), fields, args.out)
-    except (RemoteError, OSError) as error:
+    except (InvalidInput, RemoteError, OSError) as error:
         _tell(f"error: {error}")
         return 1
     except KeyboardInterrupt:
         return INTERRUPTED
     return 0
-
-
-def _make_room(out: Path) -> None:
-    """Say before minutes of work, not after, that there is no place for the file."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    if out.is_dir() or not os.access(out.parent, os.W_OK):
-        raise OSError(f"{out}: not a file that can be written")
 
 
 def _make(server: RemoteVideos, fields: dict[str, Any], out: Path) -> None:
@@ -64,7 +59,7 @@ def _make(server: RemoteVideos, fields: dict[str, Any], out: Path) -> None:
     try:
         video_id = server.submit(fields, key)
         _tell(f"{video_id} is submitted")
-        with tqdm(total=100, desc="submitted", bar_format=BAR) as bar:
+        with tqdm(total=100, desc="waiting", bar_format=BAR) as bar:
             end = server.follow(video_id, lambda event: _show(bar, event))
         if end["type"] != "completed":
             raise RemoteError(_reason(end))
@@ -119,7 +114,7 @@ def _tell(line: str) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m serve.client", description=__doc__)
     parser.add_argument("prompt")
-    parser.add_argument("-o", "--out", type=Path, required=True, help="the mp4 to write")
+    parser.add_argument("-o", "--out", type=Path, required=True, help="the mp4 to write, in a folder that exists")
     parser.add_argument("--sound", action="store_true", help="make a sound track as well")
     parser.add_argument("--url", default="http://127.0.0.1:8000", help="of the server (%(default)s)")
     key = os.environ.get(KEY_VARIABLE)

@@ -41,12 +41,17 @@ def cost_of(checkpoint: Checkpoint, device: str, params: GenerationParams, promp
     return Cost(f"{checkpoint.name} on {device}", params.label, len(prompt_tokens), *flops)
 
 
+def operations(cost: Cost, steps: int) -> float:
+    """Floating-point operations of a whole request."""
+    return cost.text + steps * cost.step + cost.decode
+
+
 def percent(cost: Cost | None, step: int, steps: int) -> int:
     """Progress of a job that has not completed: the share of its operations that is done."""
     if cost is None:  # the row was written by an earlier release
         return min(MOST_UNFINISHED_PERCENT, 100 * step // steps)
     done = (cost.text if step else 0) + step * cost.step
-    return min(MOST_UNFINISHED_PERCENT, int(100 * done / (cost.text + steps * cost.step + cost.decode)))
+    return min(MOST_UNFINISHED_PERCENT, int(100 * done / operations(cost, steps)))
 
 
 class Rates:

@@ -21,15 +21,15 @@ from serve.api import create_api
 from serve.batches import Coalesced
 from serve.callers import cancelled_with_caller
 from serve.errors import NotReady, invalid_input_refused
-from serve.estimate import cost_of
+from serve.estimate import cost_of, operations
 from serve.graph import Graph
 from serve.handles import readable_errors
 from serve.health import Look
 from serve.job_schema import prepare
-from serve.jobs import JobSettings
+from serve.jobs import Cost, JobSettings
 from serve.query import read_query
 from serve.runner import NOTIFY_PERIOD_S
-from serve.schema import Event, FinishedVideo, ModelCard, Video, VideoRequest, read_request
+from serve.schema import Event, FinishedVideo, ModelCard, Video, VideoEstimate, VideoRequest, read_request
 from serve.storage import MediaStore
 from serve.videos import Videos
 
@@ -110,9 +110,7 @@ class Ingress:
         self._check_open()
         checked = _checked(request)
         params = await self._fitting_params(checked)
-        passes = 1 if params.guidance_scale == 1 else 2
-        # Only the tokenizer knows how long the text is, and next to the media it is short.
-        cost = cost_of(self._checkpoint, self._model.device, params, (0,) * passes)
+        cost = self._cost_without_text(params)
         events = self._graph.run(params, self._model.names[0], arrays)
         with self.videos.direct.counted(cost, params.num_inference_steps) as note:
             async with cancelled_with_caller(self._lease_s), aclosing(events):
@@ -145,6 +143,19 @@ class Ingress:
         video = await self.videos.submit(checked, params, cost, idempotency_key, request_id)
         self._notify_runner()
         return video
+
+    async def estimated(self, request: VideoRequest) -> VideoEstimate:
+        """How long a request would take if it came now; nothing is stored."""
+        params = await self._fitting_params(request)
+        cost = self._cost_without_text(params)
+        usual = self._defaults.params(prompt=params.prompt)
+        work = operations(self._cost_without_text(usual), usual.num_inference_steps)
+        position, eta_s = await self.videos.estimate(cost, params.num_inference_steps)
+        return VideoEstimate(
+            eta_s=None if eta_s is None else round(eta_s, 1),
+            queue_position=position,
+            relative_work=round(operations(cost, params.num_inference_steps) / work, 3),
+        )
 
     # Handle calls take and return plain values and raise Ray's own errors, so that the caller needs no more than Ray.
 
@@ -196,7 +207,7 @@ class Ingress:
         return [self._model_card(name) for name in self._model.names]
 
     def _model_card(self, name: str) -> ModelCard:
-        params = self._defaults.params(prompt="-")
+        params, guide = self._defaults.params(prompt="-"), self._checkpoint.guide
         return {
             "id": name,
             "object": "model",
@@ -205,6 +216,7 @@ class Ingress:
             "sound": self._checkpoint.sound is not None,
             "defaults": params.model_dump(exclude={"prompt", "seed"}),
             "max_pixel_frames": self._model.max_pixel_frames,
+            "guide": None if guide is None else guide.model_dump(),
             "allowed_approximations": [*self._model.approximation.allowed],
         }
 
@@ -231,6 +243,11 @@ class Ingress:
     async def _unready_database(self) -> Sequence[str]:
         await self.videos.table.queued()
         return []
+
+    def _cost_without_text(self, params: GenerationParams) -> Cost:
+        """Only the tokenizer knows how long the text is, and next to the media it is short."""
+        passes = 1 if params.guidance_scale == 1 else 2
+        return cost_of(self._checkpoint, self._model.device, params, (0,) * passes)
 
     async def _fitting_params(self, request: VideoRequest | dict[str, Any]) -> GenerationParams:
         """The request's parameters, refused here if no GPU of the denoisers can hold it."""

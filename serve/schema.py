@@ -3,7 +3,7 @@
 import hashlib
 import json
 import secrets
-from typing import Annotated, Any, Literal, NotRequired, TypedDict
+from typing import Annotated, Any, ClassVar, Literal, NotRequired, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,7 @@ from pydantic import BaseModel, BeforeValidator, Field
 from cosmos3_models import GenerationParams, InvalidInput
 from cosmos3_models.params import (
     MAX_SEED,
+    WHY,
     CacheThreshold,
     CheckedModel,
     FrameRate,
@@ -43,6 +44,22 @@ Metadata = Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)]
 Status = Literal["queued", "in_progress", "completed", "failed"]
 Time = Annotated[int, Number, Field(ge=0, le=MAX_TIME)]
 
+OF_LISTS = {
+    "after": "a page begins after a video, which is named by its id",
+    "limit": "a page holds 1 to 100 videos",
+    "order": "videos are listed from the oldest or from the newest",
+    "status": "these are the states of a video",
+    "created_after": "times are whole seconds since 1970, up to the year 9999",
+    "created_before": "times are whole seconds since 1970, up to the year 9999",
+    "metadata": "a video has up to 16 texts of up to 512 characters, under names of up to 64 letters, digits and _.:-",
+}
+OF_REQUESTS = WHY | {
+    "model": "a model is chosen by its name",
+    "size": "a size is its width, an x and its height, in pixels",
+    "seconds": "a length is at most four digits of seconds, with up to six more behind a decimal point",
+    "metadata": OF_LISTS["metadata"],
+}
+
 
 class VideoRequest(CheckedModel):
     """The body of a request; an absent field is the served checkpoint's default.
@@ -57,6 +74,8 @@ class VideoRequest(CheckedModel):
 
     The other fields are those of ``cosmos3_models.GenerationParams``.
     """
+
+    reasons: ClassVar = OF_REQUESTS
 
     prompt: Prompt
     model: str | None = None
@@ -124,6 +143,8 @@ def read_request(fields: "VideoRequest | dict[str, Any]") -> VideoRequest:
 
 class ListQuery(CheckedModel):
     """Which videos a page shows, in order of arrival. All filters that are given must match."""
+
+    reasons: ClassVar = OF_LISTS
 
     after: Annotated[str | None, Field(description="id of the last video of the page before")] = None
     limit: Annotated[int, Number, Field(ge=1, le=100)] = 20
@@ -209,6 +230,22 @@ class VideoList(BaseModel):
     has_more: bool
 
 
+class VideoEstimate(BaseModel):
+    """How long a request would take if it came now.
+
+    Attributes:
+        eta_s: seconds until the video would be there, the wait in the queue included; None where no video of a
+            comparable size has finished that could tell.
+        queue_position: 1 would start next.
+        relative_work: its operations as a multiple of those of a request with the checkpoint's defaults.
+    """
+
+    object: Literal["video.estimate"] = "video.estimate"
+    eta_s: float | None
+    queue_position: int
+    relative_work: float
+
+
 class VideoDeleted(BaseModel):
     id: str
     object: Literal["video.deleted"] = "video.deleted"
@@ -250,6 +287,7 @@ class ModelCard(TypedDict):
     sound: bool  # whether it can make sound
     defaults: dict[str, Any]
     max_pixel_frames: int  # height x width x frames
+    guide: dict[str, Any] | None  # how to prompt it (cosmos3_models.config.PromptGuide), if the checkpoint says so
     allowed_approximations: list[str]  # what a request may give up for speed
 
 

@@ -12,7 +12,7 @@ from serve.batches import Batches
 from serve.content import Content
 from serve.direct import DirectRequests
 from serve.errors import Conflict, InvalidRequest, MediaUnavailable, NotFound, QueueFull
-from serve.estimate import Rates, Schedule, percent
+from serve.estimate import Estimate, Rates, Schedule, percent
 from serve.job_schema import Job
 from serve.jobs import ActiveJob, Cost, JobSettings, JobTable, NewJob, cost_of_row
 from serve.metrics import EndedJobs
@@ -34,6 +34,7 @@ RATES_PERIOD_S = 2.0  # estimates learn of finished jobs so late at most
 EVENTS_OF_AN_ATTEMPT = 1000  # event numbers: steps from 0, then the stages behind them
 STAGE_EVENTS = {"decoders": 500, "storing": 501}
 QUEUED_EVENT, LAST_EVENT = 998, 999
+NEW_JOB = -1  # the number of a job that is not stored
 
 
 NumberedEvent = tuple[int, dict[str, Any]]
@@ -100,6 +101,12 @@ class Videos:
         if not _same_request(job, new, request.seed):
             raise Conflict("Idempotency-Key: got a key of another request, expected a new key for new fields")
         return await self._shown(job)
+
+    async def estimate(self, cost: Cost, steps: int) -> Estimate:
+        """Where a job would stand that came now."""
+        active = (await self._looks(None)).active
+        new = ActiveJob(NEW_JOB, "queued", None, 0, steps, cost, 0.0)
+        return Schedule(self._rates, [*active, new], self.direct.active()).estimate(NEW_JOB)
 
     async def retrieve(self, video_id: str) -> Video:
         return await self._shown(await self._job(video_id))

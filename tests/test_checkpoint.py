@@ -214,6 +214,7 @@ POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab29
         "text_tokenizer/tokenizer_config.json",
         "text_tokenizer/chat_template.jinja",
         "assets/negative_prompt.json",
+        "assets/prompt_guide.json",
     ],
 )
 @pytest.mark.parametrize(

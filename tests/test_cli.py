@@ -7,8 +7,9 @@ from pathlib import Path
 import av
 import pytest
 
-from cosmos3_models import Cosmos3Pipeline, GenerationParams
+from cosmos3_models import Cosmos3Pipeline, GenerationParams, InvalidInput
 from cosmos3_models.media import encode_video
+from cosmos3_models.output_file import check_output_file
 
 REQUEST = {"num_frames": 5, "height": 32, "width": 48, "num_inference_steps": 2, "seed": 7}
 
@@ -21,7 +22,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_a_video_with_sound_is_written_with_a_progress_bar_and_a_timing_table(
     tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
-    out = tmp_path / "new folder" / "x.mp4"
+    out = tmp_path / "x.mp4"
     options = [f"--{name.replace('_', '-')}={value}" for name, value in REQUEST.items()]
     done = run("--checkpoint", str(tiny_checkpoint), "--prompt", "a ball", "--sound", "--out", str(out), *options)
     assert done.returncode == 0, done.stderr
@@ -51,3 +52,20 @@ def test_a_mistake_is_one_line_on_stderr(arguments: tuple[str, ...], told: str, 
     assert told in done.stderr
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_no_folder_is_created_for_the_video(tmp_path: Path) -> None:
+    out = tmp_path / "mistyped" / "x.mp4"
+    done = run("--checkpoint", "nowhere", "--prompt", "x", "-o", str(out))
+    assert done.returncode == 2
+    told = f"--out: got {str(out)!r}, expected a file in a folder that exists, because there is no folder {out.parent}"
+    assert done.stderr == f"error: {told}\n"
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("name", "why"), [(".", "this is a folder"), ("one.mp4/x.mp4", "there is no folder")])
+def test_what_is_no_file_in_a_folder_is_refused(name: str, why: str, tmp_path: Path) -> None:
+    (tmp_path / "one.mp4").touch()
+    check_output_file(tmp_path / "one.mp4")  # a video of an earlier run is replaced
+    with pytest.raises(InvalidInput, match=why):
+        check_output_file(tmp_path / name)

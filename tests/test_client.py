@@ -43,7 +43,7 @@ def newest(server: Server) -> dict[str, Any]:
 
 
 def test_a_video_is_made_with_a_progress_bar_and_saved_as_the_server_has_it(server: Server, tmp_path: Path) -> None:
-    out = tmp_path / "new folder" / "out.mp4"
+    out = tmp_path / "out.mp4"
     done = run(server.url, "a red ball", "--sound", "-o", str(out), *SMALL)
     assert done.returncode == 0, done.stderr
     video = newest(server)
@@ -77,6 +77,7 @@ def test_ctrl_c_deletes_the_job_and_frees_the_denoiser(server: Server, tmp_path:
     _, stderr = client.communicate(timeout=30)
     assert client.returncode == 130
     assert stderr.endswith("cancelled\n")
+    assert stderr.count("cancelled") == 1
     assert "Traceback" not in stderr
     assert httpx.get(f"{server.url}/v1/videos/{video['id']}", timeout=60).status_code == 404
     assert run(server.url, "a red ball", "-o", str(tmp_path / "y.mp4"), *SMALL).returncode == 0
@@ -98,10 +99,22 @@ def test_a_url_that_is_none_is_one_line(url: str, tmp_path: Path) -> None:
     assert done.stderr.count("\n") == 1
 
 
-def test_a_place_that_cannot_be_written_is_told_before_the_work(tmp_path: Path) -> None:
-    done = run("http://127.0.0.1:1", "a red ball", "-o", str(tmp_path))
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("mistyped/x.mp4", "expected a file in a folder that exists, because there is no folder"),
+        (".", "expected the name of a file, because this is a folder"),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_refused_before_anything_is_submitted(
+    fake: "Fake", name: str, told: str, tmp_path: Path
+) -> None:
+    done = run(fake.url, "a red ball", "-o", str(tmp_path / name))
     assert done.returncode == 1
-    assert "not a file that can be written" in done.stderr
+    assert done.stderr.startswith(f"error: --out: got {str(tmp_path / name)!r}, {told}")
+    assert done.stderr.count("\n") == 1
+    assert not fake.asked
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_options_are_the_requests_fields() -> None:

@@ -1,18 +1,23 @@
 """The checkpoint that ships with the package: whole, in the package, read by diffusers, and good at what it is for."""
 
+import re
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny
 from conftest import ROOT
 
 from benchmarks.judge import judge
 from cosmos3_models import Cosmos3Pipeline
-from cosmos3_models.checkpoint import DEMO_FOLDER, Checkpoint
-from training.captions import read_caption
+from cosmos3_models.checkpoint import DEMO_FOLDER, PROMPT_GUIDE, Checkpoint
+from cosmos3_models.config import read_json
+from training.captions import read_caption, write_caption
 from training.export import CARD, LARGEST_BYTES
+from training.labels import draw_labels
+from training.prompt_guide import EXAMPLES, prompt_guide, table
 from training.recipe import Recipe
 
 PROMPT = "A large yellow star bounces slowly up and down on a dark background."
@@ -39,6 +44,25 @@ def test_the_demo_is_what_the_recipe_says() -> None:
 
 def test_the_card_is_that_of_training() -> None:
     assert (DEMO_FOLDER / "README.md").read_text() == CARD.read_text()
+
+
+def test_guide_and_card_list_what_the_grammar_has() -> None:
+    assert read_json(DEMO_FOLDER / PROMPT_GUIDE) == prompt_guide()
+    assert table() in CARD.read_text()
+
+
+def test_the_guides_words_are_those_of_all_captions() -> None:
+    random = np.random.default_rng(0)
+    labels = draw_labels(random, 5000)
+    captions = " ".join(write_caption(labels, scene, random) for scene in range(len(labels)))
+    assert sorted(set(re.findall("[a-z]+", captions.lower()))) == prompt_guide()["words"]
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_the_examples_are_captions(example: str) -> None:
+    for shape in read_caption(example):
+        assert set(shape) == {"kind", "colour", "size", "motion", "direction", "speed"}
+    assert set(re.findall("[a-z]+", example.lower())) <= set(prompt_guide()["words"])
 
 
 def test_every_file_of_the_demo_is_in_the_package_and_small() -> None:

@@ -78,6 +78,7 @@ fixed_path = st.sampled_from(
         b"/v1/videos",
         b"/v1/videos/",
         b"/v1/videos/sync",
+        b"/v1/videos/estimate",
         b"//",
         b"/v1//videos",
         b"*",
@@ -256,7 +257,7 @@ def any_video(draw: st.DrawFn) -> Raw:
     kind, body = draw(typed_body)
     cut = draw(st.integers(0, len(body)))
     given = [(b"content-type", kind), *draw(st.lists(header, max_size=1))]
-    route = draw(st.sampled_from([b"/v1/videos", b"/v1/videos/sync"]))
+    route = draw(st.sampled_from([b"/v1/videos", b"/v1/videos/sync", b"/v1/videos/estimate"]))
     complete = draw(st.integers(0, 9)) != 9
     return Raw("POST", route, authorized(draw, given), [body[:cut], body[cut:]], complete)
 
@@ -306,7 +307,12 @@ class Sender:
         if status == 200 and request.method == "DELETE":
             self.video = self._finished()
         if status == 200 and request.method == "POST" and headers[b"content-type"] == b"application/json":
-            self._client.call(self._client.service.videos.delete, json.loads(body)["id"])
+            self._remove(json.loads(body))
+
+    def _remove(self, answer: dict[str, Any]) -> None:
+        """Delete what was stored: an estimate is not."""
+        if answer["object"] == "video":
+            self._client.call(self._client.service.videos.delete, answer["id"])
 
     async def _answer(self, request: Raw) -> tuple[int, dict[bytes, bytes], bytes]:
         messages, pieces = [], list(request.body)

@@ -1,10 +1,12 @@
 """The web page, in a real browser, against the real server and against one that wants a key."""
 
 import asyncio
+import re
 import shutil
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -14,18 +16,21 @@ import httpx
 import numpy as np
 import pytest
 import uvicorn
-from conftest import Server, free_port
+from conftest import ROOT, Server, free_port
 from fastapi import FastAPI, Request
-from fastapi.responses import PlainTextResponse
+from fastapi.responses import HTMLResponse, PlainTextResponse
+from local_api import LocalIngress
 from playwright.sync_api import Browser, Dialog, Page, expect, sync_playwright
 from starlette.middleware.base import BaseHTTPMiddleware
 
 from cosmos3_models import GenerationParams
+from cosmos3_models.checkpoint import DEMO
 from cosmos3_models.media import encode_video
 from serve.access import Access
 from serve.api import create_api
+from serve.app import AppArgs
 from serve.content import Content
-from serve.schema import Video, VideoList, described
+from serve.schema import Video, VideoEstimate, VideoList, VideoRequest, described
 from serve.storage import MediaStore
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -38,6 +43,7 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+PAGE = ROOT / "serve" / "page.html"
 KEY = "0123456789abcdef"
 MARKUP = "<script>document.title = 'owned'</script><img src=x onerror=\"document.title='owned'\">"
 SMALL = {"Width": "96", "Height": "64", "Frames": "9", "Steps": "4"}
@@ -127,8 +133,50 @@ def test_progress_is_shown_until_it_is_cancelled(server: Server, page: Page) -> 
     expect(page.locator("#to-go")).to_contain_text("to go")
     page.get_by_role("button", name="Cancel", exact=True).click()
     expect(page.locator("#screen")).to_have_text("Cancelled.")
+    expect(page.locator("#news")).to_have_text("Cancelled.")
+    assert page.locator("main").aria_snapshot().count("Cancelled.") == 1
     expect(page.get_by_label("Prompt", exact=True)).to_be_focused()
     assert "an endless ball" not in httpx.get(f"{server.url}/v1/videos", timeout=60).text
+
+
+def test_what_was_typed_and_chosen_survives_a_reload(server: Server, page: Page) -> None:
+    open_page(page, server.url)
+    page.get_by_label("Prompt", exact=True).fill("half a sent")
+    page.get_by_label("Steps").fill("7")
+    page.get_by_label("With sound").check()
+    page.get_by_text("More settings").click()
+    page.get_by_label("Avoid").fill("rain")
+    page.reload()
+    expect(page.get_by_label("Steps")).to_have_value("7", timeout=PATIENCE_MS)
+    expect(page.get_by_label("Prompt", exact=True)).to_have_value("half a sent")
+    expect(page.get_by_label("With sound")).to_be_checked()
+    expect(page.locator("#negative_prompt")).to_have_value("rain")
+    expect(page.get_by_label("Frames", exact=False).first).to_have_value("189")
+
+
+def test_what_was_typed_before_the_server_is_ready_survives_a_reload(page: Page) -> None:
+    with running(starting := FastAPI(), free_port()) as url:
+        starting.add_api_route("/", lambda: HTMLResponse(PAGE.read_text()))
+        page.goto(url)
+        page.get_by_label("Prompt", exact=True).fill("early")
+        page.reload()
+        expect(page.get_by_label("Prompt", exact=True)).to_have_value("early")
+
+
+@pytest.mark.parametrize("keys", ["Control+Enter", "Meta+Enter"])
+def test_a_key_stroke_in_the_prompt_submits(server: Server, page: Page, keys: str) -> None:
+    open_page(page, server.url)
+    for label, value in SMALL.items():
+        page.get_by_role("spinbutton", name=label).fill(value)
+    prompt = page.get_by_label("Prompt", exact=True)
+    prompt.press(keys)
+    assert prompt.evaluate("it => it.validity.valueMissing"), "an empty form stays where it is"
+    expect(page.locator("#shown-prompt")).not_to_have_text(f"by {keys}")
+    prompt.fill(f"by {keys}")
+    prompt.press(keys)
+    expect(page.locator("#shown-prompt")).to_have_text(f"by {keys}", timeout=PATIENCE_MS)
+    assert prompt.input_value() == f"by {keys}"
+    the_video(page)
 
 
 def test_markup_in_a_prompt_is_text(server: Server, page: Page) -> None:
@@ -224,9 +272,17 @@ class FakeService:
     def __init__(self, folder: Path) -> None:
         self.videos: Any = FakeVideos(folder)
 
+        self.eta_s: float | None = 3.0
+
+    async def estimated(self, _: VideoRequest) -> VideoEstimate:
+        return VideoEstimate(eta_s=self.eta_s, queue_position=1, relative_work=1)
+
+    async def store(self, *_: Any) -> Video:
+        return self.videos.video
+
     def model_cards(self) -> Any:
         defaults = GenerationParams(prompt="-").model_dump(exclude={"prompt", "seed"})
-        return [{"id": "fake", "object": "model", "sound": False, "defaults": defaults}]
+        return [{"id": "fake", "object": "model", "sound": False, "defaults": defaults, "guide": None}]
 
 
 @contextmanager
@@ -310,6 +366,127 @@ def test_a_key_is_asked_for_once_and_goes_with_every_request(locked_url: str, pa
     the_video(page)
     expect(field).to_be_hidden()
     assert KEY not in page.content()
+
+
+@pytest.fixture
+def demo(tmp_path: Path) -> Iterator[tuple[str, AppArgs]]:
+    """The address and arguments of a server of the demo that never gets to its jobs."""
+    args = AppArgs(checkpoint=DEMO, data_dir=str(tmp_path / "data"))
+    service = LocalIngress(args)
+    with running(create_api(service), free_port()) as url:
+        yield url, args
+    run(service.videos.table.close())
+
+
+def run(coroutine: Coroutine[Any, Any, None]) -> None:
+    """Run it in a thread, because playwright's event loop runs in this one."""
+    with ThreadPoolExecutor(1) as threads:
+        threads.submit(asyncio.run, coroutine).result()
+
+
+async def finish_one(args: AppArgs) -> None:
+    """Complete the oldest job, as another process would."""
+    service = LocalIngress(args)
+    await service.finish()
+    await service.videos.table.close()
+
+
+def test_the_demo_shows_what_it_knows_and_warns_of_the_rest(demo: tuple[str, AppArgs], page: Page) -> None:
+    page.goto(demo[0])
+    prompt, prompt_note, size_note = (page.locator(f"#{name}") for name in ("prompt", "prompt-note", "size-note"))
+    expect(page.get_by_label("Steps")).to_have_value("16", timeout=PATIENCE_MS)
+    page.get_by_text("What this model knows").click()
+    for known in ("pink", "ring / hoop", "on a grey background", "orbits clockwise", "cyan 475 Hz"):
+        expect(page.locator("#topics")).to_contain_text(known)
+    for example in page.locator("#examples button").all():
+        example.click()
+        expect(prompt).to_have_value(example.text_content() or "")
+        expect(prompt_note).to_be_empty()
+    prompt.fill("A red Dragon bounces over the castle.")
+    expect(prompt_note).to_contain_text("never trained on: dragon, over, castle.")
+    expect(size_note).to_be_empty()
+    page.get_by_label("Width").fill("320")
+    expect(size_note).to_contain_text(re.compile("trained on 192.192 with 33 frames at 12 a second only"))
+    page.reload()
+    expect(size_note).to_contain_text(re.compile("192.192"))
+
+
+def test_another_checkpoint_has_no_vocabulary(server: Server, page: Page) -> None:
+    open_page(page, server.url)
+    page.get_by_label("Prompt", exact=True).fill("A dragon")
+    page.get_by_label("Width").fill("320")
+    expect(page.locator("#estimate")).not_to_be_empty()
+    for name in ("guide", "prompt-note", "size-note"):
+        expect(page.locator(f"#{name}")).to_be_hidden()
+
+
+def test_the_page_says_how_long_a_video_will_take(demo: tuple[str, AppArgs], page: Page) -> None:
+    url, args = demo
+    page.goto(url)
+    estimate = page.locator("#estimate")
+    expect(estimate).to_have_text(re.compile("^No estimate: no video of a similar size has finished on this server.$"))
+    httpx.post(f"{url}/v1/videos", json={"prompt": "x"}).raise_for_status()
+    run(finish_one(args))
+    httpx.post(f"{url}/v1/videos", json={"prompt": "x"}).raise_for_status()
+    page.get_by_label("Steps").fill("15")
+    expect(estimate).to_have_text(re.compile(r"Will take about \d s, with 1 in the queue before it\."))
+    page.get_by_label("Width").fill("1284")
+    expect(estimate).to_be_empty()
+    page.get_by_label("Width").fill("1280")
+    page.get_by_label("Height").fill("720")
+    expect(estimate).to_have_text(re.compile(r"^No estimate: .* It is \d\d+0 times the work"))
+
+
+def test_a_video_of_unknown_hours_is_not_made_without_a_question(demo: tuple[str, AppArgs], page: Page) -> None:
+    questions: list[str] = []
+    page.goto(demo[0])
+    expect(page.get_by_label("Steps")).to_have_value("16", timeout=PATIENCE_MS)
+    page.get_by_label("Prompt", exact=True).fill("x")
+    page.get_by_label("Width").fill("1280")
+    page.get_by_label("Height").fill("720")
+
+    def answer(dialog: Dialog) -> None:
+        questions.append(dialog.message)
+        dialog.dismiss() if len(questions) == 1 else dialog.accept()
+
+    page.on("dialog", answer)
+    make = page.get_by_role("button", name="Make the video")
+    for stored in (0, 1):
+        make.click()
+        expect(make).to_be_enabled()
+        expect(page.locator("#stage")).to_have_text("Queued, number 1" if stored else "")
+        assert len(httpx.get(f"{demo[0]}/v1/videos").json()["data"]) == stored
+    assert [message.startswith("No estimate: ") for message in questions] == [True, True]
+
+
+@pytest.mark.parametrize(("eta_s", "question"), [(3500.0, None), (7200.0, "Will take about 2.0 h. Make it anyway?")])
+def test_a_video_of_hours_is_not_made_without_a_question(
+    eta_s: float, question: str | None, tmp_path: Path, page: Page
+) -> None:
+    service = FakeService(tmp_path)
+    service.eta_s = eta_s
+    questions: list[str] = []
+    page.on("dialog", lambda dialog: (questions.append(dialog.message), dialog.accept()))
+    with running(create_api(service), free_port()) as url:  # type: ignore[arg-type]
+        page.goto(url)
+        expect(page.get_by_label("Steps")).to_have_value("35", timeout=PATIENCE_MS)
+        page.get_by_label("Prompt", exact=True).fill("x")
+        with page.expect_response(
+            lambda response: response.request.method == "POST" and "estimate" not in response.url
+        ):
+            page.get_by_role("button", name="Make the video").click()
+    assert questions == ([question] if question else [])
+
+
+def test_a_second_press_of_cancel_does_nothing(demo: tuple[str, AppArgs], page: Page) -> None:
+    deleted: list[str] = []
+    page.on("request", lambda request: deleted.append(request.url) if request.method == "DELETE" else None)
+    httpx.post(f"{demo[0]}/v1/videos", json={"prompt": "x"}).raise_for_status()
+    page.goto(demo[0])
+    page.get_by_role("button", name="Cancel", exact=True).dblclick()
+    expect(page.locator("#news")).to_have_text("Cancelled.")
+    expect(page.locator("#video-error")).to_be_empty()
+    assert len(deleted) == 1
 
 
 def test_the_api_is_described_without_any_other_server(tmp_path: Path, page: Page) -> None:

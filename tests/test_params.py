@@ -7,8 +7,9 @@ import pytest
 from pydantic import ValidationError
 
 from cosmos3_models import GenerationParams, InvalidInput
-from cosmos3_models.params import GenerationDefaults, check_pixel_frames
+from cosmos3_models.params import ApproximationPolicy, CheckedModel, GenerationDefaults, check_pixel_frames
 from cosmos3_models.shapes import LatentGrid, nearest_frame_counts, sound_latent_frames
+from serve.schema import ListQuery, VideoRequest
 
 
 def test_defaults_are_those_of_nvidia() -> None:
@@ -143,3 +144,32 @@ def test_the_default_video_has_the_published_number_of_latents_and_tokens() -> N
     assert grid.num_frames == 189
     assert sound_latent_frames(189, 24.0, 48_000, 1920) == 197
     assert sound_latent_frames(22, 10.0, 48_000, 1920) == 55
+
+
+@pytest.mark.parametrize("model", [GenerationParams, ApproximationPolicy, VideoRequest, ListQuery])
+def test_every_refusal_gives_the_reason_of_its_own_field(model: type[CheckedModel]) -> None:
+    for field in model.model_fields:
+        with pytest.raises(InvalidInput) as refused:
+            model(**({"prompt": "x"} if "prompt" in model.model_fields else {}) | {field: object()})
+        assert (refused.value.param, refused.value.why) == (field, model.reasons[field])
+        assert "Input should" not in refused.value.expected
+        assert "String should" not in refused.value.expected
+
+
+def test_a_field_without_a_reason_cannot_be_declared() -> None:
+    with pytest.raises(TypeError, match=r"Careless.reasons: got none for \['mood'\]"):
+        type("Careless", (CheckedModel,), {"__module__": __name__, "__annotations__": {"mood": str}})
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"size": "abc"}, "expected text to match pattern '^[1-9]"),
+        ({"metadata": {"a": "x" * 513}}, "expected text of at most 512 characters, because a video has up to 16 texts"),
+        ({"model": 3}, "because a model is chosen by its name"),
+    ],
+)
+def test_what_pydantic_refuses_reads_as_a_sentence(fields: dict[str, Any], told: str) -> None:
+    with pytest.raises(InvalidInput) as refused:
+        VideoRequest(prompt="x", **fields)
+    assert told in str(refused.value)

@@ -15,10 +15,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from cosmos3_models.checkpoint import PROMPT_GUIDE
 from cosmos3_models.names import transformer_name
 from cosmos3_models.transformer import Transformer
 from training import latents, sound_autoencoder, tokenizer, transformer, video_vae
 from training.loop import load_average
+from training.prompt_guide import prompt_guide
 from training.recipe import Recipe
 from training.sound_autoencoder import SoundAutoencoder
 from training.video_vae import VideoAutoencoder
@@ -90,6 +92,7 @@ def export(recipe: Recipe, parts: Parts, text: Path, to: Path, dtype: torch.dtyp
     _write_json(to / "model_index.json", INDEX | CLASSES)
     for folder in (tokenizer.FOLDER, tokenizer.ASSETS):
         shutil.copytree(text / folder, to / folder)
+    _write_json(to / PROMPT_GUIDE, prompt_guide())
     shutil.copy(CARD, to / "README.md")
     _check_size(to)
     return to
