@@ -128,6 +128,11 @@ def test_every_deployment_is_listed_with_queue_and_health() -> None:
         )
 
 
+def test_the_proxy_takes_a_burst_that_the_table_of_jobs_takes() -> None:
+    (ingress,) = (deployment for deployment in APPLICATION["deployments"] if deployment["name"] == "Ingress")
+    assert ingress["max_queued_requests"] >= APPLICATION["args"]["max_queued_jobs"]
+
+
 def test_every_deployment_lets_the_longest_request_finish_and_gpu_stages_take_one_at_a_time() -> None:
     deployments = bound_deployments(build_app(AppArgs(device="cpu", longest_request_s=1234)))
     assert set(deployments) == {stage.__name__ for stage in STAGES}
