@@ -1,9 +1,10 @@
 """What the processes of a server cost, by what they are."""
 
 import contextlib
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
-from pathlib import PurePath
+from pathlib import Path, PurePath
 
 import psutil
 
@@ -11,6 +12,7 @@ REPLICA = "ray::ServeReplica:cosmos3:"
 OURS = ("Ingress", "JobRunner", "Tokenizer", "Denoiser", "VideoDecoder", "SoundDecoder")
 """The replicas of this project's deployments. All other processes are Ray's."""
 CLIENT = "client"
+WAITS = re.compile(r"^voluntary_ctxt_switches:\s*(\d+)", re.M)
 
 
 def cpu_s(pid: int) -> Counter[str]:
@@ -21,8 +23,8 @@ def cpu_s(pid: int) -> Counter[str]:
 
 
 def switches(pid: int) -> Counter[str]:
-    """How often each process of the server has waited for something, and so has been woken."""
-    return _sum(pid, lambda process: process.num_ctx_switches().voluntary)
+    """How often the threads of each process of the server have waited, and so have been woken. Linux alone tells."""
+    return _sum(pid, _waits)
 
 
 def memory_mb(pid: int) -> Counter[str]:
@@ -52,9 +54,14 @@ def rays(figures: Counter[str]) -> float:
 def _sum(pid: int, figure: Callable[[psutil.Process], float]) -> Counter[str]:
     figures: Counter[str] = Counter()
     for process in _family(pid):
-        with contextlib.suppress(psutil.Error):  # it ended meanwhile
+        with contextlib.suppress(psutil.Error, OSError):  # it ended meanwhile
             figures[_name(process)] += figure(process)
     return figures
+
+
+def _waits(process: psutil.Process) -> int:
+    threads = Path(f"/proc/{process.pid}/task").glob("*/status")
+    return sum(int(WAITS.findall(thread.read_text())[0]) for thread in threads)
 
 
 def _family(pid: int) -> Iterator[psutil.Process]:
