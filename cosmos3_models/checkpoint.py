@@ -5,6 +5,7 @@ Nothing here needs PyTorch; ``weights`` loads the tensors.
 
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -84,7 +85,7 @@ class Checkpoint:
         checkpoint._check_agreement()
         return checkpoint
 
-    @property
+    @cached_property
     def name(self) -> str:
         """The model's name for users unless the server gives it another one."""
         return checkpoint_name(self.folder)

@@ -13,10 +13,11 @@ import ray
 import yaml
 from conftest import ROOT
 from ray.serve import Application
+from ray.serve._private import constants
 
 from cosmos3_models.checkpoint import DEMO, DEMO_FOLDER, CardUse
 from serve import deploy_file, stages
-from serve.app import CPU, ONE_GPU, SEVERAL_GPUS, AppArgs, build_app, choose_placement
+from serve.app import CPU, ENVIRONMENT, ONE_GPU, SEVERAL_GPUS, AppArgs, build_app, choose_placement
 from serve.check import problems
 from serve.ingress import Ingress, ServedModel
 from serve.runner import JobRunner
@@ -188,6 +189,18 @@ def test_every_deployment_is_listed_with_queue_and_health() -> None:
         assert {"num_replicas", "max_queued_requests", "health_check_period_s", "health_check_timeout_s"} <= set(
             deployment
         )
+
+
+def test_the_proxy_takes_a_burst_that_the_table_of_jobs_takes() -> None:
+    (ingress,) = (deployment for deployment in APPLICATION["deployments"] if deployment["name"] == "Ingress")
+    assert ingress["max_queued_requests"] >= APPLICATION["args"]["max_queued_jobs"]
+
+
+def test_serve_reads_the_settings_that_replicas_get_by_environment() -> None:
+    settings = {name for name in ENVIRONMENT if name.startswith("RAY_SERVE_")}
+    assert settings <= set(vars(constants)), "Ray may rename or drop what it does not document"
+    for deployment in bound_deployments(build_app(AppArgs(device="cpu"))).values():
+        assert deployment.ray_actor_options["runtime_env"]["env_vars"] == ENVIRONMENT
 
 
 def test_every_deployment_lets_the_longest_request_finish_and_gpu_stages_take_one_at_a_time() -> None:

@@ -1,16 +1,19 @@
 """What the ingress checks by itself: names, what may be given up, and whose defaults hold."""
 
 import asyncio
+import inspect
 import json
 import pickle
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import pytest
 from local_api import LocalIngress
 from ray.serve.exceptions import RayServeException
@@ -18,6 +21,7 @@ from ray.serve.exceptions import RayServeException
 from cosmos3_models.budget import GIB, Budget
 from cosmos3_models.checkpoint import DEMO, Checkpoint
 from serve import ingress as ingress_module
+from serve.api import create_api
 from serve.app import AppArgs
 from serve.errors import InvalidRequest
 from serve.ingress import Ingress, ServedModel
@@ -183,3 +187,36 @@ def test_handle_calls_return_nothing_but_plain_values(tmp_path: Path) -> None:
 
     got = called(tmp_path, values)
     assert json.loads(json.dumps(got)) == got
+
+
+def test_a_burst_of_a_hundred_submissions_shares_its_handle_calls_and_transactions(tmp_path: Path) -> None:
+    counts: Counter[str] = Counter()
+
+    def counted(name: str, call: Callable[..., Any], delay_s: float = 0.0) -> Callable[..., Any]:
+        async def wrapped(*args: Any) -> Any:
+            counts[name] += 1
+            await asyncio.sleep(delay_s)  # of a call of another process
+            result = call(*args)
+            return await result if inspect.isawaitable(result) else result
+
+        return wrapped
+
+    async def burst(service: LocalIngress) -> list[str]:
+        graph: Any = service._graph
+        database: Any = service.videos.table._database
+        tokenizer = graph._tokenizer
+        graph._tokenizer = SimpleNamespace(
+            encode_all=SimpleNamespace(remote=counted("tokenizer", tokenizer.encode_all.remote, 0.01))
+        )
+        for method in ("read", "write", "write_alone"):
+            setattr(database, method, counted(method, getattr(database, method)))
+        transport = httpx.ASGITransport(create_api(service))
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            answers = await asyncio.gather(*(client.post("/v1/videos", json=REQUEST) for _ in range(100)))
+        assert {answer.status_code for answer in answers} == {200}
+        return [answer.json()["id"] for answer in answers]
+
+    assert len(set(called(tmp_path, burst))) == 100
+    assert counts["tokenizer"] <= 5
+    assert counts["write"] + counts["write_alone"] <= 5
+    assert counts["read"] <= 10, "the estimates in the answers"
