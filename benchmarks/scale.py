@@ -7,9 +7,9 @@ import argparse
 import asyncio
 import contextlib
 import json
+import os
 import tempfile
 import time
-from collections import Counter
 from collections.abc import AsyncGenerator
 from pathlib import Path
 from statistics import median
@@ -17,12 +17,12 @@ from typing import Any
 
 import httpx
 import numpy as np
-import psutil
 import ray
 from numpy.typing import NDArray
 from ray import serve
 from sqlalchemy import create_engine, select
 
+from benchmarks import processes
 from cosmos3_models import GenerationParams
 from cosmos3_models.media import VideoWriter
 from cosmos3_models.prompt import PromptIds
@@ -105,16 +105,16 @@ def measure(folder: Path, denoisers: int, args: argparse.Namespace) -> dict[str,
     takes; ``cores`` are those in use meanwhile.
     """
     settings = AppArgs(data_dir=str(folder), database_url=args.database, max_queued_jobs=10_000)
-    serve.run(application(settings, denoisers, args.step_s), name=f"scale-{denoisers}", route_prefix="/")
+    serve.run(application(settings, denoisers, args.step_s), name="cosmos3", route_prefix="/")
     _wait_until_healthy(args.port)
     jobs = denoisers * args.jobs
     request = REQUEST | {"num_inference_steps": args.steps}
-    before, start = cpu_s(), time.perf_counter()
+    before, start = processes.cpu_s(os.getpid()), time.perf_counter()
     post_s = asyncio.run(submit(f"http://127.0.0.1:{args.port}", request, jobs))
     submitted_s = time.perf_counter() - start
     rows = wait_for_all(settings.job_settings().database_url, jobs)
-    wall_s, used = time.perf_counter() - start, cpu_s() - before
-    serve.delete(f"scale-{denoisers}")
+    wall_s, used = time.perf_counter() - start, processes.cpu_s(os.getpid()) - before
+    serve.delete("cosmos3")
     starts = [row["started_at"] for row in rows]
     ends = [row["started_at"] + row["stage_durations"]["denoiser"] for row in rows]
     ideal_s = args.jobs * args.steps * args.step_s
@@ -172,22 +172,6 @@ def wait_for_all(database_url: str, jobs: int) -> list[Any]:
             engine.dispose()
             return rows
         time.sleep(PERIOD_S)
-
-
-def cpu_s() -> Counter[str]:
-    """CPU seconds so far of each kind of process of this machine's Ray; this process is ``client``."""
-    seconds: Counter[str] = Counter()
-    me = psutil.Process()
-    for process in [me, *me.children(recursive=True)]:
-        with contextlib.suppress(psutil.Error):
-            times = process.cpu_times()
-            seconds["client" if process == me else _kind(process)] += times.user + times.system
-    return seconds
-
-
-def _kind(process: psutil.Process) -> str:
-    words = (process.cmdline() or [process.name()])[0].split("/")[-1]
-    return words.split(":")[-1] if "ServeReplica" in words else words
 
 
 def _wait_until_healthy(port: int) -> None:

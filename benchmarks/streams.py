@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil
 import psycopg
 
-from benchmarks.server import Server, descendants, server
+from benchmarks import processes
+from benchmarks.server import Server, server
 from cosmos3_models.checkpoint import DEMO, checkpoint_folder
 
 REQUEST = {"prompt": "A red ball bounces.", "size": "512x512", "num_frames": 65, "num_inference_steps": 200}
@@ -67,18 +67,12 @@ async def _count(response: httpx.Response, lines: list[int]) -> None:
 
 
 async def _use(started: Server, args: argparse.Namespace) -> dict[str, Any]:
-    pid = next(pid for pid, name in descendants(started.pid).items() if ":Ingress" in name)
-    before, transactions = _cpu_s(pid), _transactions(args.database)
+    before, transactions = processes.cpu_s(started.pid)["Ingress"], _transactions(args.database)
     await asyncio.sleep(args.seconds)
-    use: dict[str, Any] = {"ingress_cores": round((_cpu_s(pid) - before) / args.seconds, 4)}
+    use: dict[str, Any] = {"ingress_cores": round((processes.cpu_s(started.pid)["Ingress"] - before) / args.seconds, 4)}
     if args.database:
         use["transactions_per_s"] = round((_transactions(args.database) - transactions) / args.seconds, 1)
     return use
-
-
-def _cpu_s(pid: int) -> float:
-    times = psutil.Process(pid).cpu_times()
-    return times.user + times.system
 
 
 def _transactions(database: str | None) -> int:

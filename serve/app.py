@@ -139,8 +139,9 @@ class Placement(NamedTuple):
     sound_decoder: float = 0
 
 
-ROUTER = {} if RAY_SERVE_ENABLE_HA_PROXY else {"request_router_class": "serve.routing:Router"}
-"""Waits for a free replica and names the caller. Ray's HAProxy takes no router of an application's own."""
+ROUTER = RequestRouterConfig(request_router_class="serve.routing:Router")
+INGRESS_ROUTER = RequestRouterConfig() if RAY_SERVE_ENABLE_HA_PROXY else ROUTER
+"""Ray's HAProxy takes no router of an application's own."""
 
 ENVIRONMENT = {
     "OMP_WAIT_POLICY": "PASSIVE",  # stages that share cores must not spin while they wait for their threads
@@ -171,6 +172,7 @@ def build_app(args: AppArgs) -> Application:
     # Both only wait: for them a slot is a job that is made, or a client that waits.
     runner = _deployment(JobRunner, args, slots=SLOTS, on_head=on_head).bind(*stages, settings, media, names[0])
     ingress = _deployment(serve.ingress()(Ingress), args, slots=256, on_head=on_head)
+    ingress = ingress.options(request_router_config=INGRESS_ROUTER)
     model = ServedModel(args.checkpoint, names, place.device, policy, args.max_pixel_frames)
     return ingress.bind(*stages, runner, model, settings, media, args.access())
 
@@ -198,7 +200,7 @@ def _deployment(stage: type, args: AppArgs, *, slots: int, gpus: float = 0, on_h
         stage,
         name=stage.__name__,
         max_ongoing_requests=slots,
-        request_router_config=RequestRouterConfig(**ROUTER),
+        request_router_config=ROUTER,
         # Long requests survive an update or a downscale: the old replica leaves when it is done.
         graceful_shutdown_timeout_s=args.longest_request_s,
         ray_actor_options=actor,

@@ -136,6 +136,7 @@ class Worker:
 
     async def _finish(self, job: Callable[[Turn], T], turn: Turn) -> T:
         future = asyncio.get_running_loop().run_in_executor(self._thread, job, turn)
+        future.add_done_callback(_seen)
         try:
             return await asyncio.shield(future)
         except asyncio.CancelledError:
@@ -160,6 +161,12 @@ class Worker:
         self._broken = reason
         logger.error(f"This replica cannot work any more and ends: {reason}")
         threading.Timer(EXIT_DELAY_S, os._exit, [EXIT_STATUS]).start()
+
+
+def _seen(future: "asyncio.Future[T]") -> None:
+    """Tell asyncio that how a cancelled job ended is no oversight: nobody reads it."""
+    if not future.cancelled():
+        future.exception()
 
 
 def _use_all_cores() -> None:

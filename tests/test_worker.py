@@ -1,6 +1,7 @@
 """A replica's thread: one job at a time, and a replica that cannot work any more says so and ends."""
 
 import asyncio
+import gc
 import os
 import threading
 import time
@@ -217,6 +218,27 @@ def test_a_cancelled_job_stops_between_steps_and_the_next_one_waits_for_that() -
         assert ended
         with pytest.raises(asyncio.CancelledError):
             await job
+
+    with_worker(scenario)
+
+
+def test_a_cancelled_job_leaves_no_error_behind() -> None:
+    left: list[dict[str, Any]] = []
+
+    def until_stopped(turn: Turn) -> None:
+        while not turn.stopped():
+            time.sleep(0.001)
+        raise Stopped
+
+    async def scenario(worker: Worker, _: Model) -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: left.append(context))
+        job = asyncio.create_task(worker.run(until_stopped, 1))
+        await asyncio.sleep(0.05)
+        job.cancel()
+        await asyncio.wait([job])
+        del job
+        gc.collect()
+        assert not left
 
     with_worker(scenario)
 
