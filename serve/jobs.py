@@ -8,7 +8,7 @@ database's own.
 import secrets
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from itertools import islice
 from typing import Any, NamedTuple, TypeVar
 
@@ -19,6 +19,7 @@ from sqlalchemy import (
     Executable,
     Row,
     Select,
+    Update,
     and_,
     bindparam,
     func,
@@ -201,7 +202,7 @@ class JobTable:
         for name, new in zip(names, batch, strict=True):
             if name not in jobs:
                 fresh.setdefault(name, new)
-        room = self._settings.max_queued_jobs - connection.execute(self._queued()).scalar_one()
+        room = self._settings.max_queued_jobs - connection.execute(self._queued).scalar_one()
         admitted = dict(islice(fresh.items(), max(0, room)))
         jobs |= dict(zip(admitted, _insert(list(admitted.values()), self._settings, connection), strict=True))
         return [jobs.get(name) for name in names]
@@ -246,27 +247,9 @@ class JobTable:
         As many jobs may wait there as are denoised: enough to keep every denoiser busy, and no more, so that jobs
         start in order of arrival whoever drives them.
         """
-        head = select(JOBS.c.seq).where(self._claimable()).order_by(JOBS.c.seq).limit(1)
-        head = head.correlate(None)
-        held = JOBS.alias("held")
-        live = and_(held.c.model == self._model, held.c.lease_until > Now())
-        waiting = select(func.count()).where(live, held.c.owner.is_not(None), held.c.status == "queued")
-        denoising = select(func.count()).where(live, held.c.status == "in_progress", held.c.stage == "denoiser")
-        room = or_(waiting.scalar_subquery() < 1, waiting.scalar_subquery() < denoising.scalar_subquery())
-        claim = (
-            update(JOBS)
-            .where(JOBS.c.seq == head.scalar_subquery(), room)
-            .values(
-                status="queued",
-                stage=None,
-                step=0,
-                owner=secrets.token_hex(16),
-                lease_until=Now() + self._settings.lease_s,
-            )
-            .returning(JOBS)
-        )
+        token = {"token": secrets.token_hex(16)}
         # Alone: what waits is counted before the claim, which another runner's must not change meanwhile.
-        return await self._database.write_alone(lambda connection: _first_job(connection.execute(claim)))
+        return await self._database.write_alone(lambda connection: _first_job(connection.execute(self._claim, token)))
 
     async def start(self, owner: str) -> Started | None:
         """Count one more begun denoise; None if the job is no longer the owner's or may not begin again."""
@@ -288,20 +271,12 @@ class JobTable:
 
     async def kept(self, owners: Iterable[str]) -> set[str]:
         """Those owners whose jobs are still theirs to work on."""
-        query = select(JOBS.c.owner).where(
-            JOBS.c.owner.in_(list(owners)), ~JOBS.c.cancel_requested, JOBS.c.deadline_at > Now()
-        )
-        return await self._read(query, lambda rows: set(rows.scalars()))
+        return await self._read(self._kept, lambda rows: set(rows.scalars()), owners=list(owners))
 
     async def renew(self, held: dict[str, Progress]) -> None:
         """Write progress by owner, and hold the leases for their length again."""
-        renewal = (
-            update(JOBS)
-            .where(JOBS.c.owner == bindparam("holder"))
-            .values(lease_until=Now() + self._settings.lease_s, stage=bindparam("at_stage"), step=bindparam("at_step"))
-        )
         rows = [{"holder": owner, "at_stage": now.stage, "at_step": now.step} for owner, now in held.items()]
-        await self._database.write(lambda connection: connection.execute(renewal, rows).close())
+        await self._database.write(lambda connection: connection.execute(self._renewal, rows).close())
 
     async def complete(self, owner: str, media: str, media_bytes: int, stage_durations: dict[str, float]) -> bool:
         """End the owner's job well; False if it is no longer the owner's.
@@ -359,11 +334,11 @@ class JobTable:
         return await self._database.write(transaction)
 
     async def queued(self) -> int:
-        return await self._read(self._queued(), CursorResult.scalar_one)
+        return await self._read(self._queued, CursorResult.scalar_one)
 
-    async def has_claimable(self) -> bool:
-        query = select(JOBS.c.seq).where(self._claimable()).limit(1)
-        return await self._read(query, CursorResult.first) is not None
+    async def may_claim(self) -> bool:
+        """Whether a claim would get a job."""
+        return await self._read(self._next, CursorResult.first) is not None
 
     async def active(self) -> list[ActiveJob]:
         """The jobs that have not ended, in order of arrival."""
@@ -407,12 +382,48 @@ class JobTable:
         names = await self._read(finished.union_all(held), lambda rows: list(rows.scalars()))
         return {name.rpartition("/")[2] for name in names}
 
-    def _queued(self) -> Select[int]:
+    # Statements that are executed several times a second; to put one together takes longer than to execute it.
+
+    @cached_property
+    def _queued(self) -> "Select[int]":
         return select(func.count()).where(JOBS.c.model == self._model, JOBS.c.status == "queued")
 
-    def _claimable(self) -> ColumnElement[bool]:
+    @cached_property
+    def _next(self) -> "Select[int]":
+        """The oldest free job, if another one may wait before the denoisers."""
         may_run = and_(JOBS.c.model == self._model, ~JOBS.c.cancel_requested, JOBS.c.deadline_at > Now())
-        return and_(JOBS.c.status.in_(ACTIVE), _free(), may_run, JOBS.c.attempts < self._settings.max_attempts)
+        unspent = JOBS.c.attempts < self._settings.max_attempts
+        claimable = and_(JOBS.c.status.in_(ACTIVE), _free(), may_run, unspent)
+        held = JOBS.alias("held")
+        live = and_(held.c.model == self._model, held.c.lease_until > Now())
+        waiting = select(func.count()).where(live, held.c.owner.is_not(None), held.c.status == "queued")
+        denoising = select(func.count()).where(live, held.c.status == "in_progress", held.c.stage == "denoiser")
+        room = or_(waiting.scalar_subquery() < 1, waiting.scalar_subquery() < denoising.scalar_subquery())
+        return select(JOBS.c.seq).where(claimable, room).order_by(JOBS.c.seq).limit(1)
+
+    @cached_property
+    def _claim(self) -> Any:
+        lease = {"owner": bindparam("token"), "lease_until": Now() + self._settings.lease_s}
+        return (
+            update(JOBS)
+            .where(JOBS.c.seq == self._next.correlate(None).scalar_subquery())
+            .values({"status": "queued", "stage": None, "step": 0} | lease)
+            .returning(JOBS)
+        )
+
+    @cached_property
+    def _kept(self) -> "Select[str]":
+        return select(JOBS.c.owner).where(
+            JOBS.c.owner.in_(bindparam("owners", expanding=True)), ~JOBS.c.cancel_requested, JOBS.c.deadline_at > Now()
+        )
+
+    @cached_property
+    def _renewal(self) -> Update:
+        return (
+            update(JOBS)
+            .where(JOBS.c.owner == bindparam("holder"))
+            .values(lease_until=Now() + self._settings.lease_s, stage=bindparam("at_stage"), step=bindparam("at_step"))
+        )
 
     def _ended(self, status: str) -> dict[str, Any]:
         return {
@@ -429,8 +440,8 @@ class JobTable:
         rows = connection.execute(failed.returning(JOBS.c.id, JOBS.c.request_id))
         return [FailedJob(row.id, row.request_id, outcome) for row in rows]
 
-    async def _read(self, query: Executable, result: Callable[[CursorResult[Any]], T]) -> T:
-        return await self._database.read(lambda connection: result(connection.execute(query)))
+    async def _read(self, query: Executable, result: Callable[[CursorResult[Any]], T], **parameters: Any) -> T:
+        return await self._database.read(lambda connection: result(connection.execute(query, parameters)))
 
     async def _write(self, statement: Executable, result: Callable[[CursorResult[Any]], T]) -> T:
         return await self._database.write(lambda connection: result(connection.execute(statement)))

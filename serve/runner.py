@@ -111,9 +111,9 @@ class JobRunner:
         job = None if self._draining else await self._table.claim()
         if job is None or job.owner is None:
             return
-        self._notify()
         held = self._held[job.owner] = Held(job, job.owner)
         held.work = asyncio.create_task(self._make(held))
+        self._in_background(self._claim_more)
         try:
             await asyncio.wait([held.work])
             if held.work.cancelled():
@@ -127,7 +127,7 @@ class JobRunner:
             raise
         finally:
             del self._held[job.owner]
-        self._notify()
+        self._in_background(self._claim_more)
 
     def drain(self) -> int:
         """Claim no job from now on; how many are being made."""
@@ -136,9 +136,10 @@ class JobRunner:
 
     async def close(self) -> None:
         """End the upkeep."""
-        for task in self._upkeep:
+        tasks = [*self._upkeep, *self._background]
+        for task in tasks:
             task.cancel()
-        await asyncio.wait(self._upkeep)
+        await asyncio.wait(tasks)
         await self._table.close()
 
     async def _make(self, held: Held) -> None:
@@ -179,7 +180,7 @@ class JobRunner:
         self._metrics.started(started)
         _log("started", held, attempt=started.attempts, waited_s=round(started.waited_s, 3))
         # The job before this one is about to be written down as denoised; until then it counts as one more denoiser.
-        asyncio.get_running_loop().call_later(NOTIFY_DELAY_S, self._notify)
+        asyncio.get_running_loop().call_later(NOTIFY_DELAY_S, self._in_background, self._claim_more)
 
     async def _store(self, held: Held, video: FinishedVideo) -> None:
         """Files first, then the record that names them: whoever reads a record finds its files."""
@@ -265,7 +266,11 @@ class JobRunner:
         """Take up what nobody works on: jobs whose runner died, or whose start was not heard."""
         self._metrics.ended.failed(await self._table.settle())
         self._metrics.queued(await self._table.queued())
-        if await self._table.has_claimable():
+        await self._claim_more()
+
+    async def _claim_more(self) -> None:
+        """Ask for a claim if it would get a job: to look costs a fraction of a request."""
+        if await self._table.may_claim():
             self._notify()
 
     async def remove_expired(self) -> None:

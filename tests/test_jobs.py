@@ -449,8 +449,8 @@ def test_a_runner_claims_counts_and_judges_the_jobs_of_its_own_model_alone(setti
         assert await theirs.settle() == [], "one attempt is enough for their rules, but it is not theirs"
         claim, owner = await claimed(theirs)
         assert claim.id == foreign.id
-        assert not await theirs.has_claimable()
-        assert await table.has_claimable()
+        assert not await theirs.may_claim()
+        assert await table.may_claim()
         await theirs.close()
 
     run(settings, scenario)
