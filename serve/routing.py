@@ -1,20 +1,23 @@
 """Which replica gets a request: one with a free slot, for which the request waits here, quietly.
 
 Serve's own router asks two replicas for each waiting request, again and again, and warns after fifty times. Minutes of
-waiting are normal here. So a process looks once for all of its requests that wait, and looks rarely: the replicas that
-its own requests leave it knows of without asking. Every process looks at the same uneven pace, so none is always first.
+waiting are normal here. So a process looks once for all of its requests that wait. It hears of the end of its own
+requests without asking, and asks a few of the other replicas at a time. Every process looks at the same uneven pace,
+so none is always first.
 
 Ray ships this module to the caller by value, so a caller needs no more than Ray.
 """
 
 import asyncio
 import random
+from collections import Counter
 from typing import Any
 
 import ray
 from ray.serve._private.request_router import PowerOfTwoChoicesRequestRouter
 
 LOOK_S = 0.05  # between two looks while requests wait; a replica idles for half of it between two of them
+ASKED = 4  # replicas at a look, of those that others' requests fill
 ANSWER_S = 2.0  # within which a replica says how many requests it has, even on a busy machine
 
 
@@ -27,7 +30,10 @@ class Router(PowerOfTwoChoicesRequestRouter):  # type: ignore[misc]  # Ray's cla
     queue_len_response_deadline_s = ANSWER_S
     max_queue_len_response_deadline_s = ANSWER_S
 
-    _look: "asyncio.Task[None] | None" = None
+    def initialize_state(self, **_: Any) -> None:
+        """What Serve calls before the first request."""
+        self._look: asyncio.Task[None] | None = None
+        self._ours: Counter[Any] = Counter()  # requests of this process by the replica that works on them
 
     async def choose_replicas(self, *_: Any, **__: Any) -> list[list[Any]]:
         """One rank of candidates, as soon as there is one with a free slot."""
@@ -43,14 +49,27 @@ class Router(PowerOfTwoChoicesRequestRouter):  # type: ignore[misc]  # Ray's cla
         return [replica for replica, ongoing in known if ongoing is not None and ongoing < replica.max_ongoing_requests]
 
     async def _look_for_free(self) -> None:
-        """Return once a replica is free or nobody waits. Others' requests free them as well, so one is asked each time,
-        and each of which nothing is known."""
+        """Return once a replica is free or nobody waits."""
         while self._routing_tasks and not self._free():
-            replicas = self._replicas_list
-            unknown = [each for each in replicas if self.replica_queue_len_cache.get(each.replica_id) is None]
-            await self._probe_queue_lens(unknown or random.sample(replicas, min(1, len(replicas))), 0)
+            await self._probe_queue_lens(self._to_ask(), 0)
             if not self._free():
                 await asyncio.sleep(random.uniform(0.5, 1.5) * LOOK_S)
+
+    def _to_ask(self) -> list[Any]:
+        """Replicas of which nothing is known, or else some that others' requests fill and so may free unheard."""
+        unknown = [each for each in self._replicas_list if self.replica_queue_len_cache.get(each.replica_id) is None]
+        foreign = [each for each in self._replicas_list if self._ours[each.replica_id] < each.max_ongoing_requests]
+        return unknown or random.sample(foreign, min(ASKED, len(foreign)))
+
+    def on_request_routed(self, pending_request: Any, replica_id: Any, result: Any) -> None:
+        """A replica has accepted a request."""
+        super().on_request_routed(pending_request, replica_id, result)
+        self._ours[replica_id] += 1
+
+    def decrement_queue_len_cache(self, replica_id: Any) -> None:
+        """A request that a replica had accepted has ended."""
+        super().decrement_queue_len_cache(replica_id)
+        self._ours[replica_id] -= 1
 
     def _fulfill_next_pending_request(self, replica: Any, request_metadata: Any = None) -> None:
         """Take the slot for the request at once: until it is sent, others that wait would choose the same one."""

@@ -56,7 +56,7 @@ def scene(scenario: Callable[[Router], Awaitable[None]], monkeypatch: pytest.Mon
 
 
 def new_router() -> Router:
-    return Router(
+    router = Router(
         deployment_id=DEPLOYMENT,
         handle_source=DeploymentHandleSource.REPLICA,
         self_node_id="here",
@@ -64,6 +64,8 @@ def new_router() -> Router:
         self_actor_handle=None,
         use_replica_queue_len_cache=True,
     )
+    router.initialize_state()
+    return router
 
 
 class _Context:
@@ -84,6 +86,7 @@ async def choose(router: Router, number: int = 0) -> Replica:
         await asyncio.sleep(0.01)  # until the answer is here
         router.on_new_queue_len_info(replica.replica_id, replica.ongoing)
         if accepted:
+            router.on_request_routed(request, replica.replica_id, None)
             return replica
         is_retry = True
 
@@ -122,20 +125,36 @@ def test_requests_wait_quietly_and_in_order(monkeypatch: pytest.MonkeyPatch, cap
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
-def test_one_look_serves_all_that_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_asks_no_replica_that_its_own_requests_fill(monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario(router: Router) -> None:
         replicas = await ready(router, *"abcdefgh")
         for number in range(8):
             await choose(router, number)
         waiting = [asyncio.create_task(choose(router, 8 + number)) for number in range(8)]
         before = sum(replica.asked for replica in replicas)
-        await asyncio.sleep(10.5 * routing.LOOK_S)
-        assert 8 <= sum(replica.asked for replica in replicas) - before <= 11  # one replica each time
+        await asyncio.sleep(5 * routing.LOOK_S)
+        assert sum(replica.asked for replica in replicas) == before
         for replica in replicas:
             end(router, replica)
         chosen = await asyncio.wait_for(asyncio.gather(*waiting), 20 * routing.LOOK_S)
         assert {replica.replica_id for replica in chosen} == {replica.replica_id for replica in replicas}
         assert sum(replica.rejected for replica in replicas) == 0
+
+    scene(scenario, monkeypatch)
+
+
+def test_one_look_serves_all_that_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(router: Router) -> None:
+        replicas = await ready(router, *"abcdefgh")
+        for replica in replicas:
+            assert replica.accepts()  # a request of another process
+        waiting = [asyncio.create_task(choose(router, number)) for number in range(8)]
+        await asyncio.sleep(3 * routing.LOOK_S)
+        before = sum(replica.asked for replica in replicas)
+        await asyncio.sleep(10 * routing.LOOK_S)
+        assert sum(replica.asked for replica in replicas) - before <= 20 * routing.ASKED
+        for request in waiting:
+            request.cancel()
 
     scene(scenario, monkeypatch)
 
