@@ -108,15 +108,15 @@ def _stop(process: "subprocess.Popen[bytes]") -> None:
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(LEAVING_S)
     with contextlib.suppress(TimeoutError):
-        wait_until(lambda: not any(map(_runs, family)), LEAVING_S, period_s=0.1)
-    for pid in filter(_runs, family):
+        wait_until(lambda: not any(map(runs, family)), LEAVING_S, period_s=0.1)
+    for pid in filter(runs, family):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     process.kill()
     process.wait()
 
 
-def _runs(pid: int) -> bool:
+def runs(pid: int) -> bool:
     """Whether the process is there; one that has ended and is not yet buried does not run."""
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE

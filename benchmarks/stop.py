@@ -20,7 +20,7 @@ import httpx
 import yaml
 from sqlalchemy import create_engine, select
 
-from benchmarks.server import descendants, wait_until
+from benchmarks.server import descendants, runs, wait_until
 from serve.job_schema import JOBS
 
 COMMANDS = {"python -m serve": ["-m", "serve"], "serve run": ["-m", "ray.serve.scripts", "run"]}
@@ -75,7 +75,7 @@ def stopped(folder: Path, command: str, name: str, args: argparse.Namespace) -> 
         "exit_status": status,
         "sync": answers[0],
         "jobs": dict(jobs),
-        "processes_left": sum(Path(f"/proc/{pid}").exists() for pid in family),
+        "processes_left": sum(map(runs, family)),
         "last_line": (folder / "log").read_text(errors="replace").splitlines()[-1][:120],
     }
 
