@@ -1,4 +1,4 @@
-"""README's figures of the demo, measured here and shown beside ours: it starts a server and makes README's video.
+"""The demo's figures, measured here and shown beside ours: it starts a server and makes the video of README's curl.
 
 python -m benchmarks.readme_figures
 """
@@ -22,6 +22,7 @@ from benchmarks.measure import print_table
 from benchmarks.server import server
 
 README = Path("README.md")
+PAGE = Path("docs/figures.md")
 OURS = Path(__file__).with_suffix(".json")
 BODY = re.compile(r"/v1/videos/sync .*? -d '(\{.*?\})'", re.DOTALL)
 TABLE = re.compile(r"\| figure \|.*?\n\n", re.DOTALL)
@@ -31,7 +32,7 @@ POLL_S = 0.1
 
 FIGURES = {
     "start": "`serve run deploy.yaml` to a 200 of `/health`",
-    "curl": "the curl above",
+    "curl": "README's curl",
     "denoise": "of that: denoise",
     "decode": "of that: decode and encode",
     "rest": "of that: all else",
@@ -58,10 +59,10 @@ class Place(NamedTuple):
 
 
 def main() -> None:
-    """Print README's figures and those of this machine."""
+    """Print our figures and those of this machine."""
     args = _parser().parse_args()
     if args.save and os.getloadavg()[0] > IDLE_LOAD:
-        sys.exit(f"load: got {os.getloadavg()[0]:.1f}, expected at most {IDLE_LOAD} before README's figures change")
+        sys.exit(f"load: got {os.getloadavg()[0]:.1f}, expected at most {IDLE_LOAD} before our figures change")
     here, body = Place(Machine.here(), args.times, round(os.getloadavg()[0], 1)), readme_body()
     print(f"Here: {here}. On an idle machine this takes two minutes.")
     with tempfile.TemporaryDirectory() as folder:
@@ -69,8 +70,8 @@ def main() -> None:
             seconds = {"start": started.ready_s} | of_requests(client, body, args.times)
         seconds["library"] = of_library(body, Path(folder) / "video.mp4")
     place, ours = saved()
-    print_table([{"README": shown(ours[name]), "here": shown(seconds[name]), "": FIGURES[name]} for name in FIGURES])
-    print(f"README: {place}.")
+    print_table([{"ours": shown(ours[name]), "here": shown(seconds[name]), "": FIGURES[name]} for name in FIGURES])
+    print(f"Ours: {place}.")
     if args.save:
         save(here, seconds)
 
@@ -97,21 +98,21 @@ def readme_body() -> dict[str, Any]:
 
 
 def saved() -> tuple[Place, Seconds]:
-    """Where README's figures are from, and the figures."""
+    """Where our figures are from, and the figures."""
     data = json.loads(OURS.read_text())
     return Place(Machine(**data["machine"]), data["times"], data["load"]), data["seconds"]
 
 
 def save(place: Place, seconds: Seconds) -> None:
-    """Make these README's figures."""
+    """Make these our figures."""
     rounded = {name: round(seconds[name], 2) for name in FIGURES}
     data = place._asdict() | {"machine": place.machine._asdict(), "seconds": rounded}
     OURS.write_text(json.dumps(data, indent=1) + "\n")
-    README.write_text(TABLE.sub(lambda _: table() + "\n\n", README.read_text(), count=1))
+    PAGE.write_text(TABLE.sub(lambda _: table() + "\n\n", PAGE.read_text(), count=1))
 
 
 def table() -> str:
-    """README's table of them."""
+    """The page's table of them."""
     place, seconds = saved()
     rows = [f"| {label} | {shown(seconds[name])} |" for name, label in FIGURES.items()]
     return "\n".join([f"| figure | {place} |", "|---|---|", *rows])
@@ -154,7 +155,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--times", type=int, default=5, help="videos whose median counts (%(default)s)")
     parser.add_argument("--port", type=int, default=8123, help="where the server listens (%(default)s)")
-    parser.add_argument("--save", action="store_true", help="make these README's figures, on an idle machine")
+    parser.add_argument("--save", action="store_true", help="make these our figures, on an idle machine")
     return parser
 
 

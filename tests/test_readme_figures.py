@@ -1,4 +1,4 @@
-"""README's figures and the command that measures them again are one."""
+"""The demo's figures in the documents and the command that measures them again are one."""
 
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from benchmarks import readme_figures
 from benchmarks.machine import Machine
 from benchmarks.readme_figures import FIGURES, Place, of_library, of_requests, readme_body, save, saved, table
 
+PAGE = ROOT / "docs/figures.md"
 SMALL = {"prompt": "x", "size": "96x64", "num_frames": 9, "num_inference_steps": 4, "seed": 1}
 
 
@@ -18,21 +19,21 @@ def in_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
 
 
-def test_readme_has_the_table_of_the_saved_figures() -> None:
-    assert table() in (ROOT / "README.md").read_text()
+def test_the_page_has_the_table_of_the_saved_figures() -> None:
+    assert table() in PAGE.read_text()
 
 
-def test_a_saved_measurement_becomes_readmes_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    readme = tmp_path / "README.md"
-    readme.write_text((ROOT / "README.md").read_text())
-    monkeypatch.setattr(readme_figures, "README", readme)
+def test_a_saved_measurement_becomes_the_pages_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = tmp_path / "figures.md"
+    page.write_text(PAGE.read_text())
+    monkeypatch.setattr(readme_figures, "PAGE", page)
     monkeypatch.setattr(readme_figures, "OURS", tmp_path / "figures.json")
     place, seconds = Place(Machine("A CPU", 8, "AVX2", "9.9"), 3, 0.2), dict.fromkeys(FIGURES, 1.25)
     save(place, seconds)
     assert saved() == (place, seconds)
-    assert "| figure | A CPU, 8 cores, AVX2, torch 9.9; median of 3; load before 0.2 |" in readme.read_text()
-    other = [line for line in readme.read_text().splitlines() if line not in table().splitlines()]
-    assert set(other) <= set((ROOT / "README.md").read_text().splitlines())
+    assert "| figure | A CPU, 8 cores, AVX2, torch 9.9; median of 3; load before 0.2 |" in page.read_text()
+    other = [line for line in page.read_text().splitlines() if line not in table().splitlines()]
+    assert set(other) <= set(PAGE.read_text().splitlines())
 
 
 def test_this_machine_is_named() -> None:
