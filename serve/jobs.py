@@ -253,48 +253,33 @@ class JobTable:
 
     async def start(self, owner: str) -> Started | None:
         """Count one more begun denoise; None if the job is no longer the owner's or may not begin again."""
-        started = (
-            update(JOBS)
-            .where(JOBS.c.owner == owner, ~JOBS.c.cancel_requested, JOBS.c.attempts < self._settings.max_attempts)
-            .values(
-                status="in_progress",
-                stage="denoiser",
-                step=0,
-                attempts=JOBS.c.attempts + 1,
-                started_at=Now(),
-                lease_until=Now() + self._settings.lease_s,
-            )
-            .returning(JOBS.c.attempts, JOBS.c.started_at - JOBS.c.created_at)
-        )
-        row = await self._write(started, CursorResult.one_or_none)
+        row = await self._write(self._start, CursorResult.one_or_none, holder=owner)
         return None if row is None else Started._make(row)
 
     async def kept(self, owners: Iterable[str]) -> set[str]:
         """Those owners whose jobs are still theirs to work on."""
         return await self._read(self._kept, lambda rows: set(rows.scalars()), owners=list(owners))
 
-    async def renew(self, held: dict[str, Progress]) -> None:
-        """Write progress by owner, and hold the leases for their length again."""
+    async def renew(self, held: dict[str, Progress], owners: Iterable[str] = ()) -> set[str]:
+        """Write progress by owner, and hold the leases for their length again; what ``kept`` says of ``owners``."""
         rows = [{"holder": owner, "at_stage": now.stage, "at_step": now.step} for owner, now in held.items()]
-        await self._database.write(lambda connection: connection.execute(self._renewal, rows).close())
+
+        def transaction(connection: Connection) -> set[str]:
+            connection.execute(self._renewal, rows).close()
+            return set(connection.execute(self._kept, {"owners": list(owners)}).scalars())
+
+        return await self._database.write(transaction)
 
     async def complete(self, owner: str, media: str, media_bytes: int, stage_durations: dict[str, float]) -> bool:
         """End the owner's job well; False if it is no longer the owner's.
 
         True as well if that was done already, by a write whose answer was lost.
         """
-        done = {
-            **self._ended("completed"),
-            "step": JOBS.c.steps,
-            "media": media,
-            "media_bytes": media_bytes,
-            "stage_durations": stage_durations,
-        }
-        theirs = and_(JOBS.c.owner == owner, ~JOBS.c.cancel_requested)
+        done = {"holder": owner, "name": media, "size": media_bytes, "durations": stage_durations}
         before = select(JOBS.c.seq).where(JOBS.c.media == media)
 
         def transaction(connection: Connection) -> bool:
-            if connection.execute(update(JOBS).where(theirs).values(done)).rowcount == 1:
+            if connection.execute(self._completion, done).rowcount == 1:
                 return True
             return connection.execute(before).first() is not None
 
@@ -412,6 +397,28 @@ class JobTable:
         )
 
     @cached_property
+    def _start(self) -> Any:
+        return (
+            update(JOBS)
+            .where(_held_by("holder"), JOBS.c.attempts < self._settings.max_attempts)
+            .values(
+                status="in_progress",
+                stage="denoiser",
+                step=0,
+                attempts=JOBS.c.attempts + 1,
+                started_at=Now(),
+                lease_until=Now() + self._settings.lease_s,
+            )
+            .returning(JOBS.c.attempts, JOBS.c.started_at - JOBS.c.created_at)
+        )
+
+    @cached_property
+    def _completion(self) -> Update:
+        files: dict[str, Any] = {"media": bindparam("name"), "media_bytes": bindparam("size")}
+        done = {"step": JOBS.c.steps, "stage_durations": bindparam("durations", type_=JOBS.c.stage_durations.type)}
+        return update(JOBS).where(_held_by("holder")).values(self._ended("completed") | files | done)
+
+    @cached_property
     def _kept(self) -> "Select[str]":
         return select(JOBS.c.owner).where(
             JOBS.c.owner.in_(bindparam("owners", expanding=True)), ~JOBS.c.cancel_requested, JOBS.c.deadline_at > Now()
@@ -443,8 +450,8 @@ class JobTable:
     async def _read(self, query: Executable, result: Callable[[CursorResult[Any]], T], **parameters: Any) -> T:
         return await self._database.read(lambda connection: result(connection.execute(query, parameters)))
 
-    async def _write(self, statement: Executable, result: Callable[[CursorResult[Any]], T]) -> T:
-        return await self._database.write(lambda connection: result(connection.execute(statement)))
+    async def _write(self, statement: Executable, result: Callable[[CursorResult[Any]], T], **parameters: Any) -> T:
+        return await self._database.write(lambda connection: result(connection.execute(statement, parameters)))
 
 
 def _conditions(filters: ListQuery) -> Iterator[ColumnElement[bool]]:
@@ -456,6 +463,11 @@ def _conditions(filters: ListQuery) -> Iterator[ColumnElement[bool]]:
         yield JOBS.c.created_at < filters.created_before
     for name, value in filters.metadata.items():
         yield JOBS.c.metadata[name].as_string() == value
+
+
+def _held_by(owner: str) -> ColumnElement[bool]:
+    """That the job is the owner's, who is named by this parameter, and was not cancelled."""
+    return and_(JOBS.c.owner == bindparam(owner), ~JOBS.c.cancel_requested)
 
 
 def _free() -> ColumnElement[bool]:

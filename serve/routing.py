@@ -17,7 +17,7 @@ import ray
 from ray.serve._private.request_router import PowerOfTwoChoicesRequestRouter
 
 LOOK_S = 0.05  # between two looks while requests wait; a replica idles for half of it between two of them
-ASKED = 4  # replicas at a look, of those that others' requests fill
+ASKED = 4  # replicas at a look, of those that others' requests fill; one, if own requests will leave some as well
 ANSWER_S = 2.0  # within which a replica says how many requests it has, even on a busy machine
 
 
@@ -59,7 +59,8 @@ class Router(PowerOfTwoChoicesRequestRouter):  # type: ignore[misc]  # Ray's cla
         """Replicas of which nothing is known, or else some that others' requests fill and so may free unheard."""
         unknown = [each for each in self._replicas_list if self.replica_queue_len_cache.get(each.replica_id) is None]
         foreign = [each for each in self._replicas_list if self._ours[each.replica_id] < each.max_ongoing_requests]
-        return unknown or random.sample(foreign, min(ASKED, len(foreign)))
+        count = 1 if any(self._ours.values()) else ASKED
+        return unknown or random.sample(foreign, min(count, len(foreign)))
 
     def on_request_routed(self, pending_request: Any, replica_id: Any, result: Any) -> None:
         """A replica has accepted a request."""

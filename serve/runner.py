@@ -250,17 +250,16 @@ class JobRunner:
         """Stop what was cancelled, deleted or lost; write progress; hold the leases."""
         if not (holding := list(self._held.values())):
             return
-        kept = await self._table.kept([held.owner for held in holding])
+        owners = [held.owner for held in holding]
+        oldest = time.monotonic() - self._settings.lease_s / LEASE_PART
+        due = [held for held in holding if held.progress != held.written or held.written_at < oldest]
+        progress = {held.owner: held.progress for held in due}
+        kept = await (self._table.renew(progress, owners) if due else self._table.kept(owners))
+        for held in due:
+            held.written, held.written_at = progress[held.owner], time.monotonic()
         for held in holding:
             if held.owner not in kept and held.work is not None and not held.ending:
                 held.work.cancel()
-        oldest = time.monotonic() - self._settings.lease_s / LEASE_PART
-        due = [held for held in holding if held.progress != held.written or held.written_at < oldest]
-        if due:
-            progress = {held.owner: held.progress for held in due}
-            await self._table.renew(progress)
-            for held in due:
-                held.written, held.written_at = progress[held.owner], time.monotonic()
 
     async def _reconcile(self) -> None:
         """Take up what nobody works on: jobs whose runner died, or whose start was not heard."""
