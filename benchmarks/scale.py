@@ -27,6 +27,7 @@ from cosmos3_models import GenerationParams
 from cosmos3_models.media import VideoWriter
 from cosmos3_models.prompt import PromptIds
 from serve.app import AppArgs, _deployment
+from serve.graph import Stages
 from serve.ingress import Ingress, ServedModel
 from serve.job_schema import JOBS
 from serve.messages import LATENTS_COMPLETE, LATENTS_FOLLOW, DecodedVideo, DenoiserItem
@@ -131,7 +132,7 @@ def measure(folder: Path, denoisers: int, args: argparse.Namespace) -> dict[str,
 
 def application(args: AppArgs, denoisers: int, step_s: float) -> Any:
     tokenizer = _deployment(Tokenizer, args, slots=8).bind()
-    stages = (
+    stages = Stages(
         tokenizer,
         _deployment(Denoiser, args, slots=1).options(num_replicas=denoisers).bind(step_s),
         _deployment(VideoDecoder, args, slots=1).bind(),
@@ -142,7 +143,7 @@ def application(args: AppArgs, denoisers: int, step_s: float) -> Any:
     runner = _deployment(JobRunner, args, slots=SLOTS).options(num_replicas=runners)
     model = ServedModel(args.checkpoint, names, "cpu", args.approximation, args.max_pixel_frames)
     ingress = _deployment(serve.ingress()(Ingress), args, slots=256)
-    return ingress.bind(*stages, runner.bind(*stages, settings, media, names[0]), model, settings, media)
+    return ingress.bind(stages, runner.bind(stages, settings, media, names[0]), model, settings, media)
 
 
 async def submit(url: str, request: dict[str, Any], jobs: int) -> list[float]:

@@ -14,6 +14,7 @@ from ray.serve.config import RequestRouterConfig
 from cosmos3_models.checkpoint import DEMO, CardUse, Offload, checkpoint_name
 from cosmos3_models.params import ApproximationPolicy
 from serve.access import HOST_PATTERN, ORIGIN_PATTERN, Access
+from serve.graph import Stages
 from serve.ingress import Ingress, ServedModel
 from serve.job_schema import is_sqlite
 from serve.jobs import JobSettings
@@ -163,18 +164,18 @@ def build_app(args: AppArgs) -> Application:
     names, policy, patience = args.model_names(), args.approximation, args.patience()
     use = CardUse(args.max_pixel_frames, "same GPU" if place.denoiser < 1 else "another GPU", policy.allowed)
     denoiser = (*stage, policy, args.offload_text, use, patience)
-    stages = (
-        _deployment(Tokenizer, args, slots=8).bind(args.checkpoint),
-        _deployment(Denoiser, args, slots=1, gpus=place.denoiser).bind(*denoiser),
-        _deployment(VideoDecoder, args, slots=1, gpus=place.video_decoder).bind(*stage, patience),
-        _deployment(SoundDecoder, args, slots=1, gpus=place.sound_decoder).bind(*stage, patience),
+    stages = Stages(
+        tokenizer=_deployment(Tokenizer, args, slots=8).bind(args.checkpoint),
+        denoiser=_deployment(Denoiser, args, slots=1, gpus=place.denoiser).bind(*denoiser),
+        video_decoder=_deployment(VideoDecoder, args, slots=1, gpus=place.video_decoder).bind(*stage, patience),
+        sound_decoder=_deployment(SoundDecoder, args, slots=1, gpus=place.sound_decoder).bind(*stage, patience),
     )
     # Both only wait: for them a slot is a job that is made, or a client that waits.
-    runner = _deployment(JobRunner, args, slots=SLOTS, on_head=on_head).bind(*stages, settings, media, names[0])
+    runner = _deployment(JobRunner, args, slots=SLOTS, on_head=on_head).bind(stages, settings, media, names[0])
     ingress = _deployment(serve.ingress()(Ingress), args, slots=256, on_head=on_head)
     ingress = ingress.options(request_router_config=INGRESS_ROUTER)
     model = ServedModel(args.checkpoint, names, place.device, policy, args.max_pixel_frames)
-    return ingress.bind(*stages, runner, model, settings, media, args.access())
+    return ingress.bind(stages, runner, model, settings, media, args.access())
 
 
 def choose_placement(device: Literal["auto", "cpu", "cuda"]) -> Placement:

@@ -41,6 +41,15 @@ MUXERS = ThreadPoolExecutor(2, "mux")
 """Threads of their own: those of asyncio may all wait for a store or a controller that does not answer."""
 
 
+class Stages(NamedTuple):
+    """The handles of the model stages."""
+
+    tokenizer: DeploymentHandle[Any]
+    denoiser: DeploymentHandle[Any]
+    video_decoder: DeploymentHandle[Any]
+    sound_decoder: DeploymentHandle[Any]
+
+
 class Latents(NamedTuple):
     """Where the clean latents lie."""
 
@@ -55,23 +64,17 @@ class Graph:
     than its request, is run again and gives the same result.
 
     Args:
-        tokenizer, denoiser, video_decoder, sound_decoder: handles of the stages.
+        stages: handles of the model stages.
         max_attempts: runs of a stage before it fails the request.
     """
 
     def __init__(
         self,
-        tokenizer: DeploymentHandle[Any],
-        denoiser: DeploymentHandle[Any],
-        video_decoder: DeploymentHandle[Any],
-        sound_decoder: DeploymentHandle[Any],
+        stages: Stages,
         max_attempts: int,
     ) -> None:
-        self._tokenizer = tokenizer
-        self._denoisers = denoiser
-        self._denoiser = denoiser.options(stream=True)
-        self._video_decoder = video_decoder
-        self._sound_decoder = sound_decoder
+        self._stages = stages
+        self._denoiser = stages.denoiser.options(stream=True)
         self._max_attempts = max_attempts
         self._checks: Batches[GenerationParams, PromptIds] = Batches(self._check_all)
 
@@ -96,7 +99,7 @@ class Graph:
 
     async def budget(self) -> Budget | None:
         """What requests may take of the denoiser's GPU; waits for a replica that is free."""
-        budget: Budget | None = await self._call("denoiser", self._denoisers.budget.remote)
+        budget: Budget | None = await self._call("denoiser", self._stages.denoiser.budget.remote)
         return budget
 
     async def check(self, params: GenerationParams) -> PromptIds:
@@ -105,12 +108,12 @@ class Graph:
 
     async def _check_all(self, batch: list[GenerationParams]) -> list[PromptIds | Exception]:
         """One call for all requests that arrived during the call before it."""
-        encoded = await self._call("tokenizer", self._tokenizer.encode_all.remote, batch)
+        encoded = await self._call("tokenizer", self._stages.tokenizer.encode_all.remote, batch)
         return [InvalidRequest.of(ids) if isinstance(ids, InvalidInput) else ids for ids in encoded]
 
     async def _once(self, params: GenerationParams, model: str, arrays: bool) -> AsyncGenerator[Event, None]:
         clock = _Clock()
-        ids: PromptIds = await self._call("tokenizer", self._tokenizer.encode.remote, params)
+        ids: PromptIds = await self._call("tokenizer", self._stages.tokenizer.encode.remote, params)
         clock.lap("tokenizer")
         async with aclosing(self._denoise(ids, params)) as items:
             async for item in items:
@@ -152,9 +155,9 @@ class Graph:
         self, latents: Latents, params: GenerationParams, arrays: bool
     ) -> tuple[DecodedVideo, DecodedSound | None]:
         """Both decoders at the same time."""
-        calls = [self._call("video_decoder", self._video_decoder.decode.remote, latents.video, params, arrays)]
+        calls = [self._call("video_decoder", self._stages.video_decoder.decode.remote, latents.video, params, arrays)]
         if latents.sound is not None:
-            calls.append(self._call("sound_decoder", self._sound_decoder.decode.remote, latents.sound, arrays))
+            calls.append(self._call("sound_decoder", self._stages.sound_decoder.decode.remote, latents.sound, arrays))
         tasks = [asyncio.create_task(call) for call in calls]
         try:
             video, *sound = await asyncio.gather(*tasks)

@@ -22,7 +22,7 @@ from serve.batches import Coalesced
 from serve.callers import cancelled_with_caller
 from serve.errors import NotReady, invalid_input_refused
 from serve.estimate import cost_of, operations
-from serve.graph import Graph
+from serve.graph import Graph, Stages
 from serve.handles import readable_errors
 from serve.health import Look
 from serve.job_schema import prepare
@@ -59,7 +59,8 @@ class Ingress:
     """Stateless; checks requests, stores jobs, and drives the graph for those who wait.
 
     Args:
-        tokenizer, denoiser, video_decoder, sound_decoder, runner: handles of the other deployments.
+        stages: handles of the model stages.
+        runner: handle of the job runner.
         model: what the stages serve; only its configs are read here.
         settings: of the job table.
         media_url: where the videos are kept.
@@ -68,10 +69,7 @@ class Ingress:
 
     def __init__(
         self,
-        tokenizer: DeploymentHandle[Any],
-        denoiser: DeploymentHandle[Any],
-        video_decoder: DeploymentHandle[Any],
-        sound_decoder: DeploymentHandle[Any],
+        stages: Stages,
         runner: DeploymentHandle[Any],
         model: ServedModel,
         settings: JobSettings,
@@ -81,7 +79,7 @@ class Ingress:
         self._checkpoint = Checkpoint.open(model.checkpoint)
         self._defaults = model.approximation.over(self._checkpoint.defaults)
         self._model = model
-        self._graph = Graph(tokenizer, denoiser, video_decoder, sound_decoder, settings.max_attempts)
+        self._graph = Graph(stages, settings.max_attempts)
         self._budget: asyncio.Task[Budget | None] | None = None
         self._lease_s = settings.lease_s
         self._notify_runner = Coalesced(lambda: runner.work.remote(), NOTIFY_PERIOD_S)

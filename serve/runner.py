@@ -13,12 +13,11 @@ from itertools import chain, repeat
 from typing import Any, TypeVar
 
 from ray import serve
-from ray.serve.handle import DeploymentHandle
 
 from cosmos3_models import GenerationParams
 from serve.batches import Coalesced
 from serve.errors import DatabaseUnavailable, MediaUnavailable, NotReady, QueueFull, ServingError
-from serve.graph import Graph
+from serve.graph import Graph, Stages
 from serve.job_schema import Job, prepare
 from serve.jobs import FailedJob, JobSettings, JobTable, Outcome, Progress
 from serve.metrics import JobMetrics, log_job
@@ -69,7 +68,7 @@ class JobRunner:
     """Claims jobs, drives the graph for them, stores what comes out.
 
     Args:
-        tokenizer, denoiser, video_decoder, sound_decoder: handles of the stages.
+        stages: handles of the model stages.
         settings: of the job table.
         media_url: where the videos go.
         model: whose jobs to make.
@@ -77,10 +76,7 @@ class JobRunner:
 
     def __init__(
         self,
-        tokenizer: DeploymentHandle[Any],
-        denoiser: DeploymentHandle[Any],
-        video_decoder: DeploymentHandle[Any],
-        sound_decoder: DeploymentHandle[Any],
+        stages: Stages,
         settings: JobSettings,
         media_url: str,
         model: str,
@@ -88,7 +84,7 @@ class JobRunner:
         self._folder = prepare(settings.database_url)  # of the media store; others may use the store as well
         self._table = JobTable(settings, model)
         self._media = MediaStore(media_url)
-        self._graph = Graph(tokenizer, denoiser, video_decoder, sound_decoder, settings.max_attempts)
+        self._graph = Graph(stages, settings.max_attempts)
         self._settings = settings
         self._runners: Any = None  # this deployment's own handle
         self._connecting = False

@@ -15,6 +15,7 @@ from cosmos3_models import GenerationParams
 from cosmos3_models.media import VideoWriter
 from cosmos3_models.prompt import PromptIds
 from serve.app import AppArgs
+from serve.graph import Stages
 from serve.ingress import Ingress, ServedModel
 from serve.messages import LATENTS_COMPLETE, LATENTS_FOLLOW, DecodedVideo, DenoiserItem
 from serve.runner import JobRunner
@@ -75,7 +76,7 @@ def fake_application(
     """The real ingress and runner over fake stages."""
     actor: dict[str, Any] = {"ray_actor_options": {"num_cpus": 0}}
     tokenizer = serve.deployment(FakeTokenizer, **actor).bind()
-    stages = (
+    stages = Stages(
         tokenizer,
         serve.deployment(denoiser, max_ongoing_requests=2, **actor).bind(step_s),
         serve.deployment(FakeVideoDecoder, **actor).bind(),
@@ -88,8 +89,8 @@ def fake_application(
     )
     settings, media = args.job_settings(), args.media()
     model = ServedModel(args.checkpoint, args.model_names(), "cpu", args.approximation, args.max_pixel_frames)
-    runner = runner.bind(*stages, settings, media, args.model_names()[0])
-    return ingress.bind(*stages, runner, model, settings, media)
+    runner = runner.bind(stages, settings, media, args.model_names()[0])
+    return ingress.bind(stages, runner, model, settings, media)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from cosmos3_models.checkpoint import DEMO
 from serve.access import OPEN, Access
 from serve.api import create_api
 from serve.app import AppArgs
+from serve.graph import Stages
 from serve.ingress import Ingress, ServedModel
 from serve.schema import FinishedVideo, video_record
 from serve.stages import Tokenizer
@@ -59,8 +60,8 @@ class LocalIngress(Ingress):
         nothing: Any = LocalHandle(None)
         tokenizer, runner = LocalHandle(Tokenizer(args.checkpoint)), DeafRunner()
         model = ServedModel(args.checkpoint, args.model_names(), "cpu", args.approximation, args.max_pixel_frames)
-        stages: Any = (tokenizer, nothing, nothing, nothing, runner)
-        super().__init__(*stages, model, args.job_settings(), args.media(), access)
+        stages: Any = Stages(tokenizer, nothing, nothing, nothing)
+        super().__init__(stages, runner, model, args.job_settings(), args.media(), access)
         self.unready: list[str] = []
 
     async def make(self, request: Any, arrays: bool = False) -> FinishedVideo:

@@ -17,6 +17,7 @@ from cosmos3_models import GenerationParams
 from cosmos3_models.media import VideoWriter, encode_sound
 from cosmos3_models.prompt import PromptIds
 from serve.app import AppArgs
+from serve.graph import Stages
 from serve.ingress import Ingress, ServedModel
 from serve.messages import LATENTS_COMPLETE, LATENTS_FOLLOW, DecodedSound, DecodedVideo, DenoiserItem
 from serve.stages import Tokenizer
@@ -64,7 +65,7 @@ def handle(server: object, tiny_checkpoint: Path, tmp_path: Path) -> Iterator[De
     assert server is not None
     cloudpickle.register_pickle_by_value(sys.modules[__name__])  # replicas cannot import the tests
     options = {"ray_actor_options": {"num_cpus": 0}}
-    stages = (
+    stages = Stages(
         serve.deployment(Tokenizer, **options).bind(str(tiny_checkpoint)),
         serve.deployment(InflatedDenoiser, **options).bind(),
         serve.deployment(CheckingVideoDecoder, **options).bind(),
@@ -72,9 +73,9 @@ def handle(server: object, tiny_checkpoint: Path, tmp_path: Path) -> Iterator[De
     )
     ingress = serve.deployment(serve.ingress()(Ingress), name="Ingress", **options)
     args = AppArgs(data_dir=str(tmp_path), max_attempts=1)
-    no_runner = stages[0]  # these requests are no jobs
+    no_runner = stages.tokenizer  # these requests are no jobs
     model = ServedModel(str(tiny_checkpoint), ("tiny",), "cpu", args.approximation, PARAMS.pixel_frames)
-    application = ingress.bind(*stages, no_runner, model, args.job_settings(), args.media())
+    application = ingress.bind(stages, no_runner, model, args.job_settings(), args.media())
     yield serve.run(application, name="inflated", route_prefix="/inflated")
     serve.delete("inflated")
     cloudpickle.unregister_pickle_by_value(sys.modules[__name__])

@@ -12,7 +12,6 @@ import pytest
 import ray
 import yaml
 from conftest import ROOT
-from ray.serve import Application
 from ray.serve._private import constants
 
 from cosmos3_models.checkpoint import DEMO, DEMO_FOLDER, CardUse
@@ -215,11 +214,9 @@ def test_every_deployment_lets_the_longest_request_finish_and_gpu_stages_take_on
 def bound_deployments(application: Any) -> dict[str, Any]:
     """The deployments of a bound graph: the ingress and what it is given."""
     ingress = application._bound_deployment
-    return {ingress.name: ingress} | {
-        child._bound_deployment.name: child._bound_deployment
-        for child in ingress.init_args
-        if isinstance(child, Application)
-    }
+    stages, runner, *_ = ingress.init_args
+    children = [child._bound_deployment for child in (*stages, runner)]
+    return {deployment.name: deployment for deployment in (ingress, *children)}
 
 
 @pytest.mark.parametrize(("gpus", "expected"), [(0, CPU), (1, ONE_GPU), (1.5, ONE_GPU), (2, SEVERAL_GPUS)])

@@ -24,6 +24,7 @@ from serve import ingress as ingress_module
 from serve.api import create_api
 from serve.app import AppArgs
 from serve.errors import InvalidRequest
+from serve.graph import Stages
 from serve.ingress import Ingress, ServedModel
 
 HANDLE: Any = SimpleNamespace(options=lambda **_: None)
@@ -33,7 +34,7 @@ REQUEST = {"prompt": "x", "size": "32x32", "num_frames": 5}
 def ingress(checkpoint: Path, data: Path, device: str = "cuda", **fields: Any) -> Ingress:
     args = AppArgs(checkpoint=str(checkpoint), data_dir=str(data), **fields)
     model = ServedModel(args.checkpoint, args.model_names(), device, args.approximation, args.max_pixel_frames)
-    return Ingress(HANDLE, HANDLE, HANDLE, HANDLE, HANDLE, model, args.job_settings(), args.media())
+    return Ingress(Stages(HANDLE, HANDLE, HANDLE, HANDLE), HANDLE, model, args.job_settings(), args.media())
 
 
 @pytest.fixture
@@ -204,10 +205,9 @@ def test_a_burst_of_a_hundred_submissions_shares_its_handle_calls_and_transactio
     async def burst(service: LocalIngress) -> list[str]:
         graph: Any = service._graph
         database: Any = service.videos.table._database
-        tokenizer = graph._tokenizer
-        graph._tokenizer = SimpleNamespace(
-            encode_all=SimpleNamespace(remote=counted("tokenizer", tokenizer.encode_all.remote, 0.01))
-        )
+        remote = graph._stages.tokenizer.encode_all.remote
+        tokenizer: Any = SimpleNamespace(encode_all=SimpleNamespace(remote=counted("tokenizer", remote, 0.01)))
+        graph._stages = graph._stages._replace(tokenizer=tokenizer)
         for method in ("read", "write", "write_alone"):
             setattr(database, method, counted(method, getattr(database, method)))
         transport = httpx.ASGITransport(create_api(service))

@@ -16,6 +16,7 @@ from cosmos3_models import GenerationParams
 from serve import runner as runner_module
 from serve.app import AppArgs
 from serve.errors import MediaUnavailable, StageFailed
+from serve.graph import Stages
 from serve.job_schema import Job, prepare
 from serve.jobs import Cost, JobTable, NewJob
 from serve.metrics import EndedJobs
@@ -34,7 +35,7 @@ def with_runner(
     stage: Any = SimpleNamespace(options=lambda **_: None)
 
     async def scene() -> None:
-        runner = JobRunner(stage, stage, stage, stage, args.job_settings(), args.media(), "m")
+        runner = JobRunner(Stages(stage, stage, stage, stage), args.job_settings(), args.media(), "m")
         table = JobTable(args.job_settings(), "m")
         await scenario(runner, table, MediaStore(args.media()))
         await table.close()
