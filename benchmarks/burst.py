@@ -3,7 +3,6 @@
 python -m benchmarks.burst
 """
 
-import argparse
 import asyncio
 import json
 import tempfile
@@ -18,10 +17,8 @@ from typing import Any, NamedTuple
 import aiohttp
 
 from benchmarks import processes
-from benchmarks.server import Server, server
-from cosmos3_models.checkpoint import DEMO, checkpoint_folder
+from benchmarks.server import TINIEST, Server, server, server_parser
 
-TINIEST = {"prompt": "A red ball bounces.", "size": "64x64", "num_frames": 5, "num_inference_steps": 1}
 SETTLE_S = 2.0  # between bursts: what runs stops meanwhile
 LEAST_MS = 0.1  # a process that took less CPU per request is not listed
 
@@ -36,13 +33,10 @@ class Answer(NamedTuple):
 
 def main() -> None:
     """Print one line of JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    checkpoint = {"default": DEMO, "type": lambda path: str(checkpoint_folder(path))}
-    parser.add_argument("--checkpoint", **checkpoint, help="folder with Cosmos3 weights, or demo (%(default)s)")
+    parser = server_parser(__doc__, 8124)
     parser.add_argument("--database", help="URL of a PostgreSQL database; none: SQLite")
     parser.add_argument("--posts", type=int, default=100, help="requests in a burst (%(default)s)")
     parser.add_argument("--bursts", type=int, default=5, help="bursts, each on an empty queue (%(default)s)")
-    parser.add_argument("--port", type=int, default=8124, help="port of the server (%(default)s)")
     parser.add_argument(
         "--elsewhere", action="store_true", help="let the denoiser compute nothing, as if on a machine of its own"
     )

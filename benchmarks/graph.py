@@ -28,8 +28,7 @@ from benchmarks.measure import environment, print_table
 from benchmarks.one_process import WARM_UP_STEPS, Case, Made, summary
 from benchmarks.peak import Peak, gpu_gib, replicas, resident_gib
 from benchmarks.queue_times import queue_times, read_jobs
-from benchmarks.server import Server, server
-from cosmos3_models.checkpoint import DEMO, checkpoint_folder
+from benchmarks.server import Server, server, server_parser
 from cosmos3_models.output_file import check_output_file
 from cosmos3_models.params import Approximation
 from cosmos3_models.weights import resolve_device
@@ -258,9 +257,7 @@ def _say(text: str) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    checkpoint = {"default": DEMO, "type": lambda path: str(checkpoint_folder(path))}
-    parser.add_argument("--checkpoint", **checkpoint, help="folder with Cosmos3 weights, or demo (%(default)s)")
+    parser = server_parser(__doc__, 8124)
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--case", type=Case.parse, action="append", default=[], help="may be given several times")
     parser.add_argument("--queue", type=Case.parse, help="jobs that are posted at once")
@@ -270,7 +267,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--one-process", action=argparse.BooleanOptionalAction, default=True, help="without Ray first")
     parser.add_argument("--starts", type=int, default=1, help="of the server; 0 is none, and no requests (%(default)s)")
     parser.add_argument("--http", action=argparse.BooleanOptionalAction, default=True, help="the cases over HTTP")
-    parser.add_argument("--port", type=int, default=8124, help="where the server listens (%(default)s)")
     parser.add_argument("--out", type=Path, default=Path("graph.json"), help="written after each row (%(default)s)")
     return parser
 

@@ -3,7 +3,6 @@
 python -m benchmarks.idle
 """
 
-import argparse
 import json
 import tempfile
 import time
@@ -14,21 +13,16 @@ from typing import Any
 import httpx
 
 from benchmarks import processes
-from benchmarks.server import server, wait_until
-from cosmos3_models.checkpoint import DEMO, checkpoint_folder
+from benchmarks.server import LONG, server, server_parser, wait_until
 
-LONG = {"prompt": "A red ball bounces.", "size": "512x512", "num_frames": 65, "num_inference_steps": 200}
 SETTLE_S = 20.0  # what a server that has just started does once more
 
 
 def main() -> None:
     """Print one line of JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    checkpoint = {"default": DEMO, "type": lambda path: str(checkpoint_folder(path))}
-    parser.add_argument("--checkpoint", **checkpoint, help="folder with Cosmos3 weights, or demo (%(default)s)")
+    parser = server_parser(__doc__, 8125)
     parser.add_argument("--seconds", type=float, default=60, help="length of each measurement (%(default)s)")
     parser.add_argument("--waiting", type=int, default=50, help="jobs that wait while one runs (%(default)s)")
-    parser.add_argument("--port", type=int, default=8125, help="port of the server (%(default)s)")
     args = parser.parse_args()
     with (
         tempfile.TemporaryDirectory() as folder,

@@ -3,7 +3,6 @@
 python -m benchmarks.jobs
 """
 
-import argparse
 import json
 import tempfile
 import time
@@ -16,24 +15,17 @@ import httpx
 from sqlalchemy import create_engine
 
 from benchmarks.measure import environment
-from benchmarks.server import server, wait_until
+from benchmarks.server import LONG, server, server_parser, wait_until
 from cosmos3_models import GenerationParams
-from cosmos3_models.checkpoint import DEMO, checkpoint_folder
 from serve.job_schema import JOBS, prepare
-
-REQUEST = {"prompt": "A red ball bounces."}
-LONG = REQUEST | {"num_inference_steps": 200, "size": "512x512", "num_frames": 65}
 
 
 def main() -> None:
     """Print one line of JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    checkpoint = {"default": DEMO, "type": lambda path: str(checkpoint_folder(path))}
-    parser.add_argument("--checkpoint", **checkpoint, help="folder with Cosmos3 weights, or demo (%(default)s)")
+    parser = server_parser(__doc__, 8123)
     parser.add_argument("--stored", type=int, default=10_000, help="finished jobs in the table (%(default)s)")
     parser.add_argument("--requests", type=int, default=300, help="requests of each kind (%(default)s)")
     parser.add_argument("--cancels", type=int, default=5, help="running jobs to delete (%(default)s)")
-    parser.add_argument("--port", type=int, default=8123, help="where the server listens (%(default)s)")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         ids = fill(Path(folder), args.stored)

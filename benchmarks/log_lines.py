@@ -13,9 +13,8 @@ from typing import Any
 
 import httpx
 
-from benchmarks.server import COLOUR, server, wait_until
+from benchmarks.server import COLOUR, TINIEST, server, wait_until
 
-TINIEST = {"prompt": "A red ball bounces.", "size": "64x64", "num_frames": 5, "num_inference_steps": 1}
 LEVEL = re.compile(r"\b(DEBUG|INFO|WARNING|ERROR|CRITICAL)\b")
 
 

@@ -1,6 +1,5 @@
 """What computes: figures mean little without it."""
 
-import os
 import platform
 import re
 import subprocess
@@ -8,6 +7,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+
+from serve.worker import cores
 
 
 class Machine(NamedTuple):
@@ -39,8 +40,3 @@ def cpu_name() -> str:
     if platform.system() == "Darwin":
         return subprocess.check_output(["sysctl", "-n", "machdep.cpu.brand_string"], text=True).strip()
     return platform.processor() or platform.machine()
-
-
-def cores() -> int:
-    """Where the system can say it, those that this process is not kept from."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

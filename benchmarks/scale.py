@@ -5,7 +5,6 @@ python -m benchmarks.scale
 
 import argparse
 import asyncio
-import contextlib
 import json
 import os
 import tempfile
@@ -23,6 +22,7 @@ from ray import serve
 from sqlalchemy import create_engine, select
 
 from benchmarks import processes
+from benchmarks.server import is_healthy, wait_until
 from cosmos3_models import GenerationParams
 from cosmos3_models.media import VideoWriter
 from cosmos3_models.prompt import PromptIds
@@ -35,6 +35,7 @@ from serve.runner import SLOTS, JobRunner
 
 REQUEST = {"prompt": "A red ball bounces.", "size": "64x64", "num_frames": 5}
 POSTERS = 16  # clients that submit at the same time
+STARTING_S = 300.0
 PERIOD_S = 1.0  # between two looks at the queue
 
 
@@ -107,11 +108,12 @@ def measure(folder: Path, denoisers: int, args: argparse.Namespace) -> dict[str,
     """
     settings = AppArgs(data_dir=str(folder), database_url=args.database, max_queued_jobs=10_000)
     serve.run(application(settings, denoisers, args.step_s), name="cosmos3", route_prefix="/")
-    _wait_until_healthy(args.port)
+    url = f"http://127.0.0.1:{args.port}"
+    wait_until(lambda: is_healthy(url), STARTING_S, period_s=0.2)
     jobs = denoisers * args.jobs
     request = REQUEST | {"num_inference_steps": args.steps}
     before, start = processes.cpu_s(os.getpid()), time.perf_counter()
-    post_s = asyncio.run(submit(f"http://127.0.0.1:{args.port}", request, jobs))
+    post_s = asyncio.run(submit(url, request, jobs))
     submitted_s = time.perf_counter() - start
     rows = wait_for_all(settings.job_settings().database_url, jobs)
     wall_s, used = time.perf_counter() - start, processes.cpu_s(os.getpid()) - before
@@ -173,14 +175,6 @@ def wait_for_all(database_url: str, jobs: int) -> list[Any]:
             engine.dispose()
             return rows
         time.sleep(PERIOD_S)
-
-
-def _wait_until_healthy(port: int) -> None:
-    while True:
-        with contextlib.suppress(httpx.HTTPError):
-            if httpx.get(f"http://127.0.0.1:{port}/health", timeout=5).status_code == 200:
-                return
-        time.sleep(0.2)
 
 
 if __name__ == "__main__":

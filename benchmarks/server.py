@@ -1,5 +1,6 @@
 """A server of a benchmark's own: deploy.yaml with other arguments and another port, of which nothing is left after."""
 
+import argparse
 import contextlib
 import os
 import re
@@ -7,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -18,6 +19,11 @@ import httpx
 import psutil
 import yaml
 
+from cosmos3_models.checkpoint import DEMO, checkpoint_folder
+
+TINIEST = {"prompt": "A red ball bounces.", "size": "64x64", "num_frames": 5, "num_inference_steps": 1}
+LONG = {"prompt": "A red ball bounces.", "size": "512x512", "num_frames": 65, "num_inference_steps": 200}
+SERVE_RUN = ("-m", "ray.serve.scripts", "run")
 LEAVING_S = 20.0  # what a stopped server may take to go
 COLOUR = re.compile(r"\x1b\[\d+m")
 STAMP = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}")
@@ -34,10 +40,14 @@ class Server:
     """
 
     url: str
-    pid: int
+    process: "subprocess.Popen[bytes]"
     launched_at: float
     ready_s: float
     log: Path
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
 
     def logged(self, pattern: str) -> Iterator[tuple[float, str]]:
         """Seconds since the launch and text of the log's dated lines that match."""
@@ -47,11 +57,21 @@ class Server:
                 yield at - self.launched_at, line
 
 
+def server_parser(description: str | None, port: int) -> argparse.ArgumentParser:
+    """Options of a benchmark that starts a server: its checkpoint and, by default, this port."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    checkpoint = {"default": DEMO, "type": lambda path: str(checkpoint_folder(path))}
+    parser.add_argument("--checkpoint", **checkpoint, help="folder with Cosmos3 weights, or demo (%(default)s)")
+    parser.add_argument("--port", type=int, default=port, help="where the server listens (%(default)s)")
+    return parser
+
+
 @contextmanager
 def server(
     data_dir: Path,
     port: int,
     *,
+    command: Sequence[str] = SERVE_RUN,
     log: Path | None = None,
     environment: Mapping[str, str] | None = None,
     patience_s: float = 180,
@@ -61,6 +81,7 @@ def server(
 
     Args:
         data_dir: an existing folder for the job table and the videos.
+        command: Python's arguments, before the deployment file.
         log: file for what it prints; None is ``log`` in ``data_dir``.
         environment: variables that its processes get besides this one's.
         patience_s: it must be ready by then.
@@ -69,15 +90,20 @@ def server(
     config = yaml.safe_load(Path("deploy.yaml").read_text())
     config["http_options"]["port"] = port
     config["applications"][0]["args"] |= arguments | {"data_dir": str(data_dir)}
-    (data_dir / "deploy.yaml").write_text(yaml.safe_dump(config))
-    command = [sys.executable, "-m", "ray.serve.scripts", "run", str(data_dir / "deploy.yaml")]
+    file = data_dir / "deploy.yaml"
+    file.write_text(yaml.safe_dump(config))
     log, url = log or data_dir / "log", f"http://127.0.0.1:{port}"
     launched_at, start = time.time(), time.perf_counter()
     with log.open("w") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output, env={**os.environ, **(environment or {})})
+        process = subprocess.Popen(
+            [sys.executable, *command, str(file)],
+            stdout=output,
+            stderr=output,
+            env={**os.environ, **(environment or {})},
+        )
     try:
         wait_until(lambda: _healthy(url, process), patience_s, period_s=0.1)
-        yield Server(url, process.pid, launched_at, time.perf_counter() - start, log)
+        yield Server(url, process, launched_at, time.perf_counter() - start, log)
     finally:
         _stop(process)
 
@@ -127,6 +153,11 @@ def runs(pid: int) -> bool:
 def _healthy(url: str, process: "subprocess.Popen[bytes]") -> bool:
     if process.poll() is not None:
         raise RuntimeError(f"the server ended with status {process.returncode} before it was ready")
+    return is_healthy(url)
+
+
+def is_healthy(url: str) -> bool:
+    """Whether the server at ``url`` answers /health with 200."""
     try:
         return httpx.get(f"{url}/health", timeout=5).status_code == 200
     except httpx.TransportError:

@@ -15,22 +15,17 @@ import httpx
 import psycopg
 
 from benchmarks import processes
-from benchmarks.server import Server, server
-from cosmos3_models.checkpoint import DEMO, checkpoint_folder
+from benchmarks.server import LONG, Server, server, server_parser
 
-REQUEST = {"prompt": "A red ball bounces.", "size": "512x512", "num_frames": 65, "num_inference_steps": 200}
 JOBS = 8
 
 
 def main() -> None:
     """Print one line of JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    checkpoint = {"default": DEMO, "type": lambda path: str(checkpoint_folder(path))}
-    parser.add_argument("--checkpoint", **checkpoint, help="folder with Cosmos3 weights, or demo (%(default)s)")
+    parser = server_parser(__doc__, 8127)
     parser.add_argument("--database", help="URL of a PostgreSQL database, which counts transactions; none: SQLite")
     parser.add_argument("--streams", type=int, default=192, help="streams to open (%(default)s)")
     parser.add_argument("--seconds", type=float, default=20, help="to measure (%(default)s)")
-    parser.add_argument("--port", type=int, default=8127, help="port of the server (%(default)s)")
     args = parser.parse_args()
     options = {"checkpoint": args.checkpoint, "database_url": args.database}
     with tempfile.TemporaryDirectory() as folder, server(Path(folder), args.port, **options) as started:
@@ -45,7 +40,7 @@ async def measure(started: Server, args: argparse.Namespace) -> dict[str, Any]:
         httpx.AsyncClient(base_url=started.url, timeout=timeout, limits=limits) as client,
         AsyncExitStack() as open_,
     ):
-        jobs = [(await client.post("/v1/videos", json=REQUEST)).raise_for_status().json()["id"] for _ in range(JOBS)]
+        jobs = [(await client.post("/v1/videos", json=LONG)).raise_for_status().json()["id"] for _ in range(JOBS)]
         await asyncio.sleep(2)  # until the first is being made
         without = await _use(started, args)
         lines = [0]

@@ -173,10 +173,10 @@ def _use_all_cores() -> None:
     import torch  # here: importing the stages must not bring it
 
     # Ray gives a replica with a fraction of a CPU one thread; the stages take turns, so each may have them all.
-    torch.set_num_threads(_cores())
+    torch.set_num_threads(cores())
 
 
-def _cores() -> int:
+def cores() -> int:
     """Cores that this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)  # Linux alone has it
     return len(affinity(0)) if affinity else os.cpu_count() or 1

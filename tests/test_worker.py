@@ -245,4 +245,4 @@ def test_a_cancelled_job_leaves_no_error_behind() -> None:
 
 def test_a_machine_that_cannot_tell_its_affinity_uses_all_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
-    assert worker._cores() == os.cpu_count()
+    assert worker.cores() == os.cpu_count()
