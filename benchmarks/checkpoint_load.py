@@ -14,8 +14,8 @@ import torch
 from benchmarks import nano
 from benchmarks.measure import report, synchronize
 from benchmarks.nano_folder import write
-from cosmos3_models.checkpoint import Checkpoint
-from cosmos3_models.weights import load_transformer
+from cosmos3_models.checkpoint.folder import Checkpoint
+from cosmos3_models.checkpoint.loading import load_transformer
 
 
 def main() -> None:

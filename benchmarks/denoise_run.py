@@ -16,11 +16,11 @@ from torch import Tensor
 from benchmarks import nano
 from benchmarks.denoise_step import SCALE, SHIFT, Case
 from benchmarks.measure import relative_error, report, synchronize
-from cosmos3_models.config import SchedulerConfig
-from cosmos3_models.denoise import denoise, velocity_function
+from cosmos3_models.checkpoint.configs import SchedulerConfig
 from cosmos3_models.params import Approximation
-from cosmos3_models.sampler import make_schedule
-from cosmos3_models.transformer import Streams, Transformer
+from cosmos3_models.sampling.denoise import denoise, velocity_function
+from cosmos3_models.sampling.sampler import make_schedule
+from cosmos3_models.transformer.model import Streams, Transformer
 
 
 def main() -> None:

@@ -15,13 +15,12 @@ from torch import Tensor
 
 from benchmarks import nano, peer
 from benchmarks.measure import median_s, peak_gib, relative_error, report
-from cosmos3_models import attention
-from cosmos3_models.config import SchedulerConfig
-from cosmos3_models.denoise import EXACTLY, denoise, draw_noise, guide, velocity_function
+from cosmos3_models.checkpoint.configs import SchedulerConfig
 from cosmos3_models.params import Approximation
-from cosmos3_models.sampler import UniPC, make_schedule
+from cosmos3_models.sampling.denoise import EXACTLY, denoise, draw_noise, guide, velocity_function
+from cosmos3_models.sampling.sampler import UniPC, make_schedule
 from cosmos3_models.shapes import LatentGrid
-from cosmos3_models.transformer import Condition, Streams, Transformer
+from cosmos3_models.transformer.model import Condition, Streams, Transformer, attention
 
 WARM_UP = 1  # steps
 TIMESTEP = 700  # at which velocities are compared

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from serve.worker import cores
+from serve.graph.worker import cores
 
 
 class Machine(NamedTuple):

@@ -8,12 +8,12 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from cosmos3_models.config import SoundDecoderConfig, TransformerConfig, VideoVAEConfig
-from cosmos3_models.names import transformer_name
-from cosmos3_models.sound_decoder import SoundDecoder
-from cosmos3_models.transformer import Transformer
-from cosmos3_models.video_vae import VideoDecoder
-from cosmos3_models.weights import KEPT_IN_FP32
+from cosmos3_models.autoencoders.sound_decoder import SoundDecoder
+from cosmos3_models.autoencoders.video_decoder import VideoDecoder
+from cosmos3_models.checkpoint.configs import SoundDecoderConfig, TransformerConfig, VideoVAEConfig
+from cosmos3_models.checkpoint.loading import KEPT_IN_FP32
+from cosmos3_models.checkpoint.tensor_names import transformer_name
+from cosmos3_models.transformer.model import Transformer
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 

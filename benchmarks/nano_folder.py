@@ -20,12 +20,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from benchmarks import nano
-from cosmos3_models.checkpoint import DEMO_FOLDER
-from cosmos3_models.config import SoundDecoderConfig, VideoVAEConfig
-from cosmos3_models.names import transformer_name
-from cosmos3_models.sound_decoder import SoundDecoder
-from cosmos3_models.transformer import Transformer
-from cosmos3_models.video_vae import VideoDecoder
+from cosmos3_models.autoencoders.sound_decoder import SoundDecoder
+from cosmos3_models.autoencoders.video_decoder import VideoDecoder
+from cosmos3_models.checkpoint.configs import SoundDecoderConfig, VideoVAEConfig
+from cosmos3_models.checkpoint.folder import DEMO_FOLDER
+from cosmos3_models.checkpoint.tensor_names import transformer_name
+from cosmos3_models.transformer.model import Transformer
 
 SHARD_BYTES = 2 * 10**9
 WRITERS = 6  # threads, and shards that wait on the device at most

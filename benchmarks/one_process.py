@@ -10,13 +10,13 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Self
 
-from cosmos3_models.checkpoint import Checkpoint
-from cosmos3_models.media import mux
+from cosmos3_models.checkpoint.folder import Checkpoint
+from cosmos3_models.checkpoint.loading import one_process, resolve_device
+from cosmos3_models.media.mp4 import mux
 from cosmos3_models.params import Approximation, ApproximationPolicy, GenerationParams
-from cosmos3_models.weights import one_process, resolve_device
 from serve.app import AppArgs
+from serve.graph.stages import Denoiser, SoundDecoder, Tokenizer, VideoDecoder
 from serve.schema import VideoRequest
-from serve.stages import Denoiser, SoundDecoder, Tokenizer, VideoDecoder
 
 PROMPT = "A red ball bounces on a wooden floor while a camera moves slowly around it."
 WARM_UP_STEPS = 2
@@ -73,7 +73,7 @@ class OneProcess:
         self._sound_decoder = SoundDecoder(checkpoint, target, patience)
 
     async def make(self, fields: dict[str, Any], path: Path) -> Made:
-        """One video, in the order of ``serve.graph``."""
+        """One video, in the order of ``serve.graph.graph``."""
         marks = {"begin": time.perf_counter()}
         params = VideoRequest(**fields).params(self._defaults)
         ids = self._tokenizer.encode(params)

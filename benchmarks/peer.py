@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from benchmarks import nano
-from cosmos3_models.config import TransformerConfig
-from cosmos3_models.positions import text_positions, video_positions
+from cosmos3_models.checkpoint.configs import TransformerConfig
 from cosmos3_models.shapes import LatentGrid
+from cosmos3_models.transformer.positions import text_positions, video_positions
 
 
 def transformer(device: str, layers: int, compiled: bool) -> Any:

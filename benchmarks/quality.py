@@ -28,10 +28,10 @@ from benchmarks.judge import Verdict, judge
 from benchmarks.measure import environment, relative_error
 from benchmarks.quality_cases import BOTH_PARTS, Case, Prompt, cases, draw_prompts, params_of
 from cosmos3_models import Cosmos3Pipeline, GenerationParams, InvalidInput
-from cosmos3_models.checkpoint import Checkpoint
-from cosmos3_models.output_file import check_output_file
+from cosmos3_models.checkpoint.folder import Checkpoint
+from cosmos3_models.checkpoint.loading import resolve_device
+from cosmos3_models.media.output_file import check_output_file
 from cosmos3_models.params import SigmaSchedule
-from cosmos3_models.weights import resolve_device
 from training.captions import Stated
 from training.labels import Part
 

@@ -24,14 +24,14 @@ from sqlalchemy import create_engine, select
 from benchmarks import processes
 from benchmarks.server import is_healthy, wait_until
 from cosmos3_models import GenerationParams
-from cosmos3_models.media import VideoWriter
-from cosmos3_models.prompt import PromptIds
+from cosmos3_models.media.mp4 import VideoWriter
+from cosmos3_models.text.prompt import PromptIds
 from serve.app import AppArgs, _deployment
-from serve.graph import Stages
-from serve.ingress import Ingress, ServedModel
-from serve.job_schema import JOBS
-from serve.messages import LATENTS_COMPLETE, LATENTS_FOLLOW, DecodedVideo, DenoiserItem
-from serve.runner import SLOTS, JobRunner
+from serve.graph.graph import Stages
+from serve.graph.messages import LATENTS_COMPLETE, LATENTS_FOLLOW, DecodedVideo, DenoiserItem
+from serve.ingress.ingress import Ingress, ServedModel
+from serve.jobs.job_schema import JOBS
+from serve.jobs.runner import SLOTS, JobRunner
 
 REQUEST = {"prompt": "A red ball bounces.", "size": "64x64", "num_frames": 5}
 POSTERS = 16  # clients that submit at the same time

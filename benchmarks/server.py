@@ -19,7 +19,7 @@ import httpx
 import psutil
 import yaml
 
-from cosmos3_models.checkpoint import DEMO, checkpoint_folder
+from cosmos3_models.checkpoint.folder import DEMO, checkpoint_folder
 
 TINIEST = {"prompt": "A red ball bounces.", "size": "64x64", "num_frames": 5, "num_inference_steps": 1}
 LONG = {"prompt": "A red ball bounces.", "size": "512x512", "num_frames": 65, "num_inference_steps": 200}

@@ -13,7 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks import nano
 from benchmarks.denoise_step import Case, take_steps
 from benchmarks.measure import report
-from cosmos3_models.transformer import Condition, Transformer
+from cosmos3_models.transformer.model import Condition, Transformer
 
 # The first class with a word in the kernel's name counts.
 CLASSES = {

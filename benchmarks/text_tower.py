@@ -15,7 +15,7 @@ from torch import Tensor
 from benchmarks import nano
 from benchmarks.denoise_step import Case
 from benchmarks.measure import median_s, peak_gib, report
-from cosmos3_models.transformer import Transformer
+from cosmos3_models.transformer.model import Transformer
 
 
 def main() -> None:

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from benchmarks import nano
 from benchmarks.measure import median_s, peak_gib, relative_error, report
+from cosmos3_models.autoencoders.video_decoder import VideoDecoder
 from cosmos3_models.shapes import LatentGrid
-from cosmos3_models.video_vae import VideoDecoder
 
 Frames = NDArray[np.uint8]
 ERROR_GRID = LatentGrid(3, 12, 20)  # small enough for fp32
@@ -78,7 +78,7 @@ def _replaced(chunks: Iterator[Frames], frames: Frames) -> Iterator[Frames]:
 
 
 def _write(chunks: Iterator[Frames], shape: tuple[int, ...]) -> None:
-    from cosmos3_models.media import VideoWriter, encode_chunks
+    from cosmos3_models.media.mp4 import VideoWriter, encode_chunks
 
     with VideoWriter(*shape[:3], fps=24.0) as writer:
         encode_chunks(writer, chunks)

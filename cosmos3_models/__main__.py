@@ -10,8 +10,8 @@ import torch
 from tqdm import tqdm
 
 from cosmos3_models.errors import CheckpointError, InvalidInput
-from cosmos3_models.media import encode_video
-from cosmos3_models.output_file import check_output_file
+from cosmos3_models.media.mp4 import encode_video
+from cosmos3_models.media.output_file import check_output_file
 from cosmos3_models.params import GenerationParams
 from cosmos3_models.pipeline import Cosmos3Pipeline
 

@@ -11,15 +11,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cosmos3_models.checkpoint import Checkpoint, Offload
-from cosmos3_models.denoise import OnStep, VideoDenoiser
-from cosmos3_models.memory import Footprint
+from cosmos3_models.autoencoders.sound_decoder import SoundDecoder
+from cosmos3_models.autoencoders.video_decoder import VideoDecoder
+from cosmos3_models.checkpoint.folder import Checkpoint, Offload
+from cosmos3_models.checkpoint.loading import (
+    load_sound_decoder,
+    load_transformer,
+    load_video_decoder,
+    one_process,
+    resolve_device,
+)
 from cosmos3_models.params import GenerationParams
-from cosmos3_models.prompt import PromptEncoder
-from cosmos3_models.sound_decoder import SoundDecoder
-from cosmos3_models.transformer import Streams
-from cosmos3_models.video_vae import VideoDecoder
-from cosmos3_models.weights import load_sound_decoder, load_transformer, load_video_decoder, one_process, resolve_device
+from cosmos3_models.resources.footprint import Footprint
+from cosmos3_models.sampling.denoise import OnStep, VideoDenoiser
+from cosmos3_models.text.prompt import PromptEncoder
+from cosmos3_models.transformer.model import Streams
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 
-from serve import deploy_file
+from serve.cli import deploy_file
 
 SEVERAL_MACHINES = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 """Ray's name for a cluster that other machines can join. Elsewhere than on Windows and macOS it is on unless it is set
@@ -26,7 +26,7 @@ def main() -> int:
     try:
         if not os.environ.get("RAY_ADDRESS"):
             os.environ.setdefault(SEVERAL_MACHINES, "0")  # Ray reads it when it is imported
-        from serve.launch import serve_until_stopped
+        from serve.cli.launch import serve_until_stopped
 
         return check.wait() or serve_until_stopped(deploy_file.read(options), started_at)
     except KeyboardInterrupt:

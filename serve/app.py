@@ -11,17 +11,17 @@ from ray.serve import Application
 from ray.serve._private.constants import RAY_SERVE_ENABLE_HA_PROXY
 from ray.serve.config import RequestRouterConfig
 
-from cosmos3_models.checkpoint import DEMO, CardUse, Offload, checkpoint_name
+from cosmos3_models.checkpoint.folder import DEMO, CardUse, Offload, checkpoint_name
 from cosmos3_models.params import ApproximationPolicy
-from serve.access import HOST_PATTERN, ORIGIN_PATTERN, Access
-from serve.graph import Stages
-from serve.ingress import Ingress, ServedModel
-from serve.job_schema import is_sqlite
-from serve.jobs import JobSettings
-from serve.keys import check_key, check_key_file
-from serve.runner import SLOTS, JobRunner
-from serve.stages import Denoiser, SoundDecoder, Tokenizer, VideoDecoder
-from serve.worker import Patience
+from serve.graph.graph import Stages
+from serve.graph.stages import Denoiser, SoundDecoder, Tokenizer, VideoDecoder
+from serve.graph.worker import Patience
+from serve.http.access import HOST_PATTERN, ORIGIN_PATTERN, Access
+from serve.http.keys import check_key, check_key_file
+from serve.ingress.ingress import Ingress, ServedModel
+from serve.jobs.job_schema import is_sqlite
+from serve.jobs.runner import SLOTS, JobRunner
+from serve.jobs.table import JobSettings
 
 
 def _absolute(path: str) -> str:
@@ -140,7 +140,7 @@ class Placement(NamedTuple):
     sound_decoder: float = 0
 
 
-ROUTER = RequestRouterConfig(request_router_class="serve.routing:Router")
+ROUTER = RequestRouterConfig(request_router_class="serve.graph.request_router:Router")
 INGRESS_ROUTER = RequestRouterConfig() if RAY_SERVE_ENABLE_HA_PROXY else ROUTER
 """Ray's HAProxy takes no router of an application's own."""
 

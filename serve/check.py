@@ -11,10 +11,10 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 from ray.serve.schema import ServeDeploySchema
 
-from cosmos3_models.checkpoint import Checkpoint
-from cosmos3_models.prompt import PromptEncoder
-from serve import deploy_file
+from cosmos3_models.checkpoint.folder import Checkpoint
+from cosmos3_models.text.prompt import PromptEncoder
 from serve.app import AppArgs
+from serve.cli import deploy_file
 
 SECRET = ("api_keys", "database_url")
 
@@ -53,7 +53,9 @@ def _check_checkpoint(path: str) -> None:
     Raises:
         CheckpointError: the stages could not load the folder.
     """
-    from cosmos3_models.weights import check_weights  # brings PyTorch, and a wrong argument is found without it
+    from cosmos3_models.checkpoint.loading import (
+        check_weights,  # brings PyTorch, and a wrong argument is found without it
+    )
 
     checkpoint = Checkpoint.open(path)
     PromptEncoder.from_checkpoint(checkpoint.folder)

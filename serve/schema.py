@@ -287,7 +287,9 @@ class ModelCard(TypedDict):
     sound: bool  # whether it can make sound
     defaults: dict[str, Any]
     max_pixel_frames: int  # height x width x frames
-    guide: dict[str, Any] | None  # how to prompt it (cosmos3_models.config.PromptGuide), if the checkpoint says so
+    guide: (
+        dict[str, Any] | None
+    )  # how to prompt it (cosmos3_models.checkpoint.configs.PromptGuide), if the checkpoint says so
     allowed_approximations: list[str]  # what a request may give up for speed
 
 

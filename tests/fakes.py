@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from ray import cloudpickle, serve
 
 from cosmos3_models import GenerationParams
-from cosmos3_models.media import VideoWriter
-from cosmos3_models.prompt import PromptIds
+from cosmos3_models.media.mp4 import VideoWriter
+from cosmos3_models.text.prompt import PromptIds
 from serve.app import AppArgs
-from serve.graph import Stages
-from serve.ingress import Ingress, ServedModel
-from serve.messages import LATENTS_COMPLETE, LATENTS_FOLLOW, DecodedVideo, DenoiserItem
-from serve.runner import JobRunner
+from serve.graph.graph import Stages
+from serve.graph.messages import LATENTS_COMPLETE, LATENTS_FOLLOW, DecodedVideo, DenoiserItem
+from serve.ingress.ingress import Ingress, ServedModel
+from serve.jobs.runner import JobRunner
 
 
 class FakeTokenizer:

@@ -11,7 +11,8 @@ from unittest.mock import patch
 
 from ray import cloudpickle
 
-from serve import app, stages
+from serve import app
+from serve.graph import stages
 
 
 class Fault:

@@ -10,15 +10,15 @@ from typing import Any
 import fsspec
 from fastapi.testclient import TestClient
 
-from cosmos3_models.checkpoint import DEMO
-from serve.access import OPEN, Access
-from serve.api import create_api
+from cosmos3_models.checkpoint.folder import DEMO
 from serve.app import AppArgs
-from serve.graph import Stages
-from serve.ingress import Ingress, ServedModel
+from serve.graph.graph import Stages
+from serve.graph.stages import Tokenizer
+from serve.http.access import OPEN, Access
+from serve.http.routes import create_api
+from serve.ingress.ingress import Ingress, ServedModel
+from serve.jobs.videos import SUFFIX
 from serve.schema import FinishedVideo, video_record
-from serve.stages import Tokenizer
-from serve.videos import SUFFIX
 
 URL = "http://localhost"
 MP4 = bytes(range(256)) * 10

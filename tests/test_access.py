@@ -8,8 +8,8 @@ from local_api import LocalClient, local_client
 from pydantic import ValidationError
 from test_api import check_error
 
-from serve.access import OPEN, Access
 from serve.app import AppArgs
+from serve.http.access import OPEN, Access
 
 ALLOWED = Access(allowed_hosts=("videos.example.com", "*.internal"), allowed_origins=("https://app.example.com",))
 OWN_NAMES = ["localhost", "localhost:8000", "127.0.0.1:8000", "[::1]:8000", "10.1.2.3", "[fe80::1]", "LOCALHOST."]

@@ -12,10 +12,10 @@ from fastapi.testclient import TestClient
 from local_api import URL
 
 from cosmos3_models.params import GenerationDefaults
-from serve.access import Access
-from serve.api import create_api
-from serve.body import MAX_BODY_BYTES
 from serve.errors import StageFailed
+from serve.http.access import Access
+from serve.http.body import MAX_BODY_BYTES
+from serve.http.routes import create_api
 from serve.schema import VideoRequest, read_request
 
 SYNC = "/v1/videos/sync"

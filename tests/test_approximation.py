@@ -6,13 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from cosmos3_models import GenerationParams, InvalidInput, transformer
-from cosmos3_models.checkpoint import Checkpoint
-from cosmos3_models.denoise import VideoDenoiser
+from cosmos3_models import GenerationParams, InvalidInput
+from cosmos3_models.checkpoint.folder import Checkpoint
+from cosmos3_models.checkpoint.loading import load_transformer
 from cosmos3_models.params import APPROXIMATIONS, Approximation, ApproximationPolicy, GenerationDefaults
-from cosmos3_models.prompt import PromptIds
-from cosmos3_models.step_cache import StepCache
-from cosmos3_models.weights import load_transformer
+from cosmos3_models.sampling.denoise import VideoDenoiser
+from cosmos3_models.text.prompt import PromptIds
+from cosmos3_models.transformer import model as transformer
+from cosmos3_models.transformer.step_cache import StepCache
 
 CPU = torch.device("cpu")
 PARAMS = GenerationParams(prompt="x", height=32, width=48, num_frames=5, num_inference_steps=6)

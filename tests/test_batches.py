@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from serve.batches import Batches, Coalesced
+from serve.graph.batching import Batches, Coalesced
 
 
 def test_what_arrives_during_a_batch_is_the_next_one_and_each_caller_has_its_own_result() -> None:

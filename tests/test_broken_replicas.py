@@ -17,7 +17,7 @@ from faulty_stages import faulty_graph
 from ray import serve
 
 from cosmos3_models import GenerationParams
-from cosmos3_models.prompt import PromptIds
+from cosmos3_models.text.prompt import PromptIds
 from serve.app import AppArgs
 
 STEP_TIMEOUT_S = 4

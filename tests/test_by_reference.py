@@ -14,13 +14,13 @@ from ray import cloudpickle, serve
 from ray.serve.handle import DeploymentHandle
 
 from cosmos3_models import GenerationParams
-from cosmos3_models.media import VideoWriter, encode_sound
-from cosmos3_models.prompt import PromptIds
+from cosmos3_models.media.mp4 import VideoWriter, encode_sound
+from cosmos3_models.text.prompt import PromptIds
 from serve.app import AppArgs
-from serve.graph import Stages
-from serve.ingress import Ingress, ServedModel
-from serve.messages import LATENTS_COMPLETE, LATENTS_FOLLOW, DecodedSound, DecodedVideo, DenoiserItem
-from serve.stages import Tokenizer
+from serve.graph.graph import Stages
+from serve.graph.messages import LATENTS_COMPLETE, LATENTS_FOLLOW, DecodedSound, DecodedVideo, DenoiserItem
+from serve.graph.stages import Tokenizer
+from serve.ingress.ingress import Ingress, ServedModel
 
 MEGABYTE = 1 << 20
 LATENTS_MB = 100

@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cosmos3_models import CheckpointError, Cosmos3Pipeline, GenerationParams, InvalidInput
-from cosmos3_models.checkpoint import Checkpoint, checkpoint_name
-from cosmos3_models.prompt import PromptEncoder
-from cosmos3_models.tensor_files import TensorFiles
-from cosmos3_models.weights import check_weights, load_sound_decoder, load_transformer, load_video_decoder
+from cosmos3_models.checkpoint.folder import Checkpoint, checkpoint_name
+from cosmos3_models.checkpoint.loading import check_weights, load_sound_decoder, load_transformer, load_video_decoder
+from cosmos3_models.checkpoint.tensor_files import TensorFiles
+from cosmos3_models.text.prompt import PromptEncoder
 
 CPU = torch.device("cpu")
 WEIGHTS = "diffusion_pytorch_model.safetensors"

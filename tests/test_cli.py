@@ -8,8 +8,8 @@ import av
 import pytest
 
 from cosmos3_models import Cosmos3Pipeline, GenerationParams, InvalidInput
-from cosmos3_models.media import encode_video
-from cosmos3_models.output_file import check_output_file
+from cosmos3_models.media.mp4 import encode_video
+from cosmos3_models.media.output_file import check_output_file
 
 REQUEST = {"num_frames": 5, "height": 32, "width": 48, "num_inference_steps": 2, "seed": 7}
 

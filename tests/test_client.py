@@ -17,9 +17,9 @@ import pytest
 from conftest import Server, free_port
 from test_graph import ENDLESS, REQUEST
 
-from serve import remote
-from serve.client import FIELDS, FLAGS
-from serve.remote import Message, RemoteError, RemoteVideos, read_messages
+from serve.cli.submit import FIELDS, FLAGS
+from serve.client import videos as remote
+from serve.client.videos import Message, RemoteError, RemoteVideos, read_messages
 from serve.schema import VideoRequest
 
 SMALL = ["--size", "96x64", "--num-frames", "9", "--num-inference-steps", "4"]
@@ -27,7 +27,7 @@ LONG = ["--size", ENDLESS["size"], "--num-frames", str(ENDLESS["num_frames"]), "
 
 
 def start(url: str, *arguments: str) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m", "serve.client", "--url", url, *arguments]
+    command = [sys.executable, "-m", "serve.cli.submit", "--url", url, *arguments]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

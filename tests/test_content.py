@@ -9,7 +9,7 @@ import pytest
 from local_api import MP4, LocalClient, local_client
 from test_api import check_error
 
-from serve import storage
+from serve.jobs import media_store as storage
 
 VIDEO = MP4 + b".mp4"  # as ``finish`` writes it
 LENGTH = len(VIDEO)

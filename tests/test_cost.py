@@ -11,9 +11,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import nano
 from cosmos3_models import Cosmos3Pipeline, GenerationParams
-from cosmos3_models.checkpoint import Checkpoint
-from cosmos3_models.config import SchedulerConfig, SoundDecoderConfig, VideoVAEConfig
-from cosmos3_models.cost import (
+from cosmos3_models.checkpoint.configs import SchedulerConfig, SoundDecoderConfig, VideoVAEConfig
+from cosmos3_models.checkpoint.folder import Checkpoint
+from cosmos3_models.errors import InvalidInput
+from cosmos3_models.params import GenerationDefaults
+from cosmos3_models.resources.cost import (
     pass_flops,
     request_flops,
     sound_decode_flops,
@@ -21,9 +23,7 @@ from cosmos3_models.cost import (
     text_flops,
     video_decode_flops,
 )
-from cosmos3_models.denoise import draw_noise
-from cosmos3_models.errors import InvalidInput
-from cosmos3_models.params import GenerationDefaults
+from cosmos3_models.sampling.denoise import draw_noise
 from cosmos3_models.shapes import LatentGrid
 
 PROMPT_TOKENS = (40, 25)

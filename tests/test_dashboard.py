@@ -88,7 +88,7 @@ def test_no_panel_lies_on_another() -> None:
 
 
 def test_every_series_of_the_jobs_has_a_panel() -> None:
-    ours = {f"ray_{name}" for name in re.findall(r'"(cosmos3_\w+)"', (ROOT / "serve/metrics.py").read_text())}
+    ours = {f"ray_{name}" for name in re.findall(r'"(cosmos3_\w+)"', (ROOT / "serve/jobs/metrics.py").read_text())}
     shown = {re.sub("_(bucket|sum)$", "", name) for name in SERIES.findall(" ".join(EXPRESSIONS))}
     assert ours
     assert ours <= shown

@@ -12,11 +12,11 @@ from diffusers.models.autoencoders.autoencoder_cosmos3_audio import Cosmos3AVAEA
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from cosmos3_models import pixel_ops
-from cosmos3_models.checkpoint import Checkpoint
-from cosmos3_models.tensor_files import FoldedWeightNorm, TensorFiles
-from cosmos3_models.video_vae import VideoDecoder, to_frames
-from cosmos3_models.weights import load_sound_decoder, load_video_decoder
+from cosmos3_models.autoencoders.video_decoder import VideoDecoder, to_frames
+from cosmos3_models.checkpoint.folder import Checkpoint
+from cosmos3_models.checkpoint.loading import load_sound_decoder, load_video_decoder
+from cosmos3_models.checkpoint.tensor_files import FoldedWeightNorm, TensorFiles
+from cosmos3_models.kernels import pixel_ops
 
 CPU = torch.device("cpu")
 

@@ -12,8 +12,8 @@ from conftest import ROOT
 
 from benchmarks.judge import judge
 from cosmos3_models import Cosmos3Pipeline
-from cosmos3_models.checkpoint import DEMO_FOLDER, PROMPT_GUIDE, Checkpoint
-from cosmos3_models.config import read_json
+from cosmos3_models.checkpoint.configs import read_json
+from cosmos3_models.checkpoint.folder import DEMO_FOLDER, PROMPT_GUIDE, Checkpoint
 from training.captions import read_caption, write_caption
 from training.export import CARD, LARGEST_BYTES
 from training.labels import draw_labels

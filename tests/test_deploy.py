@@ -14,12 +14,13 @@ import yaml
 from conftest import ROOT
 from ray.serve._private import constants
 
-from cosmos3_models.checkpoint import DEMO, DEMO_FOLDER, CardUse
-from serve import deploy_file, stages
+from cosmos3_models.checkpoint.folder import DEMO, DEMO_FOLDER, CardUse
 from serve.app import CPU, ENVIRONMENT, ONE_GPU, SEVERAL_GPUS, AppArgs, build_app, choose_placement
 from serve.check import problems
-from serve.ingress import Ingress, ServedModel
-from serve.runner import JobRunner
+from serve.cli import deploy_file
+from serve.graph import stages
+from serve.ingress.ingress import Ingress, ServedModel
+from serve.jobs.runner import JobRunner
 
 TEXT = (ROOT / "deploy.yaml").read_text()
 CONFIG = yaml.safe_load(TEXT)

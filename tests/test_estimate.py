@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from cosmos3_models import GenerationParams
-from cosmos3_models.checkpoint import DEMO, Checkpoint
-from serve.direct import DirectRequests
-from serve.estimate import UNKNOWN_RETRY_S, Rates, Schedule, cost_of, percent
-from serve.jobs import ActiveJob, Cost, FinishedJob
+from cosmos3_models.checkpoint.folder import DEMO, Checkpoint
+from serve.estimates.direct_requests import DirectRequests
+from serve.estimates.schedule import UNKNOWN_RETRY_S, Rates, Schedule, cost_of, percent
+from serve.jobs.table import ActiveJob, Cost, FinishedJob
 
 COST = Cost(model="m on cpu", mode="exact", passes=2, text=0, step=100, decode=200)
 DONE = FinishedJob(COST, 10, {"tokenizer": 9, "denoiser": 10}, wall_s=12, after_last_s=12)

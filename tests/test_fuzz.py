@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 from local_api import LocalClient, local_client
 
-from serve.access import Access
+from serve.http.access import Access
 from serve.schema import VideoRequest
 
 KEY = "0123456789abcdef"

@@ -16,7 +16,7 @@ import pytest
 from conftest import Server
 
 from cosmos3_models import Cosmos3Pipeline, GenerationParams
-from cosmos3_models.media import encode_video
+from cosmos3_models.media.mp4 import encode_video
 
 REQUEST = {
     "prompt": "a red ball",

@@ -13,11 +13,11 @@ from local_api import LocalIngress
 from ray import serve
 from ray.serve.schema import ApplicationStatusOverview, DeploymentStatusOverview
 
-from cosmos3_models.checkpoint import DEMO
-from serve import health
+from cosmos3_models.checkpoint.folder import DEMO
 from serve.app import AppArgs
-from serve.health import Look, unready_deployments
-from serve.ingress import Ingress
+from serve.http import health
+from serve.http.health import Look, unready_deployments
+from serve.ingress.ingress import Ingress
 
 
 def test_what_raises_or_hangs_is_named_within_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,10 +11,10 @@ import pytest
 from local_api import MP4, LocalClient, local_client
 from test_api import check_error
 
-from serve import api
 from serve.errors import DatabaseUnavailable, QueueFull
+from serve.http import routes as api
+from serve.jobs.videos import SUFFIX
 from serve.schema import VideoRequest
-from serve.videos import SUFFIX
 
 GETS = [
     "/",

@@ -18,14 +18,14 @@ import pytest
 from local_api import LocalIngress
 from ray.serve.exceptions import RayServeException
 
-from cosmos3_models.budget import GIB, Budget
-from cosmos3_models.checkpoint import DEMO, Checkpoint
-from serve import ingress as ingress_module
-from serve.api import create_api
+from cosmos3_models.checkpoint.folder import DEMO, Checkpoint
+from cosmos3_models.resources.budget import GIB, Budget
 from serve.app import AppArgs
 from serve.errors import InvalidRequest
-from serve.graph import Stages
-from serve.ingress import Ingress, ServedModel
+from serve.graph.graph import Stages
+from serve.http.routes import create_api
+from serve.ingress import ingress as ingress_module
+from serve.ingress.ingress import Ingress, ServedModel
 
 HANDLE: Any = SimpleNamespace(options=lambda **_: None)
 REQUEST = {"prompt": "x", "size": "32x32", "num_frames": 5}

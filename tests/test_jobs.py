@@ -16,10 +16,11 @@ from postgres import Postgres, binaries
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import StatementError
 
-from serve import database, job_schema, jobs
 from serve.errors import DatabaseUnavailable
-from serve.job_schema import Job, prepare
-from serve.jobs import Cost, JobSettings, JobTable, NewJob, Outcome, Progress
+from serve.jobs import database, job_schema
+from serve.jobs import table as jobs
+from serve.jobs.job_schema import Job, prepare
+from serve.jobs.table import Cost, JobSettings, JobTable, NewJob, Outcome, Progress
 from serve.schema import ListQuery
 
 T = TypeVar("T")

@@ -8,18 +8,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from cosmos3_models import pixel_ops, token_ops
-from cosmos3_models.attention import attention
-from cosmos3_models.positions import Rotary
-from cosmos3_models.token_ops import KeyValue, Norms
+from cosmos3_models.kernels import pixel_ops, token_ops
+from cosmos3_models.kernels.token_ops import KeyValue, Norms
+from cosmos3_models.transformer.attention import attention
+from cosmos3_models.transformer.positions import Rotary
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 if not INTERPRETED and not torch.cuda.is_available():
     pytest.skip("neither a GPU nor TRITON_INTERPRET=1", allow_module_level=True)
 pytest.importorskip("triton")
-fp8_kernels = importlib.import_module("cosmos3_models.fp8_kernels")
-pixel_kernels = importlib.import_module("cosmos3_models.pixel_kernels")
-token_kernels = importlib.import_module("cosmos3_models.token_kernels")
+fp8_kernels = importlib.import_module("cosmos3_models.kernels.fp8_kernels")
+pixel_kernels = importlib.import_module("cosmos3_models.kernels.pixel_kernels")
+token_kernels = importlib.import_module("cosmos3_models.kernels.token_kernels")
 
 DEVICE = "cpu" if INTERPRETED else "cuda"
 EXACT = 2e-6  # fp32 sums in another order

@@ -11,10 +11,10 @@ from conftest import ROOT
 from local_api import LocalClient, local_client
 from pydantic import ValidationError
 
-from serve import keys
-from serve.access import Access
 from serve.app import AppArgs, build_app
 from serve.check import problems
+from serve.http import keys
+from serve.http.access import Access
 
 KEY, OTHER, THIRD = "0123456789abcdef", "fedcba9876543210", "A" * 16
 NO_KEYS = {

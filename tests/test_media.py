@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from cosmos3_models.media import VideoTrack, VideoWriter, encode_chunks, encode_sound, encode_video, mux
+from cosmos3_models.media.mp4 import VideoTrack, VideoWriter, encode_chunks, encode_sound, encode_video, mux
 
 RATE = 48_000
 COLOURS = [(235, 30, 30), (30, 200, 40), (40, 60, 220), (250, 220, 20), (128, 128, 128), (10, 10, 10)]

@@ -13,15 +13,16 @@ import torch
 from conftest import ROOT
 
 from benchmarks import nano
-from cosmos3_models import Cosmos3Pipeline, GenerationParams, InvalidInput, memory
-from cosmos3_models.budget import GIB
-from cosmos3_models.checkpoint import CardUse, Checkpoint
-from cosmos3_models.config import SchedulerConfig, SoundDecoderConfig, VideoVAEConfig
-from cosmos3_models.memory import Footprint
+from cosmos3_models import Cosmos3Pipeline, GenerationParams, InvalidInput
+from cosmos3_models.checkpoint.configs import SchedulerConfig, SoundDecoderConfig, VideoVAEConfig
+from cosmos3_models.checkpoint.folder import CardUse, Checkpoint
 from cosmos3_models.params import APPROXIMATIONS, ApproximationName, ApproximationPolicy, GenerationDefaults
-from cosmos3_models.prompt import PromptIds
-from serve import stages
+from cosmos3_models.resources import footprint as memory
+from cosmos3_models.resources.budget import GIB
+from cosmos3_models.resources.footprint import Footprint
+from cosmos3_models.text.prompt import PromptIds
 from serve.app import AppArgs
+from serve.graph import stages
 
 GPU, CPU = torch.device("cuda"), torch.device("cpu")
 TOKENS = nano.PROMPT_TOKENS + nano.NEGATIVE_TOKENS

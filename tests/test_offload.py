@@ -9,15 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from cosmos3_models import Cosmos3Pipeline, GenerationParams
-from cosmos3_models.checkpoint import CardUse, Checkpoint, Offload
-from cosmos3_models.offload import HostLayers
+from cosmos3_models.checkpoint.folder import CardUse, Checkpoint, Offload
+from cosmos3_models.checkpoint.loading import load_transformer
+from cosmos3_models.kernels.token_ops import joined
 from cosmos3_models.params import ApproximationPolicy
 from cosmos3_models.shapes import LatentGrid
-from cosmos3_models.token_ops import joined
-from cosmos3_models.transformer import OFFLOADED, Condition, Transformer
-from cosmos3_models.weights import load_transformer
-from serve import stages
+from cosmos3_models.transformer.model import OFFLOADED, Condition, Transformer
+from cosmos3_models.transformer.offload import HostLayers
 from serve.app import AppArgs
+from serve.graph import stages
 
 CPU, META, GPU = torch.device("cpu"), torch.device("meta"), torch.device("cuda")
 LAYERS = 5

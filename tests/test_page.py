@@ -24,14 +24,14 @@ from playwright.sync_api import Browser, Dialog, Page, expect, sync_playwright
 from starlette.middleware.base import BaseHTTPMiddleware
 
 from cosmos3_models import GenerationParams
-from cosmos3_models.checkpoint import DEMO
-from cosmos3_models.media import encode_video
-from serve.access import Access
-from serve.api import create_api
+from cosmos3_models.checkpoint.folder import DEMO
+from cosmos3_models.media.mp4 import encode_video
 from serve.app import AppArgs
-from serve.content import Content
+from serve.http.access import Access
+from serve.http.content import Content
+from serve.http.routes import create_api
+from serve.jobs.media_store import MediaStore
 from serve.schema import Video, VideoEstimate, VideoList, VideoRequest, described
-from serve.storage import MediaStore
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = [

@@ -9,10 +9,10 @@ import tiny
 import torch
 
 from cosmos3_models import Cosmos3Pipeline, GenerationParams
-from cosmos3_models.denoise import draw_noise
 from cosmos3_models.params import SigmaSchedule
-from cosmos3_models.prompt import PromptIds
-from cosmos3_models.sampler import make_schedule
+from cosmos3_models.sampling.denoise import draw_noise
+from cosmos3_models.sampling.sampler import make_schedule
+from cosmos3_models.text.prompt import PromptIds
 
 TOLERANCE = 1e-5
 PHYAI = np.load(Path(__file__).parent / "data" / "phyai_tiny_fp32.npz")

@@ -19,8 +19,8 @@ from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 from test_api import check_error
 
-from serve import proxy as proxy_module
-from serve.proxy import OneErrorForm
+from serve.http import proxy as proxy_module
+from serve.http.proxy import OneErrorForm
 
 REPLICA = {"node_id": None, "node_ip": None, "actor_id": None, "actor_name": None, "worker_id": None, "pid": None}
 REPLICA |= {"log_file_path": None, "replica_id": "x", "start_time_s": 0}

@@ -13,7 +13,7 @@ from benchmarks import quality, strip
 from benchmarks.judge import Verdict
 from benchmarks.quality import Clip, compare, table
 from benchmarks.quality_cases import cases, draw_prompts, params_of
-from cosmos3_models.checkpoint import Checkpoint
+from cosmos3_models.checkpoint.folder import Checkpoint
 from cosmos3_models.params import GenerationDefaults
 from training import export, sound_autoencoder, tokenizer, transformer, video_vae
 from training.captions import read_caption

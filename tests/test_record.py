@@ -10,7 +10,7 @@ import pytest
 from local_api import URL, LocalClient, local_client
 
 from cosmos3_models.params import MAX_SEED
-from serve.api import timing_headers
+from serve.http.routes import timing_headers
 from serve.schema import ListQuery
 
 SMALL = {"prompt": "x", "size": "32x32", "num_frames": 5, "num_inference_steps": 1}

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from serve import references
-from serve.references import StreamingCall
+from serve.graph import streaming_call as references
+from serve.graph.streaming_call import StreamingCall
 
 REQUEST = contextvars.ContextVar("request", default="none")
 

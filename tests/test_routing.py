@@ -8,8 +8,8 @@ import pytest
 from ray.serve._private.common import DeploymentHandleSource, DeploymentID, ReplicaID, RequestMetadata
 from ray.serve._private.request_router.common import PendingRequest
 
-from serve import routing
-from serve.routing import Router
+from serve.graph import request_router as routing
+from serve.graph.request_router import Router
 
 DEPLOYMENT = DeploymentID(name="Denoiser", app_name="cosmos3")
 

@@ -13,16 +13,16 @@ from typing import Any
 import pytest
 
 from cosmos3_models import GenerationParams
-from serve import runner as runner_module
 from serve.app import AppArgs
 from serve.errors import MediaUnavailable, StageFailed
-from serve.graph import Stages
-from serve.job_schema import Job, prepare
-from serve.jobs import Cost, JobTable, NewJob
-from serve.metrics import EndedJobs
-from serve.runner import ORPHAN_AGE_S, SLOTS, JobRunner
-from serve.storage import MediaStore
-from serve.videos import SUFFIX, Videos
+from serve.graph.graph import Stages
+from serve.jobs import runner as runner_module
+from serve.jobs.job_schema import Job, prepare
+from serve.jobs.media_store import MediaStore
+from serve.jobs.metrics import EndedJobs
+from serve.jobs.runner import ORPHAN_AGE_S, SLOTS, JobRunner
+from serve.jobs.table import Cost, JobTable, NewJob
+from serve.jobs.videos import SUFFIX, Videos
 
 NEW = NewJob(model="m", params={}, cost={}, steps=1)
 

@@ -8,8 +8,8 @@ import tiny
 import torch
 from diffusers import UniPCMultistepScheduler
 
-from cosmos3_models.config import SchedulerConfig
-from cosmos3_models.sampler import UniPC, make_schedule
+from cosmos3_models.checkpoint.configs import SchedulerConfig
+from cosmos3_models.sampling.sampler import UniPC, make_schedule
 
 STEPS = [1, 2, 3, 4, 10, 35, 50, 200]
 CONFIG = {

@@ -13,9 +13,9 @@ from typing import Any
 import fsspec
 import pytest
 
-from serve import storage
 from serve.errors import MediaUnavailable
-from serve.storage import UNFINISHED, MediaStore
+from serve.jobs import media_store as storage
+from serve.jobs.media_store import UNFINISHED, MediaStore
 
 
 @pytest.fixture(params=["folder", "object store"])

@@ -13,11 +13,11 @@ from safetensors.torch import load_file
 
 from benchmarks import reconstruction
 from cosmos3_models import Cosmos3Pipeline
-from cosmos3_models.checkpoint import Checkpoint
-from cosmos3_models.config import VideoVAEConfig
-from cosmos3_models.prompt import DEFAULT_NEGATIVE, PromptEncoder
-from cosmos3_models.transformer import Streams
-from cosmos3_models.video_vae import VideoDecoder
+from cosmos3_models.autoencoders.video_decoder import VideoDecoder
+from cosmos3_models.checkpoint.configs import VideoVAEConfig
+from cosmos3_models.checkpoint.folder import Checkpoint
+from cosmos3_models.text.prompt import DEFAULT_NEGATIVE, PromptEncoder
+from cosmos3_models.transformer.model import Streams
 from training import export, latents, sound_autoencoder, tokenizer, tone, transformer, unpack, video_vae
 from training.latents import Cache
 from training.loop import LOG, WEIGHTS, Gradients, Settings, Task, half_forward, train

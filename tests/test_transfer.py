@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from cosmos3_models.transfer import Transfer
+from cosmos3_models.checkpoint.upload import Transfer
 
 CPU = torch.device("cpu")
 

@@ -7,15 +7,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from cosmos3_models import token_ops
-from cosmos3_models.attention import attention
-from cosmos3_models.checkpoint import Checkpoint
-from cosmos3_models.denoise import guide
-from cosmos3_models.positions import Rotary
+from cosmos3_models.checkpoint.folder import Checkpoint
+from cosmos3_models.checkpoint.loading import load_transformer
+from cosmos3_models.kernels import token_ops
+from cosmos3_models.kernels.token_ops import joined
+from cosmos3_models.sampling.denoise import guide
 from cosmos3_models.shapes import LatentGrid
-from cosmos3_models.token_ops import joined
-from cosmos3_models.transformer import RMSNorm, Streams, Transformer, patchify, unpatchify
-from cosmos3_models.weights import load_transformer
+from cosmos3_models.transformer.attention import attention
+from cosmos3_models.transformer.model import RMSNorm, Streams, Transformer, patchify, unpatchify
+from cosmos3_models.transformer.positions import Rotary
 
 CPU = torch.device("cpu")
 

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 
 from cosmos3_models.params import GenerationDefaults
-from serve import videos as videos_module
 from serve.app import AppArgs
 from serve.errors import DatabaseUnavailable
-from serve.job_schema import prepare
-from serve.jobs import Cost, Progress
+from serve.jobs import videos as videos_module
+from serve.jobs.job_schema import prepare
+from serve.jobs.media_store import MediaStore
+from serve.jobs.table import Cost, Progress
+from serve.jobs.videos import Videos
 from serve.schema import VideoRequest
-from serve.storage import MediaStore
-from serve.videos import Videos
 
 COST = Cost(model="m on cpu", mode="exact", passes=2, text=10, step=100, decode=50)
 DURATIONS = {"denoiser": 1.0}

@@ -13,8 +13,8 @@ import pytest
 
 from cosmos3_models import InvalidInput
 from cosmos3_models.errors import Stopped
-from serve import worker
-from serve.worker import HUNG_FACTOR, Broken, Patience, Turn, Worker
+from serve.graph import worker
+from serve.graph.worker import HUNG_FACTOR, Broken, Patience, Turn, Worker
 
 PATIENCE = Patience(lease_s=3, step_timeout_s=0.2)
 

@@ -19,7 +19,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from cosmos3_models import Cosmos3Pipeline, GenerationParams, GenerationResult
-from cosmos3_models.denoise import draw_noise
+from cosmos3_models.sampling.denoise import draw_noise
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"

@@ -15,9 +15,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from cosmos3_models.checkpoint import PROMPT_GUIDE
-from cosmos3_models.names import transformer_name
-from cosmos3_models.transformer import Transformer
+from cosmos3_models.checkpoint.folder import PROMPT_GUIDE
+from cosmos3_models.checkpoint.tensor_names import transformer_name
+from cosmos3_models.transformer.model import Transformer
 from training import latents, sound_autoencoder, tokenizer, transformer, video_vae
 from training.loop import load_average
 from training.prompt_guide import prompt_guide

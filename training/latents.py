@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from cosmos3_models.prompt import PromptEncoder
+from cosmos3_models.text.prompt import PromptEncoder
 from training import sound_autoencoder, video_vae
 from training.captions import write_caption
 from training.labels import Labels

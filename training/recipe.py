@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cosmos3_models.config import SoundDecoderConfig, TransformerConfig, VideoVAEConfig, read_json
+from cosmos3_models.checkpoint.configs import SoundDecoderConfig, TransformerConfig, VideoVAEConfig, read_json
 from cosmos3_models.params import GenerationDefaults, GenerationParams
 from cosmos3_models.shapes import LatentGrid, sound_latent_frames
 

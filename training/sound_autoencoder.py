@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from cosmos3_models.config import SoundDecoderConfig
-from cosmos3_models.sound_decoder import ResidualUnit, SoundDecoder
+from cosmos3_models.autoencoders.sound_decoder import ResidualUnit, SoundDecoder
+from cosmos3_models.checkpoint.configs import SoundDecoderConfig
 from training import tone
 from training.loop import Forward, Inputs, add_arguments, settings_of, train
 from training.recipe import Recipe

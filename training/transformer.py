@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cosmos3_models.positions import Rotary, rotary, sound_positions, text_positions, video_positions
-from cosmos3_models.prompt import PromptEncoder
-from cosmos3_models.sampler import TRAIN_TIMESTEPS
+from cosmos3_models.sampling.sampler import TRAIN_TIMESTEPS
 from cosmos3_models.shapes import LatentGrid
-from cosmos3_models.transformer import Block, Condition, Streams, Transformer
+from cosmos3_models.text.prompt import PromptEncoder
+from cosmos3_models.transformer.model import Block, Condition, Streams, Transformer
+from cosmos3_models.transformer.positions import Rotary, rotary, sound_positions, text_positions, video_positions
 from training import latents, tone
 from training.latents import Cache
 from training.loop import Forward, Inputs, add_arguments, settings_of, train

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from cosmos3_models.checkpoint import Checkpoint
-from cosmos3_models.weights import load_sound_decoder, load_transformer
+from cosmos3_models.checkpoint.folder import Checkpoint
+from cosmos3_models.checkpoint.loading import load_sound_decoder, load_transformer
 from training import latents, sound_autoencoder, tokenizer, transformer, video_vae
 from training.export import WEIGHTS as EXPORTED
 from training.loop import WEIGHTS

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from cosmos3_models.config import VideoVAEConfig
-from cosmos3_models.pixel_ops import channels_last
-from cosmos3_models.video_vae import TIME_KERNEL, CausalConv3d, History, MidBlock, Norm, ResidualBlock
+from cosmos3_models.autoencoders.video_decoder import TIME_KERNEL, CausalConv3d, History, MidBlock, Norm, ResidualBlock
+from cosmos3_models.checkpoint.configs import VideoVAEConfig
+from cosmos3_models.kernels.pixel_ops import channels_last
 
 
 class Downsampler(nn.Module):

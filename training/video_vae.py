@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from cosmos3_models.config import VideoVAEConfig
+from cosmos3_models.autoencoders.video_decoder import History, VideoDecoder
+from cosmos3_models.checkpoint.configs import VideoVAEConfig
 from cosmos3_models.shapes import LatentGrid
-from cosmos3_models.video_vae import History, VideoDecoder
 from training.loop import Forward, Inputs, add_arguments, settings_of, train
 from training.recipe import Recipe
 from training.video_encoder import VideoEncoder

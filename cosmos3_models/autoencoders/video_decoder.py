@@ -1,0 +1,306 @@
+"""The decoder of the causal video autoencoder (Wan 2.2): latents to pixels, a chunk of latent frames at a time.
+
+Every convolution in time looks back only. What it must remember of one chunk for the next lives in a ``History``,
+so any chunking gives the same video. Shapes are (b, channels, frames, height, width) throughout.
+"""
+
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from cosmos3_models.checkpoint.configs import VideoVAEConfig
+from cosmos3_models.kernels import pixel_ops
+from cosmos3_models.kernels.pixel_ops import channels_last
+from cosmos3_models.shapes import FRAMES_PER_LATENT
+
+TIME_KERNEL = 3
+CELLS_PER_CHUNK = 512  # on the CPU: latent positions that a chunk holds at most, unless one frame has more
+LATENTS_PER_CHUNK = 8  # on a GPU, at most: more save nothing that can be measured
+CARD_SHARE = 0.2  # of a GPU's memory that a chunk may take; not of what is free, so that bytes depend on the card alone
+ELEMENTS = 2**31 - 1  # of one tensor: 32-bit indices reach them. One latent frame may have more; cuDNN 9.19 takes it
+
+
+class Norm(nn.Module):
+    """Each pixel's channels scaled to length sqrt(channels), then by a learnt gain."""
+
+    def __init__(self, channels: int, extra_dims: int) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.empty(channels, *(1,) * extra_dims))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return pixel_ops.norm(x, self.gamma)
+
+
+class History:
+    """The last input frames of every causal convolution, between the chunks of one video."""
+
+    def __init__(self) -> None:
+        self.first_chunk = True
+        self._frames: dict[nn.Module, Tensor] = {}
+
+    def extend(self, convolution: nn.Module, x: Tensor, norm: Norm | None = None, bias: Tensor | None = None) -> Tensor:
+        """x with the frames before it in front; before the first there are zeros.
+
+        With ``norm``, x is silu(norm(x + bias)) on the way.
+        """
+        kept = TIME_KERNEL - 1
+        _, channels, frames, height, width = x.shape
+        padded = pixel_ops.empty(x, channels, kept + frames, height, width)
+        padded[:, :, :kept] = self._frames.get(convolution, 0)
+        if norm is None:
+            padded[:, :, kept:] = x
+        else:
+            pixel_ops.norm_silu(x, bias, norm.gamma, padded[:, :, kept:])
+        self._frames[convolution] = padded[:, :, -kept:].clone()
+        return padded
+
+
+class CausalConv3d(nn.Conv3d):
+    """A convolution that sees the present and the two frames before it, and pads with zeros in space."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: tuple[int, int, int] = (TIME_KERNEL, 3, 3)) -> None:
+        self._sides = (0, kernel[1] // 2, kernel[2] // 2)
+        super().__init__(inputs, outputs, kernel, padding=self._sides)
+
+    def step(self, x: Tensor, history: History, norm: Norm | None = None) -> Tensor:
+        return self(history.extend(self, x, norm))
+
+    @property
+    def shift(self) -> Tensor:
+        assert self.bias is not None
+        return self.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return pixel_ops.convolve(x, self.weight, self.bias, self._sides)
+
+    def without_bias(self, x: Tensor) -> Tensor:
+        return pixel_ops.convolve(x, self.weight, None, self._sides)
+
+
+class ResidualBlock(nn.Module):
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.norm1 = Norm(inputs, 3)
+        self.conv1 = CausalConv3d(inputs, outputs)
+        self.norm2 = Norm(outputs, 3)
+        self.conv2 = CausalConv3d(outputs, outputs)
+        if inputs != outputs:
+            self.conv_shortcut = CausalConv3d(inputs, outputs, (1, 1, 1))
+
+    def forward(self, x: Tensor, history: History) -> Tensor:
+        # The biases are added by the operation that follows: on a GPU each would be a pass over memory of its own.
+        hidden = self.conv1.without_bias(history.extend(self.conv1, x, self.norm1))
+        hidden = self.conv2.without_bias(history.extend(self.conv2, hidden, self.norm2, self.conv1.shift))
+        if not hasattr(self, "conv_shortcut"):
+            return pixel_ops.add_bias(hidden, self.conv2.shift, x)
+        shortcut = self.conv_shortcut.without_bias(x)
+        return pixel_ops.add_bias(hidden, self.conv2.shift + self.conv_shortcut.shift, shortcut)
+
+
+class FrameAttention(nn.Module):
+    """Single-head attention among the positions of each frame."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = Norm(channels, 2)
+        self.to_qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.proj = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        frames = rearrange(x, "b c t h w -> (b t) c h w")
+        query, key, value = rearrange(self.to_qkv(self.norm(frames)), "n (three c) h w -> three n 1 (h w) c", three=3)
+        out = F.scaled_dot_product_attention(query, key, value)
+        out = self.proj(rearrange(out, "n 1 (h w) c -> n c h w", h=x.shape[3]))
+        return channels_last(x + rearrange(out, "(b t) c h w -> b c t h w", b=x.shape[0]))
+
+
+class MidBlock(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList([ResidualBlock(channels, channels), ResidualBlock(channels, channels)])
+        self.attentions = nn.ModuleList([FrameAttention(channels)])
+
+    def forward(self, x: Tensor, history: History) -> Tensor:
+        x = self.attentions[0](self.resnets[0](x, history))
+        return self.resnets[1](x, history)
+
+
+class Upsampler(nn.Module):
+    """Doubles height and width, and with ``in_time`` every frame but the video's first."""
+
+    def __init__(self, channels: int, *, in_time: bool) -> None:
+        super().__init__()
+        self.time_factor = 2 if in_time else 1
+        # Index 1 of the checkpoint's pair: nearest-neighbour doubling, then this convolution.
+        self.resample = nn.ModuleDict({"1": nn.Conv2d(channels, channels, 3)})
+        if in_time:
+            self.time_conv = CausalConv3d(channels, 2 * channels, (TIME_KERNEL, 1, 1))
+
+    def forward(self, x: Tensor, source: Tensor, history: History) -> Tensor:
+        """The larger x plus ``source``, the block's input, spread over the larger grid without weights."""
+        # The first frame is neither doubled nor remembered: time_conv takes the second to be the start.
+        if hasattr(self, "time_conv") and not history.first_chunk:
+            x = rearrange(self.time_conv.step(x, history), "b (two c) t h w -> (b t two) h w c", two=2)
+        else:
+            x = rearrange(x, "b c t h w -> (b t) h w c")
+        convolution: Any = self.resample["1"]
+        weights = rearrange(pixel_ops.phase_weights(convolution.weight), "p q o c i j -> (p q o) c i j")
+        phases = F.conv2d(x.permute(0, 3, 1, 2), weights, padding=1)
+        return pixel_ops.merge_phases(phases, convolution.bias, source, self.time_factor, history.first_chunk)
+
+
+class UpBlock(nn.Module):
+    def __init__(self, inputs: int, outputs: int, blocks: int, *, upsample: bool, in_time: bool) -> None:
+        super().__init__()
+        widths = [inputs] + [outputs] * blocks
+        self.resnets = nn.ModuleList(ResidualBlock(a, b) for a, b in pairwise(widths))
+        if upsample:
+            self.upsampler = Upsampler(outputs, in_time=in_time)
+
+    def forward(self, x: Tensor, history: History) -> Tensor:
+        source = x
+        for block in self.resnets:
+            x = block(x, history)
+        return self.upsampler(x, source, history) if hasattr(self, "upsampler") else x
+
+
+class Decoder(nn.Module):
+    def __init__(self, config: VideoVAEConfig) -> None:
+        super().__init__()
+        widths = [config.decoder_base_dim * m for m in (config.dim_mult[-1], *reversed(config.dim_mult))]
+        in_time = (*reversed(config.temporal_downsample), False)
+        last = len(in_time) - 1
+        self.conv_in = CausalConv3d(config.z_dim, widths[0])
+        self.mid_block = MidBlock(widths[0])
+        self.up_blocks = nn.ModuleList(
+            UpBlock(a, b, config.num_res_blocks + 1, upsample=i < last, in_time=in_time[i])
+            for i, (a, b) in enumerate(pairwise(widths))
+        )
+        self.norm_out = Norm(widths[-1], 3)
+        self.conv_out = CausalConv3d(widths[-1], config.out_channels)
+
+    def forward(self, x: Tensor, history: History) -> Tensor:
+        x = self.mid_block(self.conv_in.step(x, history), history)
+        for block in self.up_blocks:
+            x = block(x, history)
+        return self.conv_out.step(x, history, self.norm_out)
+
+
+class VideoDecoder(nn.Module):
+    """Video latents to pixels."""
+
+    def __init__(self, config: VideoVAEConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.post_quant_conv = CausalConv3d(config.z_dim, config.z_dim, (1, 1, 1))
+        self.decoder = Decoder(config)
+
+    @torch.inference_mode()
+    def forward(self, latents: Tensor, latents_per_chunk: int | None = None) -> Iterator[Tensor]:
+        """Decode chunk by chunk.
+
+        Args:
+            latents: (1, c, t, h, w) as the denoiser leaves them, any float dtype, on any device.
+            latents_per_chunk: latent frames at a time, by default ``chunk_size``.
+
+        Yields:
+            fp32 (1, 3, frames, 16 h, 16 w) in [0, 1]: one frame, then 4 to a latent frame.
+        """
+        history = History()
+        latents = self._denormalized(latents)
+        latents_per_chunk = latents_per_chunk or self.chunk_size(*latents.shape[3:])
+        first, rest = latents[:, :, :1], latents[:, :, 1:]
+        for chunk in (first, *rest.split(latents_per_chunk, dim=2)) if rest.shape[2] else (first,):
+            pixels = self.decoder(channels_last(chunk), history)
+            history.first_chunk = False
+            size = self.config.patch_size
+            pixels = rearrange(pixels, "b (c q p) t h w -> b c t (h p) (w q)", p=size, q=size)
+            yield ((pixels.float().clamp(-1, 1) + 1) / 2).clamp(0, 1)
+
+    def frames(self, latents: Tensor | NDArray[np.float32]) -> Iterator[NDArray[np.uint8]]:
+        """The video as uint8 (t, 16 h, 16 w, 3) in host memory, chunk by chunk as from the call.
+
+        A chunk is handed over once the next one is under way, so that a GPU need not wait for whoever takes it.
+        """
+        latents = latents if isinstance(latents, Tensor) else torch.tensor(latents)
+        landings = (_Landing(to_frames(pixels)) for pixels in self(latents))
+        last = next(landings)
+        for landing in landings:
+            yield last.frames()
+            last = landing
+        yield last.frames()
+
+    def warm_up(self) -> None:
+        """Load and compile what a request needs, on the smallest video that has every kind of chunk."""
+        for _ in self.frames(torch.zeros(1, self.config.z_dim, 2, 1, 1)):
+            pass
+
+    def chunk_size(self, height: int, width: int) -> int:
+        """Latent frames that are decoded together, at this latent height and width, on this device."""
+        device = self.post_quant_conv.weight.device
+        if device.type != "cuda":
+            return max(1, CELLS_PER_CHUNK // (height * width))
+        return self.chunk_on_card(height, width, torch.cuda.get_device_properties(device).total_memory)
+
+    def chunk_on_card(self, height: int, width: int, card_bytes: int) -> int:
+        """``chunk_size`` on a GPU of that much memory."""
+        kept, more = self.peak_bytes(0, height, width), self.peak_bytes(1, height, width)
+        fitting = int((CARD_SHARE * card_bytes - kept) // (more - kept))
+        countable = (ELEMENTS // self._elements(height, width) - TIME_KERNEL + 1) // FRAMES_PER_LATENT
+        return max(1, min(LATENTS_PER_CHUNK, fitting, countable))
+
+    def peak_bytes(self, latents_per_chunk: int, height: int, width: int) -> int:
+        """Memory that decoding takes at most, besides the weights and cuDNN's scratch.
+
+        A chunk is widest where the last block starts: its input, the same normed, and half as many channels twice.
+        """
+        itemsize = self.post_quant_conv.weight.dtype.itemsize
+        frames = latents_per_chunk * FRAMES_PER_LATENT + TIME_KERNEL - 1
+        chunk = 3 * frames * self._elements(height, width)
+        history = 0
+        for level, block in enumerate(self.decoder.up_blocks):
+            inputs = sum(m.in_channels for m in block.modules() if isinstance(m, CausalConv3d) and m.kernel_size[0] > 1)
+            history += (TIME_KERNEL - 1) * inputs * height * width * 4**level
+        return itemsize * (chunk + history)
+
+    def _elements(self, height: int, width: int) -> int:
+        """Numbers in a frame of the last block's input, the largest tensor."""
+        inputs = self.config.decoder_base_dim * self.config.dim_mult[1]
+        return inputs * height * width * 4 ** len(self.config.temporal_downsample)
+
+    def _denormalized(self, latents: Tensor) -> Tensor:
+        weight = self.post_quant_conv.weight
+        mean, std = (
+            torch.tensor(values, device=weight.device)[:, None, None, None]
+            for values in (self.config.latents_mean, self.config.latents_std)
+        )
+        latents = latents.to(weight.device, torch.float32) * std + mean
+        return self.post_quant_conv(latents.to(weight.dtype))
+
+
+class _Landing:
+    """A chunk on its way to host memory. On a GPU the copy is only begun: what is launched next need not wait."""
+
+    def __init__(self, frames: Tensor) -> None:
+        self._host = torch.empty(frames.shape, dtype=frames.dtype, pin_memory=frames.is_cuda)
+        self._host.copy_(frames, non_blocking=True)
+        self._done = torch.cuda.current_stream(frames.device).record_event() if frames.is_cuda else None
+
+    def frames(self) -> NDArray[np.uint8]:
+        """Wait for the copy."""
+        if self._done is not None:
+            self._done.synchronize()
+        return self._host.numpy()
+
+
+def to_frames(pixels: Tensor) -> Tensor:
+    """(1, 3, t, h, w) in [0, 1] to uint8 (t, h, w, 3), rounded to nearest."""
+    frames = rearrange(pixels, "1 c t h w -> t h w c")
+    return (frames * 255).round().to(torch.uint8).contiguous()

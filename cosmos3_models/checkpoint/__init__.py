@@ -1,0 +1,1 @@
+"""A checkpoint's folder: configs, tensor names, files, loading."""

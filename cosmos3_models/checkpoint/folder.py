@@ -1,0 +1,119 @@
+"""A checkpoint folder in the public layout: its configs. Strict: every surprise is an error.
+
+Nothing here needs PyTorch; ``weights`` loads the tensors.
+"""
+
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from cosmos3_models.checkpoint.configs import (
+    PromptGuide,
+    SchedulerConfig,
+    SoundDecoderConfig,
+    TransformerConfig,
+    VideoVAEConfig,
+    is_there,
+    read_config,
+)
+from cosmos3_models.errors import CheckpointError
+from cosmos3_models.params import ApproximationName, GenerationDefaults
+from cosmos3_models.resources.budget import Decoders
+
+DEMO = "demo"
+DEMO_FOLDER = Path(__file__).parents[1] / "demo"  # ships with the package
+DEMO_NAME = "cosmos3-demo"
+PROMPT_GUIDE = Path("assets", "prompt_guide.json")
+
+Offload = Literal["auto"] | bool
+"""Whether weights wait in host memory; ``"auto"``: where the longest accepted video would not fit the GPU otherwise."""
+
+
+class CardUse(NamedTuple):
+    """What the denoiser's GPU must have room for.
+
+    Attributes:
+        pixel_frames: height x width x frames of the largest video.
+        decoders: where both decoders compute.
+        approximations: what requests may give up for speed, since some of it takes memory.
+    """
+
+    pixel_frames: int
+    decoders: Decoders
+    approximations: tuple[ApproximationName, ...]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The folder and its configs.
+
+    Attributes:
+        guide: what the model was trained to make, if the folder says so.
+    """
+
+    folder: Path
+    transformer: TransformerConfig
+    video_vae: VideoVAEConfig
+    sound: SoundDecoderConfig | None  # None: no sound can be made
+    scheduler: SchedulerConfig
+    defaults: GenerationDefaults
+    guide: PromptGuide | None = None
+
+    @classmethod
+    def open(cls, path: str | Path) -> "Checkpoint":
+        """Read the configs of a folder, or of the demo for ``"demo"``.
+
+        Raises:
+            CheckpointError: a folder or file is missing, or a config contradicts itself or another one.
+        """
+        folder = checkpoint_folder(path)
+        if not folder.is_dir():
+            raise CheckpointError(folder, "no such folder")
+        sound_folder, defaults = folder / "sound_tokenizer", folder / "generation_config.json"
+        guide = folder / PROMPT_GUIDE
+        checkpoint = cls(
+            folder=folder,
+            transformer=read_config(folder / "transformer" / "config.json", TransformerConfig),
+            video_vae=read_config(folder / "vae" / "config.json", VideoVAEConfig),
+            sound=read_config(sound_folder / "config.json", SoundDecoderConfig) if is_there(sound_folder) else None,
+            scheduler=read_config(folder / "scheduler" / "scheduler_config.json", SchedulerConfig),
+            defaults=read_config(defaults, GenerationDefaults) if is_there(defaults) else GenerationDefaults(),
+            guide=read_config(guide, PromptGuide) if is_there(guide) else None,
+        )
+        checkpoint._check_agreement()
+        return checkpoint
+
+    @cached_property
+    def name(self) -> str:
+        """The model's name for users unless the server gives it another one."""
+        return checkpoint_name(self.folder)
+
+    def _check_agreement(self) -> None:
+        transformer, vae, sound = self.transformer, self.video_vae, self.sound
+        self._agree("vae z_dim", vae.z_dim, "transformer latent_channel", transformer.latent_channel)
+        if sound is not None:
+            rate = sound.sample_rate / sound.hop
+            self._agree("sound latents per second", rate, "transformer sound_latent_fps", transformer.sound_latent_fps)
+            self._agree("sound vocoder_input_dim", sound.latent_dim, "transformer sound_dim", transformer.sound_dim)
+
+    def _agree(self, one: str, got: float, other: str, expected: float | None) -> None:
+        if got != expected:
+            raise CheckpointError(self.folder, f"{one} is {got}, but {other} is {expected}")
+
+
+def checkpoint_folder(path: str | Path) -> Path:
+    """The absolute folder; ``~`` and paths relative to the working folder are understood, links stay as they are."""
+    return DEMO_FOLDER if str(path) == DEMO else Path(os.path.expanduser(path)).absolute()
+
+
+def checkpoint_name(path: str | Path) -> str:
+    """The name of the folder as it is given, ``owner/name`` of a snapshot in a Hugging Face cache, or the demo's."""
+    folder = checkpoint_folder(path)
+    if folder.resolve() == DEMO_FOLDER.resolve():
+        return DEMO_NAME
+    *_, repository, above, _ = ("", "", *Path(os.path.abspath(folder)).parts)
+    if above == "snapshots" and repository.startswith("models--"):
+        return repository.removeprefix("models--").replace("--", "/")
+    return Path(os.path.abspath(folder)).name

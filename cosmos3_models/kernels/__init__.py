@@ -1,0 +1,1 @@
+"""Operations between the matrix products: in PyTorch, and fused for a GPU."""

@@ -1,0 +1,1 @@
+"""Encoded files: mp4 and JPEG."""

@@ -1,0 +1,1 @@
+"""Memory and operations that a request needs."""

@@ -1,0 +1,105 @@
+"""What a request takes of a GPU at least, in plain numbers: whoever takes requests can know it without PyTorch."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from cosmos3_models.checkpoint.configs import SoundDecoderConfig, TransformerConfig
+from cosmos3_models.errors import InvalidInput
+from cosmos3_models.params import GenerationParams
+from cosmos3_models.shapes import sound_latent_frames
+
+GIB = 2**30
+PROMPTS = 2  # the prompt and the negative one
+LATENT_COPIES = 12  # fp32: the noise, the velocities, what the solver remembers and computes with
+SOUND_COPIES = 6.5  # of the widest activation: a residual unit's input, and what its snake computes with
+
+Decoders = Literal["same process", "same GPU", "another GPU"]
+"""Where both decoders compute. Processes that share a GPU do not take each other's idle memory."""
+
+
+def denoised_bytes(config: TransformerConfig, cells: int, text_tokens: int, itemsize: int) -> int:
+    """The MLP of a layer over all tokens, beside the text's keys and values, rotary tables and latents.
+
+    Args:
+        cells: latent frames x rows x columns.
+        text_tokens: of all prompts together.
+        itemsize: bytes of one of the model's numbers.
+    """
+    tokens = cells // config.latent_patch_size**2
+    width = 2 * config.hidden_size + 3 * config.intermediate_size  # embedded, hidden; gate, up and their product
+    text = text_tokens * config.num_hidden_layers * 2 * config.num_key_value_heads * config.head_dim
+    fp32 = PROMPTS * tokens * config.head_dim + LATENT_COPIES * cells * config.latent_channel
+    return (tokens * width + text) * itemsize + 4 * fp32
+
+
+def cached_bytes(config: TransformerConfig, cells: int, itemsize: int) -> int:
+    """The step cache: two hidden states for each prompt, and one more while a step runs."""
+    return (2 * PROMPTS + 1) * (cells // config.latent_patch_size**2) * config.hidden_size * itemsize
+
+
+def sounded_bytes(config: SoundDecoderConfig | None, latent_frames: int, itemsize: int) -> int:
+    """The sound decoder, which takes the whole track at once."""
+    return 0 if config is None else int(SOUND_COPIES * latent_frames * config.widest * itemsize)
+
+
+def request_sound_bytes(config: SoundDecoderConfig | None, params: GenerationParams, itemsize: int) -> int:
+    """``sounded_bytes`` of a request, if it asks for sound."""
+    if config is None or not params.generate_sound:
+        return 0
+    frames = sound_latent_frames(params.num_frames, params.fps, config.sample_rate, config.hop)
+    return sounded_bytes(config, frames, itemsize)
+
+
+def together(decoders: Decoders, weights: int, decoder_weights: int, denoise: int, decode: int) -> int:
+    """The most that is in use on one GPU, of all weights and what both parts of a request work with.
+
+    Decoders on another GPU are taken to have one like this.
+    """
+    if decoders == "another GPU":
+        return max(weights + denoise, decoder_weights + decode)
+    in_turn = max if decoders == "same process" else sum
+    return weights + decoder_weights + in_turn((denoise, decode))
+
+
+@dataclass(frozen=True)
+class Budget:
+    """One GPU and what lies on it.
+
+    Attributes:
+        card_bytes: memory of the denoiser's GPU.
+        weights: bytes of the transformer's weights that stay there.
+        fp8_weights: bytes of their copy in fp8, for requests with ``fp8_linears``.
+        decoder_weights: bytes of both decoders' weights.
+        decode_bytes: of the video decoder, for each latent row and column of a picture, and of a video.
+        itemsize: bytes of one of the model's numbers.
+    """
+
+    card_bytes: int
+    weights: int
+    fp8_weights: int
+    decoder_weights: int
+    decode_bytes: tuple[int, int]
+    itemsize: int
+    decoders: Decoders
+    transformer: TransformerConfig
+    sound: SoundDecoderConfig | None
+
+    def check(self, params: GenerationParams) -> None:
+        """Raise ``InvalidInput`` where even what the request cannot do without exceeds the GPU."""
+        if (least := self.least(params)) > self.card_bytes:
+            raise InvalidInput(
+                "size",
+                f"{params.width}x{params.height} x {params.num_frames} frames",
+                "smaller pictures or fewer of them",
+                f"they take more than {least / GIB:.1f} GiB, and the GPU has {self.card_bytes / GIB:.1f} GiB",
+            )
+
+    def least(self, params: GenerationParams) -> int:
+        """Tensors of denoise and decode with the smallest chunk and the shortest prompt, without any slack."""
+        grid = params.grid
+        weights = self.weights + self.fp8_weights * params.fp8_linears
+        denoise = denoised_bytes(self.transformer, grid.cells, 0, self.itemsize)
+        denoise += cached_bytes(self.transformer, grid.cells, self.itemsize) * (params.step_cache > 0)
+        decode = self.decode_bytes[grid.frames > 1] * grid.height * grid.width
+        decode += request_sound_bytes(self.sound, params, self.itemsize)
+        return together(self.decoders, weights, self.decoder_weights, denoise, decode)

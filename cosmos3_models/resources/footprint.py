@@ -1,0 +1,126 @@
+"""How much of a GPU's memory a checkpoint and a request take, from the configs alone.
+
+Each sum names the tensors that are alive together at its peak. ``SLACK`` and ``PROCESS_BYTES`` stand for what no config
+says; both were measured. A test compares the sums with the peaks of one H100 at Cosmos3-Nano's size.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from cosmos3_models.autoencoders.sound_decoder import SoundDecoder
+from cosmos3_models.autoencoders.video_decoder import VideoDecoder
+from cosmos3_models.checkpoint.folder import CardUse, Checkpoint, Offload
+from cosmos3_models.params import MAX_FRAMES, GenerationParams
+from cosmos3_models.resources.budget import (
+    GIB,
+    PROMPTS,
+    Budget,
+    cached_bytes,
+    denoised_bytes,
+    request_sound_bytes,
+    sounded_bytes,
+    together,
+)
+from cosmos3_models.shapes import nearest_frame_counts
+from cosmos3_models.text.prompt import MAX_PROMPT_TOKENS
+from cosmos3_models.transformer.attention import HOPPER
+from cosmos3_models.transformer.model import OFFLOADED, Transformer, layer_groups
+
+PROCESS_BYTES = int(1.35 * GIB)  # besides its tensors: CUDA's context, compiled kernels, what a warm-up leaves behind
+SLACK = 1.2  # of a request's tensors: cuDNN's scratch, and memory that PyTorch keeps between its blocks
+
+
+class Footprint:
+    """What one checkpoint takes on the GPU of its denoiser.
+
+    Args:
+        dtype: of the weights.
+        use: what else the GPU is for.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype, use: CardUse) -> None:
+        self._checkpoint, self._use, self._itemsize = checkpoint, use, dtype.itemsize
+        with torch.device("meta"):
+            transformer = Transformer(checkpoint.transformer)
+            self._video = VideoDecoder(checkpoint.video_vae).to(dtype)
+            sound = nn.Identity() if checkpoint.sound is None else SoundDecoder(checkpoint.sound)
+        named = dict(transformer.named_parameters())
+        self.transformer = self._bytes(named.values())
+        self.text = self._bytes(weight for name, weight in named.items() if name.startswith(OFFLOADED))
+        self.decoders = self._bytes([*self._video.parameters(), *sound.parameters()])
+        groups = layer_groups(transformer.generation)
+        self.fp8 = sum(linear.weight.numel() for group in groups for linear in group)  # a byte each
+
+    def offloads(self, choice: Offload, device: torch.device) -> bool:
+        """Whether the text tower must wait in host memory: as chosen, or where the longest video does not fit."""
+        if choice != "auto":
+            return choice
+        if device.type != "cuda":
+            return False
+        card_bytes = torch.cuda.get_device_properties(device).total_memory
+        return self.most(card_bytes, fp8=torch.cuda.get_device_capability(device) >= HOPPER) > card_bytes
+
+    def most(self, card_bytes: int, *, fp8: bool) -> int:
+        """Memory in use at the peak of the longest accepted video of the default picture, the text tower on the GPU.
+
+        Args:
+            card_bytes: of the GPU; the decoder takes larger chunks where there is more.
+            fp8: whether the GPU can compute in it.
+        """
+        params, allowed = self._largest(), self._use.approximations
+        grid, cells = params.grid, params.grid.cells
+        weights = self.transformer + self.fp8 * (fp8 and "fp8_linears" in allowed)
+        denoise = self.denoised(cells, PROMPTS * MAX_PROMPT_TOKENS) + self.cached(cells) * ("step_cache" in allowed)
+        decode = self.decoded(grid.height, grid.width, card_bytes) + request_sound_bytes(
+            self._checkpoint.sound, params, self._itemsize
+        )
+        processes = 3 if self._use.decoders == "same GPU" else 1
+        peak = together(self._use.decoders, weights, self.decoders, int(SLACK * denoise), int(SLACK * decode))
+        return peak + processes * PROCESS_BYTES
+
+    def budget(self, device: torch.device, *, offloaded: bool) -> Budget | None:
+        """What requests are checked against: None on the CPU, whose memory others use as well.
+
+        Args:
+            offloaded: whether the text tower waits in host memory.
+        """
+        if device.type != "cuda":
+            return None
+        return Budget(
+            card_bytes=torch.cuda.get_device_properties(device).total_memory,
+            weights=self.transformer - self.text * offloaded,
+            fp8_weights=self.fp8,
+            decoder_weights=self.decoders,
+            decode_bytes=(self._video.peak_bytes(0, 1, 1), self._video.peak_bytes(1, 1, 1)),
+            itemsize=self._itemsize,
+            decoders=self._use.decoders,
+            transformer=self._checkpoint.transformer,
+            sound=self._checkpoint.sound,
+        )
+
+    def denoised(self, cells: int, text_tokens: int) -> int:
+        """``denoised_bytes`` of this checkpoint."""
+        return denoised_bytes(self._checkpoint.transformer, cells, text_tokens, self._itemsize)
+
+    def cached(self, cells: int) -> int:
+        """``cached_bytes`` of this checkpoint."""
+        return cached_bytes(self._checkpoint.transformer, cells, self._itemsize)
+
+    def decoded(self, height: int, width: int, card_bytes: int) -> int:
+        """The video decoder's chunk, of latent rows and columns, on a GPU of that much memory."""
+        return self._video.peak_bytes(self._video.chunk_on_card(height, width, card_bytes), height, width)
+
+    def sounded(self, latent_frames: int) -> int:
+        """``sounded_bytes`` of this checkpoint."""
+        return sounded_bytes(self._checkpoint.sound, latent_frames, self._itemsize)
+
+    def _largest(self) -> GenerationParams:
+        """The longest video of the default picture, with sound where there is any."""
+        defaults = self._checkpoint.defaults.params(prompt="-", generate_sound=self._checkpoint.sound is not None)
+        frames = min(MAX_FRAMES, max(1, self._use.pixel_frames // (defaults.height * defaults.width)))
+        return defaults.model_copy(update={"num_frames": nearest_frame_counts(frames)[0]})
+
+    def _bytes(self, weights: Iterable[torch.Tensor]) -> int:
+        return sum(weight.numel() for weight in weights) * self._itemsize

@@ -1,0 +1,1 @@
+"""Noise schedules, the solver, and the denoising loop."""

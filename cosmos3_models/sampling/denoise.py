@@ -1,0 +1,173 @@
+"""From token ids to clean latents: noise, guidance and the sampling loop."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cosmos3_models.checkpoint.configs import SchedulerConfig, SoundDecoderConfig, require_sound
+from cosmos3_models.errors import InvalidInput, Stopped
+from cosmos3_models.params import EXACTLY, Approximation, GenerationParams
+from cosmos3_models.sampling.sampler import Schedule, UniPC, make_schedule
+from cosmos3_models.shapes import PIXELS_PER_LATENT, LatentGrid, sound_latent_frames
+from cosmos3_models.text.prompt import PromptIds
+from cosmos3_models.transformer.model import Condition, Streams, Transformer
+from cosmos3_models.transformer.step_cache import StepCache
+
+OnStep = Callable[[int, int], None]
+"""Called after each sampler step with the number of steps done and of all steps."""
+
+ShouldStop = Callable[[], bool]
+"""Asked before each sampler step."""
+
+Velocity = Callable[[Streams, int], list[Streams]]
+"""What the model says at noisy latents and a timestep, for every prompt."""
+
+WARM_UP_TOKENS = 16
+
+
+class VideoDenoiser:
+    """The transformer with what a request needs around it."""
+
+    def __init__(
+        self,
+        transformer: Transformer,
+        scheduler: SchedulerConfig,
+        sound: SoundDecoderConfig | None,
+    ) -> None:
+        self.transformer = transformer
+        self._scheduler = scheduler
+        self._sound = sound
+
+    def __call__(
+        self,
+        ids: PromptIds,
+        params: GenerationParams,
+        *,
+        noise: Streams | None = None,
+        on_step: OnStep = lambda _done, _steps: None,
+        should_stop: ShouldStop = lambda: False,
+    ) -> Streams:
+        """The clean latents of one video, fp32 on the model's device.
+
+        Args:
+            noise: initial latents to use in place of those that ``params.seed`` gives.
+
+        Raises:
+            InvalidInput: sound from a checkpoint without sound, noise of the wrong shape, or an approximation that
+                this device or model cannot compute.
+            Stopped: ``should_stop`` said so.
+        """
+        shapes = self.latent_shapes(params)
+        noise = draw_noise(shapes, params.seed) if noise is None else _checked(noise, shapes)
+        grid = LatentGrid(*shapes[0][2:])
+        sound_frames = shapes[1][2] if len(shapes) > 1 else None
+        prompts = [torch.tensor(text)[None] for text in (ids.positive, ids.negative) if text is not None]
+        conditions = self.transformer.conditions(prompts, grid, params.fps, sound_frames)
+        schedule = make_schedule(params.sigma_schedule, params.num_inference_steps, params.flow_shift, self._scheduler)
+        noise = Streams(*(stream.to(self.transformer.device, torch.float32) for stream in noise.present))
+        velocity = velocity_function(self.transformer, conditions, params)
+        return denoise(velocity, noise, schedule, params.guidance_scale, on_step, should_stop)
+
+    def arrays(
+        self, ids: PromptIds, params: GenerationParams, *, on_step: OnStep, should_stop: ShouldStop
+    ) -> list[NDArray[np.float32]]:
+        """The same as contiguous fp32 arrays in host memory: video, then sound if there is any."""
+        latents = self(ids, params, on_step=on_step, should_stop=should_stop)
+        return [to_numpy(stream) for stream in latents.present]
+
+    def warm_up(self, approximation: Approximation = EXACTLY) -> None:
+        """Compile and load what a request of this kind needs, on the smallest one.
+
+        Raises:
+            InvalidInput: this device or model cannot.
+        """
+        ids = np.zeros(WARM_UP_TOKENS, dtype=np.int64)
+        side = 2 * PIXELS_PER_LATENT
+        small = GenerationParams(prompt="x", num_frames=5, height=side, width=side, num_inference_steps=2)
+        self(PromptIds(ids, ids), small.model_copy(update=approximation.model_dump()))
+
+    def latent_shapes(self, params: GenerationParams) -> list[tuple[int, ...]]:
+        """(1, c, t, h, w) of the video and, with sound, (1, d, t) of the sound."""
+        config = self.transformer.config
+        grid = params.grid
+        video = (1, config.latent_channel, grid.frames, grid.height, grid.width)
+        if not params.generate_sound:
+            return [video]
+        sound = require_sound(self._sound)
+        frames = sound_latent_frames(params.num_frames, params.fps, sound.sample_rate, sound.hop)
+        return [video, (1, sound.latent_dim, frames)]
+
+
+def velocity_function(
+    transformer: Transformer, conditions: Sequence[Condition], approximation: Approximation = EXACTLY
+) -> Velocity:
+    """The velocities of the prompt and, unless it runs alone, the negative prompt. Good for one request."""
+    arithmetic = transformer.arithmetic(approximation)
+    threshold = approximation.step_cache
+    caches = [StepCache(threshold) if threshold else None for _ in conditions]
+
+    def velocity(streams: Streams, timestep: int) -> list[Streams]:
+        return [
+            transformer(streams, timestep, condition, arithmetic, cache)
+            for condition, cache in zip(conditions, caches, strict=True)
+        ]
+
+    return velocity
+
+
+@torch.inference_mode()
+def denoise(
+    velocity: Velocity,
+    noise: Streams,
+    schedule: Schedule,
+    guidance_scale: float,
+    on_step: OnStep,
+    should_stop: ShouldStop,
+) -> Streams:
+    """Follow the velocity from noise, fp32 on the model's device, to data."""
+    solvers = [UniPC(schedule.sigmas, stream) for stream in noise.present]
+    streams = noise
+    for done, timestep in enumerate(schedule.timesteps, start=1):
+        if should_stop():
+            raise Stopped
+        branches = zip(*(branch.present for branch in velocity(streams, timestep)), strict=True)
+        guided = [guide(branch, guidance_scale) for branch in branches]
+        streams = Streams(*(solver.step(stream) for solver, stream in zip(solvers, guided, strict=True)))
+        _wait(noise.video.device)
+        on_step(done, schedule.steps)
+    return streams
+
+
+def _wait(device: torch.device) -> None:
+    """Let the device finish the step: progress would run ahead of it otherwise, and a stop would come late."""
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()
+
+
+def guide(branches: Sequence[Tensor], scale: float) -> Tensor:
+    """Classifier-free guidance in fp32: away from the velocity of the negative prompt, if there is one."""
+    positive, *negative = (branch.float() for branch in branches)
+    if not negative:
+        return positive
+    return negative[0] + scale * (positive - negative[0])
+
+
+def draw_noise(shapes: Sequence[tuple[int, ...]], seed: int) -> Streams:
+    """Standard normal noise, fp32; every stream starts numpy's legacy generator anew, as the official code does."""
+    draws = (np.random.RandomState(seed).standard_normal(shape).astype(np.float32) for shape in shapes)
+    return Streams(*(torch.from_numpy(draw) for draw in draws))
+
+
+def _checked(noise: Streams, shapes: Sequence[tuple[int, ...]]) -> Streams:
+    got = [tuple(stream.shape) for stream in noise.present]
+    if got != list(shapes):
+        raise InvalidInput("latents", got, f"{shapes}", "these are the latent shapes of the requested video")
+    return noise
+
+
+def to_numpy(latents: Tensor) -> NDArray[np.float32]:
+    """A contiguous fp32 copy in host memory."""
+    return latents.detach().float().cpu().contiguous().numpy()

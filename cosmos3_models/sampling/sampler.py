@@ -1,0 +1,129 @@
+"""Noise schedules and the UniPC solver (Zhao et al. 2023, order 2, B2) for flow matching.
+
+A sample is x = (1 - sigma) * data + sigma * noise; the model gives the velocity noise - data.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cosmos3_models.checkpoint.configs import SchedulerConfig
+from cosmos3_models.params import SigmaSchedule
+
+TRAIN_TIMESTEPS = 1000
+KARRAS_RHO = 7
+KARRAS_SIGMAS = (200.0, 0.147)  # of Cosmos3, for a scheduler_config.json that gives none
+
+Sigmas = NDArray[np.float64]
+
+
+class Schedule(NamedTuple):
+    """The noise levels of a run."""
+
+    sigmas: NDArray[np.float32]  # (steps + 1,), falling, the last one 0
+    timesteps: list[int]  # (steps,), what the model is told
+
+    @property
+    def steps(self) -> int:
+        return len(self.timesteps)
+
+
+def make_schedule(name: SigmaSchedule, steps: int, shift: float, config: SchedulerConfig) -> Schedule:
+    """The schedule called ``name``.
+
+    ``flow`` is the official one: linear in the unshifted time, shifted once. ``phyai`` shifts the top end twice.
+    ``karras`` ignores ``shift``. ``checkpoint`` does what ``config`` says, with the shift of ``config``.
+    """
+    if name == "checkpoint":
+        name = "karras" if config.use_karras_sigmas else name
+    if name == "karras":
+        sigmas = _karras(steps, config)
+    elif name == "checkpoint":
+        sigmas = _shifted(np.linspace(1, 1 / TRAIN_TIMESTEPS, steps + 1)[:-1], config.flow_shift)
+        sigmas[0] -= 1e-6  # a sigma of exactly 1 has no finite log signal-to-noise ratio
+    else:
+        top = 1 - 1 / TRAIN_TIMESTEPS
+        start = _shifted(np.float64(top), shift) if name == "phyai" else top
+        sigmas = _shifted(np.linspace(start, 0, steps + 1)[:-1], shift)
+    timesteps = (sigmas * TRAIN_TIMESTEPS).astype(np.int64).tolist()
+    return Schedule(np.append(sigmas, 0).astype(np.float32), timesteps)
+
+
+def _shifted(u: Sigmas | np.float64, shift: float) -> Sigmas:
+    return np.asarray(shift * u / (1 + (shift - 1) * u))
+
+
+def _karras(steps: int, config: SchedulerConfig) -> Sigmas:
+    """Karras et al. 2022, equation 5, carried over to flow matching by sigma / (sigma + 1)."""
+    high = (config.sigma_max or KARRAS_SIGMAS[0]) ** (1 / KARRAS_RHO)
+    low = (config.sigma_min or KARRAS_SIGMAS[1]) ** (1 / KARRAS_RHO)
+    sigmas = (high + np.linspace(0, 1, steps) * (low - high)) ** KARRAS_RHO
+    return np.asarray(sigmas / (sigmas + 1))
+
+
+class UniPC:
+    """The solver of one stream. ``sample`` is the current noisy latent, fp32."""
+
+    def __init__(self, sigmas: NDArray[np.float32], noise: Tensor) -> None:
+        self.sample = noise
+        self._sigmas = [float(sigma) for sigma in sigmas]
+        self._lambdas = [_log_snr(sigma) for sigma in self._sigmas]
+        self._step = 0
+        self._order = 1  # of the last prediction
+        self._start = noise  # where the last prediction started from
+        self._data: list[Tensor] = []  # the last two estimates of the data, oldest first
+
+    def step(self, velocity: Tensor) -> Tensor:
+        """Advance ``sample`` to the next noise level, given the velocity at this one."""
+        i, last = self._step, len(self._sigmas) - 2
+        data = self.sample - self._sigmas[i] * velocity
+        self._step += 1
+        if i == last:
+            # At sigma 0 the predictor returns the estimate itself, so correcting its start changes nothing.
+            self.sample = data
+            return data
+        self._start = self._corrected(i, data) if i else self.sample
+        self._data = [*self._data[-1:], data]
+        self._order = min(2, len(self._data), last + 1 - i)
+        self.sample = self._predicted(i)
+        return self.sample
+
+    def _predicted(self, i: int) -> Tensor:
+        """From noise level i to i + 1 (the UniP update)."""
+        *_, data = self._data
+        h = self._lambdas[i + 1] - self._lambdas[i]
+        weight = (1 - self._sigmas[i + 1]) * math.expm1(-h)
+        out = self._sigmas[i + 1] / self._sigmas[i] * self._start - weight * data
+        if self._order == 2:
+            ratio = (self._lambdas[i - 1] - self._lambdas[i]) / h
+            out = out - weight * 0.5 / ratio * (self._data[0] - data)
+        return out
+
+    def _corrected(self, i: int, data: Tensor) -> Tensor:
+        """The step from i - 1 to i once more, now that the data estimate at i is known (the UniC update)."""
+        *older, previous = self._data
+        h = self._lambdas[i] - self._lambdas[i - 1]
+        weight = (1 - self._sigmas[i]) * math.expm1(-h)
+        out = self._sigmas[i] / self._sigmas[i - 1] * self._start - weight * previous
+        if self._order == 1:
+            return out - weight * 0.5 * (data - previous)
+        ratio = (self._lambdas[i - 2] - self._lambdas[i - 1]) / h
+        rho_older, rho_new = _corrector_weights(h, ratio)
+        return out - weight * (rho_older / ratio * (older[0] - previous) + rho_new * (data - previous))
+
+
+def _log_snr(sigma: float) -> float:
+    return math.inf if sigma == 0 else math.log(1 - sigma) - math.log(sigma)
+
+
+def _corrector_weights(h: float, ratio: float) -> tuple[float, float]:
+    """Solve the order-2 conditions of UniC for the weights of the older and the new difference."""
+    scale = math.expm1(-h)
+    first = scale / -h - 1
+    b1 = first / scale
+    b2 = 2 * (first / -h - 0.5) / scale
+    older = (b1 - b2) / (1 - ratio)
+    return older, b1 - older

@@ -1,0 +1,83 @@
+"""The one attention function of the transformer, with the fastest exact backend that the device has."""
+
+import importlib.util
+import os
+from collections.abc import Callable
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from cosmos3_models.kernels.cache_folder import cache_folder
+
+HOPPER = (9, 0)
+HALF = (torch.bfloat16, torch.float16)
+CUDNN_FIRST = [
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]
+
+Implementation = Callable[[Tensor, Tensor, Tensor, bool], Tensor]
+
+
+def attention(query: Tensor, key: Tensor, value: Tensor, *, causal: bool = False) -> Tensor:
+    """Softmax attention with grouped heads.
+
+    Args:
+        query: (b, n, heads, d).
+        key, value: (b, m, kv_heads, d) with heads a multiple of kv_heads; head h reads h // (heads / kv_heads).
+        causal: query i sees keys up to i; needs n == m.
+
+    Returns:
+        (b, n, heads, d)
+    """
+    name = backend(query.device) if query.dtype in HALF and not torch.is_grad_enabled() else PLAIN
+    return IMPLEMENTATIONS[name](query, key, value, causal)
+
+
+@cache
+def backend(device: torch.device) -> str:
+    """Which implementation ``attention`` takes for bf16 on this device, for logs and the model card."""
+    if device.type != "cuda":
+        return PLAIN
+    capable = torch.cuda.get_device_capability(device) >= HOPPER
+    return FLASH if capable and importlib.util.find_spec("flash_attn") and _flash_imports() else CUDNN
+
+
+def _flash_imports() -> bool:
+    """Other packages called flash_attn have no ``cute``. It reads where to keep compiled kernels once, here."""
+    os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED", "1")
+    os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_DIR", str(cache_folder() / "flash-attention"))
+    try:
+        from flash_attn import cute
+    except ImportError:
+        return False
+    return hasattr(cute, "flash_attn_func")
+
+
+def _flash(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> Tensor:
+    from flash_attn.cute import flash_attn_func
+
+    out = flash_attn_func(query, key, value, causal=causal)
+    first: Tensor = out[0] if isinstance(out, tuple) else out
+    return first
+
+
+def _sdpa(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> Tensor:
+    query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+    grouped = query.shape[1] != key.shape[1]
+    out: Tensor = F.scaled_dot_product_attention(query, key, value, is_causal=causal, enable_gqa=grouped)
+    return out.transpose(1, 2)
+
+
+def _cudnn(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> Tensor:
+    with sdpa_kernel(CUDNN_FIRST, set_priority=True):
+        return _sdpa(query, key, value, causal)
+
+
+FLASH, CUDNN, PLAIN = "flash-attn-4", "cudnn-sdpa", "pytorch-sdpa"
+IMPLEMENTATIONS: dict[str, Implementation] = {FLASH: _flash, CUDNN: _cudnn, PLAIN: _sdpa}

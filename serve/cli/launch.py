@@ -1,0 +1,201 @@
+"""Starts Ray and Serve, says when every stage is ready, and after a signal lets what is being made finish."""
+
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Collection, Sequence
+from contextlib import suppress
+from typing import Any
+
+import httpx
+import ray
+import yaml
+from ray import serve
+from ray.exceptions import RayError
+from ray.serve._private.api import serve_start
+from ray.serve.exceptions import DeploymentUnavailableError
+from ray.serve.handle import DeploymentHandle
+from ray.serve.schema import ApplicationStatus, HTTPOptionsSchema, ServeApplicationSchema, ServeDeploySchema
+
+from serve.app import AppArgs
+from serve.cli import deploy_file
+from serve.http.health import GRAPH, reason, unready_deployments
+from serve.ingress.ingress import Ingress
+from serve.jobs.runner import JobRunner
+
+STOPPING = (
+    "Stopping. {videos} being made; waiting up to {s:.0f} s for that. Press Ctrl-C again to stop at once. "
+    "Queued jobs stay stored."
+)
+LOCAL = "local"  # Ray's word for a cluster of this process's own
+POLL_S = 0.25
+ANSWER_S = 5.0  # for a replica to say how much it does
+LINGER_S = 1.0  # a finished video has yet to reach its client
+
+
+class NotStarted(Exception):
+    """The graph will not run; the message is one line."""
+
+
+def serve_until_stopped(text: str, started_at: float) -> int:
+    """Run the applications of a checked deployment file until a signal; the exit status.
+
+    Args:
+        started_at: on the monotonic clock; the line that says "ready" counts from there.
+    """
+    config = ServeDeploySchema.model_validate(yaml.safe_load(text))
+    address = os.environ.get("RAY_ADDRESS") or LOCAL
+    status, last_line = 0, "Stopped."
+    try:
+        _deploy(config, address)
+        _wait_until_ready(config)
+        _say(f"Ready at {_url(config)} after {time.monotonic() - started_at:.0f} s. Press Ctrl-C to stop the server.")
+        with suppress(KeyboardInterrupt):
+            _sleep_forever()
+        _drain(_ours(config))
+    except NotStarted as error:
+        status, last_line = 1, f"The server cannot start. {error}"
+    except KeyboardInterrupt:  # the second one, or one before the server was ready
+        last_line = "Stopped at once."
+    finally:
+        _end(address, {application.name for application in config.applications})
+    _say(last_line)
+    return status
+
+
+def _sleep_forever() -> None:
+    while True:
+        time.sleep(3600)
+
+
+def _ours(config: ServeDeploySchema) -> list[ServeApplicationSchema]:
+    return [application for application in config.applications if deploy_file.is_ours(application.import_path)]
+
+
+def _deploy(config: ServeDeploySchema, address: str) -> None:
+    """Do what ``serve run`` does first.
+
+    Raises:
+        NotStarted: Ray or Serve does not start.
+    """
+    if address == LOCAL:
+        _check_port(config.http_options)
+    _say("Starting Ray." if address == LOCAL else f"Joining the Ray cluster at {address}.")
+    try:
+        ray.init(address=address, namespace="serve")
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray has just set a handler of its own
+        client = serve_start(
+            http_options=config.http_options.model_dump(),
+            proxy_location=config.proxy_location,
+            grpc_options=config.grpc_options.model_dump(),
+            controller_options=config.controller_options,
+        )
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)  # of this process alone, whose handles log each start
+        client.deploy_apps(config)
+    except Exception as error:
+        raise NotStarted(reason(traceback.format_exc())) from error
+
+
+def _check_port(http: HTTPOptionsSchema) -> None:
+    """Refuse a port that is taken: Serve's proxy would share it, and each server would get some of the requests."""
+    family = socket.AF_INET6 if ":" in http.host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((http.host, http.port))
+        except OSError as error:
+            problem = f"http_options: got port {http.port} of {http.host}, expected one that is free ({error.strerror})"
+            raise NotStarted(f"{problem}; --port takes another one") from None
+
+
+def _wait_until_ready(config: ServeDeploySchema) -> None:
+    told: list[str] = []
+    while missing := [name for application in config.applications for name in _missing(application)]:
+        if missing != told:
+            _say(f"Waiting for {', '.join(missing)}.")
+            told = missing
+        time.sleep(POLL_S)
+    while not all(_is_healthy(f"{_url(config)}{application.route_prefix}") for application in _ours(config)):
+        time.sleep(POLL_S)  # the proxy learns of the routes a moment later
+
+
+def _missing(application: ServeApplicationSchema) -> Collection[str]:
+    """What of an application does not run yet.
+
+    Raises:
+        NotStarted: some of it never will.
+    """
+    status = serve.status().applications.get(application.name)
+    if status is None:
+        return [GRAPH]
+    missing = unready_deployments(status)
+    if status.status is ApplicationStatus.DEPLOY_FAILED:
+        raise NotStarted("; ".join(f"{name}: {why}" for name, why in missing.items()) or reason(status.message))
+    return missing or ([] if status.status is ApplicationStatus.RUNNING else [application.name])
+
+
+def _is_healthy(url: str) -> bool:
+    try:
+        return httpx.get(f"{url.rstrip('/')}/health", timeout=ANSWER_S, verify=False).is_success
+    except httpx.TransportError:
+        return False
+
+
+def _url(config: ServeDeploySchema) -> str:
+    """Where this machine reaches the proxy."""
+    http = config.http_options
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(http.host, http.host)
+    return f"{'https' if http.ssl_certfile else 'http'}://{f'[{host}]' if ':' in host else host}:{http.port}"
+
+
+def _drain(applications: Sequence[ServeApplicationSchema]) -> None:
+    """Take nothing new, and wait until what is being made is done or has taken too long."""
+    longest_s = max((AppArgs(**application.args).longest_request_s for application in applications), default=0)
+    handles = [
+        serve.get_deployment_handle(stage.__name__, application.name)
+        for application in applications
+        for stage in (JobRunner, Ingress)
+    ]
+    told, end = 0, time.monotonic() + longest_s
+    while (busy := sum(map(_busy, handles))) and time.monotonic() < end:
+        if busy != told:
+            _say(f"{_videos(busy)} still being made." if told else STOPPING.format(videos=_videos(busy), s=longest_s))
+            told = busy
+        time.sleep(POLL_S)
+    time.sleep(LINGER_S if told else 0)
+
+
+def _busy(handle: DeploymentHandle[Any]) -> int:
+    """How many videos the replicas of a deployment are making, which take no new ones from now on."""
+    try:
+        return sum(handle.broadcast("drain").results(timeout_s=ANSWER_S))
+    except DeploymentUnavailableError:
+        return 0
+    except (TimeoutError, RayError):  # a replica that is too busy to answer, or has just died
+        return 1
+
+
+def _videos(count: int) -> str:
+    return "1 video is" if count == 1 else f"{count} videos are"
+
+
+def _end(address: str, applications: Collection[str]) -> None:
+    """End what this process started: all of Ray, or these applications on a cluster that goes on."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    if address == LOCAL:
+        ray.shutdown()
+    elif set(serve.status().applications) <= set(applications):
+        serve.shutdown()
+    else:
+        for name in applications:
+            serve.delete(name)
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()

@@ -1,0 +1,1 @@
+"""Time remaining, estimated from the jobs that have finished."""

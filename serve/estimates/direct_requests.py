@@ -1,0 +1,43 @@
+"""Requests whose clients wait for the video: the sync route's and handle calls'. No table knows them."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from serve.jobs.table import ActiveJob, Cost
+from serve.schema import Event
+
+
+class DirectRequests:
+    """Those of one process, as the estimates of stored jobs see them."""
+
+    def __init__(self) -> None:
+        self._requests: dict[object, ActiveJob] = {}
+        self._started: dict[object, float] = {}
+
+    @contextmanager
+    def counted(self, cost: Cost, steps: int) -> Iterator[Callable[[Event], None]]:
+        """Count one request. What is yielded takes the events of its graph."""
+        request = object()
+        self._requests[request] = ActiveJob(0, "queued", None, 0, steps, cost, 0.0)
+
+        def note(event: Event) -> None:
+            if event["type"] == "progress":
+                before = self._requests[request]
+                self._requests[request] = before._replace(
+                    status="in_progress", stage=event["stage"], step=event["step"]
+                )
+                self._started.setdefault(request, time.monotonic())
+
+        try:
+            yield note
+        finally:
+            del self._requests[request]
+            self._started.pop(request, None)
+
+    def active(self) -> list[ActiveJob]:
+        """All that have not ended, in order of arrival."""
+        now = time.monotonic()
+        return [
+            request._replace(running_s=now - self._started.get(key, now)) for key, request in self._requests.items()
+        ]

@@ -1,0 +1,205 @@
+"""How long jobs will take, from what the last ones took."""
+
+import heapq
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from math import ceil, inf, isfinite
+from typing import NamedTuple
+
+from cosmos3_models import GenerationParams
+from cosmos3_models.checkpoint.folder import Checkpoint
+from cosmos3_models.resources.cost import request_flops
+from serve.estimates.rates import Rate, Sample, Work
+from serve.jobs.table import ActiveJob, Cost, FinishedJob
+
+UNKNOWN_RETRY_S = 10  # while nothing was measured that could tell
+STEP_AGE_S = 0.5  # a step that is done may be known so much later
+MOST_UNFINISHED_PERCENT = 99
+LEAST_S = 1e-3  # two clocks may disagree on a stage that took no time
+
+
+class Estimate(NamedTuple):
+    """Where a job stands.
+
+    Attributes:
+        position: jobs that start before it, and itself; 0 once it runs.
+        eta_s: seconds until its video is there, or None while nothing was measured that could tell.
+    """
+
+    position: int
+    eta_s: float | None
+
+
+def cost_of(checkpoint: Checkpoint, device: str, params: GenerationParams, prompt_tokens: Sequence[int]) -> Cost:
+    """What a request costs.
+
+    Args:
+        device: cpu or cuda, where it runs.
+        prompt_tokens: length of each prompt that runs.
+    """
+    flops = request_flops(checkpoint, params, prompt_tokens)
+    return Cost(f"{checkpoint.name} on {device}", params.label, len(prompt_tokens), *flops)
+
+
+def operations(cost: Cost, steps: int) -> float:
+    """Floating-point operations of a whole request."""
+    return cost.text + steps * cost.step + cost.decode
+
+
+def percent(cost: Cost | None, step: int, steps: int) -> int:
+    """Progress of a job that has not completed: the share of its operations that is done."""
+    if cost is None:  # the row was written by an earlier release
+        return min(MOST_UNFINISHED_PERCENT, 100 * step // steps)
+    done = (cost.text if step else 0) + step * cost.step
+    return min(MOST_UNFINISHED_PERCENT, int(100 * done / operations(cost, steps)))
+
+
+class Rates:
+    """What was measured, by kind: a model on a device, and of its denoise the approximation as well."""
+
+    def __init__(self, finished: Iterable[FinishedJob]) -> None:
+        self._samples: dict[tuple[str, ...], list[Sample]] = defaultdict(list)
+        for job in finished:
+            denoise_s = job.stage_durations["denoiser"]
+            # A video that found the decoder busy was decoded after the one before it.
+            decode_s = max(LEAST_S, min(job.wall_s - denoise_s, job.after_last_s))
+            self._add_denoise(job.cost, job.steps, job.steps, denoise_s)
+            self._samples[("decode", job.cost.model)].append(Sample(_decode_work(job.cost), decode_s, job.cost.decode))
+        self._rates: dict[tuple[str, ...], Rate] = {}
+
+    @property
+    def empty(self) -> bool:
+        return not self._samples
+
+    def with_running(self, active: Iterable[ActiveJob]) -> "Rates":
+        """These, and what is known of running jobs that are larger than any that has finished."""
+        larger = [job for job in active if _is_denoising(job) and job.step and job.cost and not self._covers(job)]
+        if not larger:
+            return self
+        rates = Rates([])
+        for kind, samples in self._samples.items():
+            rates._samples[kind] = list(samples)
+        for job in larger:
+            assert job.cost is not None
+            # When it was looked at, half a step more was done on average.
+            rates._add_denoise(job.cost, job.step + 0.5, job.steps, job.running_s)
+        return rates
+
+    def denoise(self, cost: Cost) -> Rate:
+        """Of this approximation or, before it has been measured, of all."""
+        exactly = ("denoise", cost.model, cost.mode)
+        return self._rate(exactly if exactly in self._samples else ("denoise", cost.model))
+
+    def denoise_s(self, cost: Cost | None, steps: int) -> float:
+        """Seconds of a whole denoise; infinite where nothing was measured that could tell."""
+        if cost is None:
+            return inf
+        return self.denoise(cost).seconds(_denoise_work(cost, steps))
+
+    def decode_s(self, cost: Cost | None) -> float:
+        """Seconds of all that follows the denoise; before that was measured, an operation takes as long in both."""
+        if cost is None:
+            return inf
+        measured = self._rate(("decode", cost.model)).seconds(_decode_work(cost))
+        return measured if isfinite(measured) else self.denoise(cost).per_flop * cost.decode
+
+    def remaining_s(self, job: ActiveJob) -> float:
+        """Seconds of denoise that a denoising job still needs.
+
+        The clock tells how far it is, between the step that is done and the next one; a job that is ahead of that or
+        behind it goes on at its own pace.
+        """
+        whole = self.denoise_s(job.cost, job.steps)
+        if job.cost is None or not isfinite(whole):
+            return inf
+        rate = self.denoise(job.cost)
+        done, next_one = (rate.seconds(_denoise_work(job.cost, step)) for step in (job.step, job.step + 1))
+        if job.step and job.running_s < done:
+            return (whole - done) * job.running_s / done
+        if job.running_s > next_one + STEP_AGE_S:
+            return max(0.0, whole - next_one) * job.running_s / next_one
+        return max(0.0, whole - job.running_s)
+
+    def _covers(self, job: ActiveJob) -> bool:
+        assert job.cost is not None
+        return self.denoise(job.cost).largest >= _denoise_work(job.cost, job.steps).flops
+
+    def _add_denoise(self, cost: Cost, done: float, steps: int, seconds: float) -> None:
+        sample = Sample(_denoise_work(cost, done), max(LEAST_S, seconds), _denoise_work(cost, steps).flops)
+        for kind in (("denoise", cost.model, cost.mode), ("denoise", cost.model)):
+            self._samples[kind].append(sample)
+
+    def _rate(self, kind: tuple[str, ...]) -> Rate:
+        if kind not in self._rates:
+            self._rates[kind] = Rate(self._samples.get(kind, ()))
+        return self._rates[kind]
+
+
+class Schedule:
+    """When the active jobs are expected to end.
+
+    The denoisers take what waits in order of arrival, as many at a time as are denoising now, and one video decoder
+    takes what they leave. Requests that their clients wait for do not wait in the table but before the denoisers, and
+    so come before the jobs that do.
+
+    Args:
+        active: jobs in order of arrival.
+        direct: requests that their clients wait for.
+    """
+
+    def __init__(self, rates: Rates, active: Sequence[ActiveJob], direct: Sequence[ActiveJob] = ()) -> None:
+        self._rates = rates.with_running([*active, *direct])
+        queued = [job for job in active if job.status == "queued"]
+        self._positions = {job.seq: position for position, job in enumerate(queued, start=1)}
+        ahead = [request for request in direct if request.status == "queued"]
+        running = [job for job in (*active, *direct) if job.status != "queued"]
+        denoised = [(self._denoised_s(job), job) for job in running]
+        free = [end_s for end_s, job in denoised if _is_denoising(job)] or [0.0]
+        heapq.heapify(free)
+        starts = [self._take(free, job, denoised) for job in (*ahead, *queued)][len(ahead) :]
+        self._next_start_s = starts[0] if starts else free[0]
+        self._ends = self._decoded(denoised)
+
+    def estimate(self, seq: int) -> Estimate:
+        """Of the active job ``seq``; nothing of one that is not."""
+        eta_s = self._ends.get(seq, inf)
+        return Estimate(self._positions.get(seq, 0), eta_s if isfinite(eta_s) else None)
+
+    @property
+    def retry_after_s(self) -> int:
+        """Whole seconds until the first of the queued jobs is expected to start and leaves its place."""
+        return max(1, ceil(self._next_start_s)) if isfinite(self._next_start_s) else UNKNOWN_RETRY_S
+
+    def _denoised_s(self, job: ActiveJob) -> float:
+        """When a running job's latents are there; they may have been for a while."""
+        if _is_denoising(job):
+            return self._rates.remaining_s(job)
+        return min(0.0, self._rates.denoise_s(job.cost, job.steps) - job.running_s)
+
+    def _take(self, free: list[float], job: ActiveJob, denoised: list[tuple[float, ActiveJob]]) -> float:
+        """Give a job to the denoiser that is free first; when that is."""
+        start = free[0]
+        end = start + self._rates.denoise_s(job.cost, job.steps)
+        heapq.heapreplace(free, end)
+        denoised.append((end, job))
+        return start
+
+    def _decoded(self, denoised: list[tuple[float, ActiveJob]]) -> dict[int, float]:
+        """When each job ends."""
+        ends, free = {}, -inf
+        for end, job in sorted(denoised, key=lambda each: each[0]):
+            free = max(0.0, max(free, end) + self._rates.decode_s(job.cost))
+            ends[job.seq] = free
+        return ends
+
+
+def _is_denoising(job: ActiveJob) -> bool:
+    return job.status == "in_progress" and job.stage == "denoiser"
+
+
+def _denoise_work(cost: Cost, steps: float) -> Work:
+    return Work(1, steps * cost.passes, cost.text + steps * cost.step)
+
+
+def _decode_work(cost: Cost) -> Work:
+    return Work(1, 0, cost.decode)

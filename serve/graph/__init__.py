@@ -1,0 +1,1 @@
+"""The DAG, its stages, and what a replica and its callers need."""

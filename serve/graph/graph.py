@@ -1,0 +1,245 @@
+"""The graph of stages, written once: handle calls and HTTP both run it.
+
+    params ─ Tokenizer ─ ids ─ Denoiser ─┬─ video latents ─ VideoDecoder ─ H.264 ─┬─ mp4
+                                         └─ sound latents ─ SoundDecoder ─ AAC ───┘
+
+Latents travel by reference from the denoiser to the decoders; this process never holds them.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
+from typing import Any, NamedTuple
+
+from ray import ObjectRef
+from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
+from ray.serve.exceptions import (
+    BackPressureError,
+    DeploymentUnavailableError,
+    ReplicaUnavailableError,
+)
+from ray.serve.handle import DeploymentHandle
+
+from cosmos3_models import GenerationParams, InvalidInput
+from cosmos3_models.media.mp4 import mux
+from cosmos3_models.resources.budget import Budget
+from cosmos3_models.text.prompt import PromptIds
+from serve.errors import InvalidRequest, NotReady, QueueFull, StageFailed
+from serve.graph.batching import Batches
+from serve.graph.messages import LATENTS_FOLLOW, DecodedSound, DecodedVideo
+from serve.graph.streaming_call import StreamingCall
+from serve.schema import Event, FinishedVideo, Progress, video_record
+
+logger = logging.getLogger("ray.serve")
+
+REPLICA_DIED = (RayActorError, ReplicaUnavailableError)
+
+MUXERS = ThreadPoolExecutor(2, "mux")
+"""Threads of their own: those of asyncio may all wait for a store or a controller that does not answer."""
+
+
+class Stages(NamedTuple):
+    """The handles of the model stages."""
+
+    tokenizer: DeploymentHandle[Any]
+    denoiser: DeploymentHandle[Any]
+    video_decoder: DeploymentHandle[Any]
+    sound_decoder: DeploymentHandle[Any]
+
+
+class Latents(NamedTuple):
+    """Where the clean latents lie."""
+
+    video: ObjectRef
+    sound: ObjectRef | None = None
+
+
+class Graph:
+    """Drives one request through the stages.
+
+    Stages are pure functions of their inputs, so one that was lost with its replica, or that failed for another reason
+    than its request, is run again and gives the same result.
+
+    Args:
+        stages: handles of the model stages.
+        max_attempts: runs of a stage before it fails the request.
+    """
+
+    def __init__(
+        self,
+        stages: Stages,
+        max_attempts: int,
+    ) -> None:
+        self._stages = stages
+        self._denoiser = stages.denoiser.options(stream=True)
+        self._max_attempts = max_attempts
+        self._checks: Batches[GenerationParams, PromptIds] = Batches(self._check_all)
+
+    async def run(self, params: GenerationParams, model: str, arrays: bool = False) -> AsyncGenerator[Event, None]:
+        """Make one video: progress events, the finished video last. Closing the generator stops the stages.
+
+        Args:
+            model: the served model's name, for the record.
+            arrays: hand back frames and waveform besides the mp4.
+
+        Raises:
+            ServingError: told to the client as it is.
+        """
+        for attempt in range(1, self._max_attempts + 1):
+            try:
+                async with aclosing(self._once(params, model, arrays)) as events:
+                    async for event in events:
+                        yield event
+                return
+            except ObjectLostError as error:  # the node that held the latents is gone
+                self._note_failure("latents", attempt, error)
+
+    async def budget(self) -> Budget | None:
+        """What requests may take of the denoiser's GPU; waits for a replica that is free."""
+        budget: Budget | None = await self._call("denoiser", self._stages.denoiser.budget.remote)
+        return budget
+
+    async def check(self, params: GenerationParams) -> PromptIds:
+        """The prompts' ids; raises ``InvalidRequest`` for what the tokenizer alone can tell: too many of them."""
+        return await self._checks(params)
+
+    async def _check_all(self, batch: list[GenerationParams]) -> list[PromptIds | Exception]:
+        """One call for all requests that arrived during the call before it."""
+        encoded = await self._call("tokenizer", self._stages.tokenizer.encode_all.remote, batch)
+        return [InvalidRequest.of(ids) if isinstance(ids, InvalidInput) else ids for ids in encoded]
+
+    async def _once(self, params: GenerationParams, model: str, arrays: bool) -> AsyncGenerator[Event, None]:
+        clock = _Clock()
+        ids: PromptIds = await self._call("tokenizer", self._stages.tokenizer.encode.remote, params)
+        clock.lap("tokenizer")
+        async with aclosing(self._denoise(ids, params)) as items:
+            async for item in items:
+                if isinstance(item, Latents):
+                    latents = item
+                    continue
+                if item == 0:
+                    clock.lap("lost" if "queue" in clock.laps else "queue")
+                yield clock.progress("denoiser", item, params.num_inference_steps)
+        clock.lap("denoiser")
+        yield clock.progress("decoders", 0, 1)
+        video, sound = await self._decode(latents, params, arrays)
+        clock.lap("decoders")
+        tracks = video.track.mp4, sound.track if sound else None
+        mp4 = await asyncio.get_running_loop().run_in_executor(MUXERS, mux, *tracks)
+        clock.lap("mux")
+        yield _finished(mp4, video, sound, video_record(params, model, clock.laps), arrays)
+
+    async def _denoise(self, ids: PromptIds, params: GenerationParams) -> AsyncGenerator[int | Latents, None]:
+        """Steps done, then where the latents lie. Starts over, from step 0, when the replica dies or fails."""
+        for attempt in range(1, self._max_attempts + 1):
+            call = StreamingCall(self._denoiser.denoise.remote, ids, params)
+            try:
+                references = call.references()
+                while (item := await (await anext(references))) != LATENTS_FOLLOW:
+                    yield item
+                *latents, complete = [reference async for reference in references]
+                await complete  # raises if the replica died among the latents
+                yield Latents(*latents)
+                return
+            except Exception as error:
+                call.leave()  # a replica that cannot be reached may still work on it
+                self._try_again_or_raise("denoiser", attempt, error)
+            except BaseException:  # cancelled or closed
+                call.leave()
+                raise
+
+    async def _decode(
+        self, latents: Latents, params: GenerationParams, arrays: bool
+    ) -> tuple[DecodedVideo, DecodedSound | None]:
+        """Both decoders at the same time."""
+        calls = [self._call("video_decoder", self._stages.video_decoder.decode.remote, latents.video, params, arrays)]
+        if latents.sound is not None:
+            calls.append(self._call("sound_decoder", self._stages.sound_decoder.decode.remote, latents.sound, arrays))
+        tasks = [asyncio.create_task(call) for call in calls]
+        try:
+            video, *sound = await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+        return video, sound[0] if sound else None
+
+    async def _call(self, stage: str, method: Callable[..., Any], *args: Any) -> Any:
+        """The result of a unary stage, run again while its replicas die or fail."""
+        for attempt in range(1, self._max_attempts + 1):
+            response = method(*args)
+            try:
+                return await response
+            except Exception as error:
+                self._try_again_or_raise(stage, attempt, error)
+                response.cancel()  # a replica that cannot be reached may still work on it
+            except BaseException:  # cancelled
+                response.cancel()
+                raise
+
+    def _try_again_or_raise(self, stage: str, attempt: int, error: Exception) -> None:
+        """Return if the stage is to be run again: nothing but the stage itself is to blame, and attempts remain."""
+        if (reason := _reason_not_to_retry(stage, error)) is not None:
+            raise reason from error
+        self._note_failure(stage, attempt, error)
+
+    def _note_failure(self, stage: str, attempt: int, error: Exception) -> None:
+        lost = isinstance(error, (*REPLICA_DIED, ObjectLostError))
+        logger.warning(
+            f"Attempt {attempt} of {self._max_attempts} in the {stage} {'was lost' if lost else 'failed'}: "
+            f"{type(error).__name__}.",
+            exc_info=None if lost else error,
+        )
+        if attempt == self._max_attempts:
+            what = f"was lost {attempt} times while it worked" if lost else f"failed {attempt} times"
+            raise StageFailed(f"the {stage} {what} on this request") from error
+
+
+class _Clock:
+    """Seconds by stage of one request."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._start = self._last = time.perf_counter()
+
+    def lap(self, stage: str) -> None:
+        """Count the time since the last lap as ``stage``'s."""
+        now = time.perf_counter()
+        self.laps[stage] = self.laps.get(stage, 0.0) + now - self._last
+        self._last = now
+
+    def progress(self, stage: str, step: int, steps: int) -> Progress:
+        elapsed = round(time.perf_counter() - self._start, 3)
+        return {"type": "progress", "stage": stage, "step": step, "steps": steps, "elapsed_s": elapsed}
+
+
+def _finished(
+    mp4: bytes, video: DecodedVideo, sound: DecodedSound | None, record: dict[str, Any], arrays: bool
+) -> FinishedVideo:
+    finished: FinishedVideo = {
+        "type": "video",
+        "mp4": mp4,
+        "thumbnail": video.track.thumbnail,
+        "spritesheet": video.track.spritesheet,
+        "record": record,
+    }
+    if arrays and video.frames is not None:
+        finished["frames"] = video.frames
+        finished["waveform"] = sound.waveform if sound else None
+    return finished
+
+
+def _reason_not_to_retry(stage: str, error: Exception) -> Exception | None:
+    """What to raise at once: the request's own fault, a stage that takes no requests, or lost latents."""
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    if isinstance(cause, InvalidInput):
+        return InvalidRequest.of(cause)
+    if isinstance(error, BackPressureError):
+        return QueueFull(f"the {stage} has as many requests waiting as it takes; try again later", retry_after_s=1)
+    if isinstance(error, DeploymentUnavailableError):
+        return NotReady(f"the {stage} is not running")
+    if isinstance(error, ObjectLostError):
+        return error
+    return None

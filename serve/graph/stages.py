@@ -1,0 +1,221 @@
+"""The four model stages: load in the constructor, then one verb.
+
+Latents leave a stage as contiguous fp32 arrays and arrive read-only; no stage writes into what it was given. PyTorch
+comes with what the constructors import, so the processes that only build or drive the graph start without it.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cosmos3_models import GenerationParams, InvalidInput
+from cosmos3_models.checkpoint.configs import require_sound
+from cosmos3_models.checkpoint.folder import CardUse, Checkpoint, Offload
+from cosmos3_models.media.mp4 import VideoWriter, encode_chunks, encode_sound
+from cosmos3_models.params import ApproximationPolicy
+from cosmos3_models.resources.budget import Budget
+from cosmos3_models.resources.cost import request_flops, sound_decode_flops, video_decode_flops
+from cosmos3_models.shapes import LatentGrid
+from cosmos3_models.text.prompt import PromptEncoder, PromptIds
+from serve.graph.messages import LATENTS_COMPLETE, LATENTS_FOLLOW, DecodedSound, DecodedVideo, DenoiserItem
+from serve.graph.worker import Patience, Turn, Worker
+
+logger = logging.getLogger("ray.serve")
+
+SLOWEST_FLOPS = {"cuda": 2e13, "cpu": 5e8}
+"""Operations a second below which no device that is worth using falls: a first step that takes longer is hung."""
+
+SMALLEST = GenerationParams(prompt="x", num_frames=5, height=16, width=16)
+"""What a decoder makes to show that it works."""
+
+
+class Tokenizer:
+    def __init__(self, checkpoint: str) -> None:
+        self._encoder = PromptEncoder.from_checkpoint(Checkpoint.open(checkpoint).folder)
+
+    def encode(self, params: GenerationParams) -> PromptIds:
+        return self._encoder.encode(params)
+
+    def encode_all(self, batch: list[GenerationParams]) -> list[PromptIds | InvalidInput]:
+        """Each request's ids, or what is wrong with it."""
+        return [self._encoded(params) for params in batch]
+
+    def _encoded(self, params: GenerationParams) -> PromptIds | InvalidInput:
+        try:
+            return self.encode(params)
+        except InvalidInput as error:
+            return error
+
+
+class Denoiser:
+    def __init__(
+        self,
+        checkpoint: str,
+        device: str,
+        policy: ApproximationPolicy,
+        offload_text: Offload,
+        use: CardUse,
+        patience: Patience,
+    ) -> None:
+        with _told("PyTorch imported"):
+            from cosmos3_models.checkpoint import loading as weights
+            from cosmos3_models.resources.footprint import Footprint
+            from cosmos3_models.sampling.denoise import VideoDenoiser
+            from cosmos3_models.transformer import attention
+
+        self._checkpoint = opened = Checkpoint.open(checkpoint)
+        self._device = device
+        target, dtype = weights.resolve_device(device)
+        with _told(f"Weights of {opened.name} loaded"), ThreadPoolExecutor(max_workers=1) as aside:
+            aside.submit(attention.backend, target)  # on a GPU seconds of imports, while the files are read
+            transformer = weights.load_transformer(opened, target, dtype, offload_text, use)
+        approximation = policy.over(opened.defaults).approximation
+        footprint = Footprint(opened, dtype, use)
+        self._budget = footprint.budget(target, offloaded=transformer.text.offloaded)
+        self._denoiser = VideoDenoiser(transformer, opened.scheduler, opened.sound)
+        kind = f"{dtype}, {approximation.label}, attention: {attention.backend(target)}"
+        kind += ", text tower in host memory" if transformer.text.offloaded else ""
+        with _told(f"Transformer of {opened.name} warmed up on {target} ({kind})"):
+            self._worker = Worker(lambda: self._denoiser.warm_up(approximation), patience)
+
+    async def denoise(self, ids: PromptIds, params: GenerationParams) -> AsyncGenerator[DenoiserItem, None]:
+        """Yield the steps done (0 when the turn has come), then each stream's clean latents between two words.
+
+        Every item is an object of its own, so whoever drives the graph hands the latents on without reading them.
+        """
+        loop, steps = asyncio.get_running_loop(), asyncio.Queue[int | None]()
+
+        def tell(done: int) -> None:
+            loop.call_soon_threadsafe(steps.put_nowait, done)
+
+        def job(turn: Turn) -> list[NDArray[np.float32]]:
+            def on_step(done: int, _steps: int) -> None:
+                turn.step()
+                tell(done)
+
+            if self._budget is not None:
+                self._budget.check(params)
+            tell(0)
+            return self._denoiser.arrays(ids, params, on_step=on_step, should_stop=turn.stopped)
+
+        work = asyncio.create_task(self._worker.run(job, self._first_step_s(ids, params)))
+        work.add_done_callback(lambda _: steps.put_nowait(None))
+        try:
+            while (done := await steps.get()) is not None:
+                yield done
+            latents = work.result()
+        finally:
+            work.cancel()
+            await asyncio.wait([work])
+        yield LATENTS_FOLLOW
+        for stream in latents:
+            yield stream
+        yield LATENTS_COMPLETE
+
+    def budget(self) -> Budget | None:
+        """What requests may take of this replica's GPU; None on the CPU."""
+        return self._budget
+
+    async def check_health(self) -> None:
+        self._worker.check()
+
+    def _first_step_s(self, ids: PromptIds, params: GenerationParams) -> float:
+        tokens = [len(text) for text in (ids.positive, ids.negative) if text is not None]
+        flops = request_flops(self._checkpoint, params, tokens)
+        return _longest_s(flops.text + flops.step, self._device)
+
+
+class VideoDecoder:
+    def __init__(self, checkpoint: str, device: str, patience: Patience) -> None:
+        from cosmos3_models.checkpoint import loading as weights
+
+        self._device = device
+        with _told("Video decoder loaded and warmed up"):
+            self._decoder = weights.load_video_decoder(Checkpoint.open(checkpoint), *weights.resolve_device(device))
+            self._worker = Worker(self._warm_up, patience)
+
+    async def decode(
+        self, latents: NDArray[np.float32], params: GenerationParams, arrays: bool = False
+    ) -> DecodedVideo:
+        """Latents (1, c, t, h, w) to an H.264 track, and to frames as well if ``arrays``."""
+        longest_s = self._longest_s(latents)
+        return await self._worker.run(lambda turn: self._decode(latents, params, arrays, turn), longest_s)
+
+    async def check_health(self) -> None:
+        self._worker.check()
+
+    def _warm_up(self) -> None:
+        self._decoder.warm_up()
+        latents = np.zeros((1, self._decoder.config.z_dim, 2, 1, 1), dtype=np.float32)
+        self._decode(latents, SMALLEST, False, Turn(0))
+
+    def _longest_s(self, latents: NDArray[np.float32]) -> float:
+        """Seconds for the whole video on the slowest device: its chunks differ too much to be compared."""
+        return _longest_s(video_decode_flops(self._decoder.config, LatentGrid(*latents.shape[2:])), self._device)
+
+    def _decode(self, latents: NDArray[np.float32], params: GenerationParams, arrays: bool, turn: Turn) -> DecodedVideo:
+        kept, longest_s = [], self._longest_s(latents)
+
+        def chunks() -> Iterator[NDArray[np.uint8]]:
+            for frames in self._decoder.frames(latents):
+                turn.raise_if_stopped()
+                turn.step(longest_s)
+                if arrays:
+                    kept.append(frames)
+                yield frames
+
+        with VideoWriter(params.num_frames, params.height, params.width, params.fps) as writer:
+            track = encode_chunks(writer, chunks())
+        return DecodedVideo(track, np.concatenate(kept) if arrays else None)
+
+
+class SoundDecoder:
+    def __init__(self, checkpoint: str, device: str, patience: Patience) -> None:
+        from cosmos3_models.checkpoint import loading as weights
+
+        opened = Checkpoint.open(checkpoint)
+        self._config, self._device = opened.sound, device
+        self._worker = None
+        if opened.sound is not None:
+            with _told("Sound decoder loaded and warmed up"):
+                self._decoder = weights.load_sound_decoder(opened, *weights.resolve_device(device))
+                self._worker = Worker(self._warm_up, patience)
+
+    async def decode(self, latents: NDArray[np.float32], arrays: bool = False) -> DecodedSound:
+        """Latents (1, d, t) to an AAC track, and to a waveform as well if ``arrays``."""
+        if self._worker is None:
+            raise RuntimeError("sound latents reached a checkpoint without a sound decoder")
+        longest_s = _longest_s(sound_decode_flops(require_sound(self._config), latents.shape[2]), self._device)
+        return await self._worker.run(lambda _: self._decode(latents, arrays), longest_s)
+
+    async def check_health(self) -> None:
+        if self._worker is not None:
+            self._worker.check()
+
+    def _warm_up(self) -> None:
+        self._decoder.warm_up()
+        self._decode(np.zeros((1, self._decoder.config.latent_dim, 1), dtype=np.float32), False)
+
+    def _decode(self, latents: NDArray[np.float32], arrays: bool) -> DecodedSound:
+        waveform = self._decoder.waveform(latents)
+        track = encode_sound(waveform, self._decoder.config.sample_rate)
+        return DecodedSound(track, waveform if arrays else None)
+
+
+def _longest_s(flops: int, device: str) -> float:
+    """Seconds that work of this size can take at most."""
+    return flops / SLOWEST_FLOPS[device]
+
+
+@contextmanager
+def _told(what: str) -> Iterator[None]:
+    """A line in the log once it is done, with its seconds."""
+    start = time.perf_counter()
+    yield
+    logger.info(f"{what} in {time.perf_counter() - start:.1f} s.")

@@ -1,0 +1,1 @@
+"""The HTTP API: routes, bodies, errors, access, and the web page."""

@@ -1,0 +1,1 @@
+"""The entry of the application: HTTP routes and handle calls for other Ray jobs."""

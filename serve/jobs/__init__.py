@@ -1,0 +1,1 @@
+"""Stored jobs: the table, the media store, and the runner that works on them."""

@@ -1,0 +1,98 @@
+"""One reader of the job table for all open streams of events."""
+
+import asyncio
+import contextvars
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from serve.estimates.schedule import Estimate
+from serve.jobs.job_schema import Job
+from serve.jobs.table import ActiveJob
+
+logger = logging.getLogger("ray.serve")
+
+
+class JobState(NamedTuple):
+    """What a stream of events needs of a job: one that has ended comes with its whole record."""
+
+    job: ActiveJob | Job
+    estimate: Estimate
+
+    @property
+    def reported(self) -> tuple[object, ...]:
+        """What events report; the estimated time alone is no reason for an event."""
+        return self.job.status, self.job.attempts, self.job.stage, self.job.step, self.estimate.position
+
+
+@dataclass(eq=False)
+class _Follower:
+    """One stream. ``changed`` is set while it has not seen ``state``; None: the job is not in the table."""
+
+    video_id: str
+    state: JobState | None = None
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def show(self, state: JobState | None) -> None:
+        if state is None or self.state is None or state.reported != self.state.reported:
+            self.state = state
+            self.changed.set()
+
+
+class Watcher:
+    """Reads the followed jobs once per period, however many streams follow them.
+
+    Args:
+        read: the states of those of the jobs that are in the table.
+    """
+
+    def __init__(self, read: Callable[[Collection[str]], Awaitable[Mapping[str, JobState]]], period_s: float) -> None:
+        self._read = read
+        self._period_s = period_s
+        self._followers: set[_Follower] = set()
+        self._joined = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    async def follow(self, video_id: str, silence_s: float) -> AsyncGenerator[JobState | None, None]:
+        """Yield the job's state, and again when it changed; None after ``silence_s`` without a change.
+
+        Ends when the job is no longer in the table. While the database is unavailable nothing changes.
+        """
+        follower = _Follower(video_id)
+        self._followers.add(follower)
+        self._joined.set()
+        if self._task is None or self._task.done():
+            self._task = asyncio.get_running_loop().create_task(self._watch(), context=contextvars.Context())
+        try:
+            while True:
+                if not await _set_within(follower.changed, silence_s):
+                    yield None
+                    continue
+                follower.changed.clear()
+                if follower.state is None:
+                    return
+                yield follower.state
+        finally:
+            self._followers.discard(follower)
+
+    async def _watch(self) -> None:
+        while self._followers:
+            self._joined.clear()
+            followers = list(self._followers)
+            try:
+                states = await self._read({follower.video_id for follower in followers})
+            except Exception:  # the streams stay open for the next look
+                logger.warning("The jobs that streams of events follow cannot be read.", exc_info=True)
+            else:
+                for follower in followers:
+                    follower.show(states.get(follower.video_id))
+            await _set_within(self._joined, self._period_s)
+
+
+async def _set_within(event: asyncio.Event, timeout_s: float) -> bool:
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await event.wait()
+    except TimeoutError:
+        return False
