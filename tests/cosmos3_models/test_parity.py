@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from conftest import ROOT
 
 from cosmos3_models import Cosmos3Pipeline, GenerationParams
 from cosmos3_models.params import SigmaSchedule
@@ -15,7 +16,7 @@ from cosmos3_models.sampling.sampler import make_schedule
 from cosmos3_models.text.prompt import PromptIds
 
 TOLERANCE = 1e-5
-PHYAI = np.load(Path(__file__).parent / "data" / "phyai_tiny_fp32.npz")
+PHYAI = np.load(ROOT / "tests" / "data" / "phyai_tiny_fp32.npz")
 
 REQUEST = {
     "prompt": "A red sports car driving along a coastal road at sunset.",

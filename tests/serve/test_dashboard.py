@@ -14,7 +14,7 @@ import pytest
 import ray
 import yaml
 from conftest import ROOT, Server, free_port
-from test_graph import ENDLESS, REQUEST
+from sample_requests import ENDLESS, REQUEST
 
 DEPLOY = ROOT / "deploy"
 DASHBOARD = json.loads((DEPLOY / "grafana.json").read_text())

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from answers import check_error
 from local_api import MP4, LocalClient, local_client
-from test_api import check_error
 
 from serve.errors import DatabaseUnavailable, QueueFull
 from serve.http import routes as api

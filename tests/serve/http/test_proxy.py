@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import threading
 import time
 from pathlib import Path
@@ -12,12 +11,12 @@ from typing import Any
 import httpx
 import pytest
 import ray
+from answers import check_error, raw
 from conftest import Server
 from fastapi.testclient import TestClient
 from ray.serve._private.http_util import RequestIdMiddleware, convert_object_to_asgi_messages
 from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
-from test_api import check_error
 
 from serve.http import proxy as proxy_module
 from serve.http.proxy import OneErrorForm
@@ -152,22 +151,6 @@ def test_an_answer_that_has_begun_is_broken_off() -> None:
 
     with pytest.raises(RuntimeError, match="lost"):
         TestClient(OneErrorForm(half)).get("/")
-
-
-def raw(server: Server, request: bytes) -> httpx.Response:
-    """The answer to bytes that no client library would send."""
-    url = httpx.URL(server.url)
-    with socket.create_connection((url.host, url.port or 80), timeout=30) as connection:
-        connection.sendall(request)
-        answer = b""
-        while chunk := connection.recv(65_536):
-            answer += chunk
-    head, _, body = answer.partition(b"\r\n\r\n")
-    status, *lines = head.split(b"\r\n")
-    headers = [tuple(line.split(b": ", 1)) for line in lines if not line.lower().startswith(b"transfer-encoding")]
-    if b"chunked" in head.lower():
-        body = b"".join(body.split(b"\r\n")[1::2])
-    return httpx.Response(int(status.split()[1]), headers=headers, content=body)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("header", [b"x-request-id: \xff", b"x-session-id: \xff", b"x-request-timeout-seconds: \xff"])

@@ -14,20 +14,10 @@ import httpx
 import numpy as np
 import pytest
 from conftest import Server
+from sample_requests import ENDLESS, LONG, REQUEST
 
 from cosmos3_models import Cosmos3Pipeline, GenerationParams
 from cosmos3_models.media.mp4 import encode_video
-
-REQUEST = {
-    "prompt": "a red ball",
-    "num_frames": 9,
-    "size": "96x64",
-    "num_inference_steps": 4,
-    "generate_sound": True,
-    "seed": 42,
-}
-LONG = REQUEST | {"num_frames": 33, "size": "192x128", "num_inference_steps": 12}
-ENDLESS = REQUEST | {"num_frames": 65, "size": "512x384", "num_inference_steps": 200}
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,8 @@ import httpx
 import psutil
 import pytest
 import yaml
+from answers import check_error
 from conftest import ROOT, free_port, serve_config
-from test_api import check_error
 
 START_S = 240  # where much else goes on
 STOP_S = 120

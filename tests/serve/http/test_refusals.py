@@ -7,6 +7,7 @@ from typing import Any
 
 import httpx
 import pytest
+from answers import check_error
 from conftest import Server
 from fastapi.testclient import TestClient
 from local_api import URL
@@ -55,18 +56,6 @@ BAD_FIELDS = [
     ({"model": "sora-2"}, "model", "'tiny-cosmos3' or no model"),
     ({"steps": 3}, "steps", "one of the fields prompt, model, size"),
 ]
-
-
-def check_error(response: httpx.Response, status: int, code: str) -> dict[str, Any]:
-    """The one error form, in full."""
-    assert response.status_code == status, response.text
-    assert response.headers["content-type"] == "application/json"
-    assert set(response.json()) == {"error"}
-    error: dict[str, Any] = response.json()["error"]
-    assert set(error) == {"message", "type", "param", "code"}
-    assert error["code"] == code
-    assert "Traceback" not in error["message"]
-    return error
 
 
 @pytest.mark.parametrize(("fields", "param", "expected"), BAD_FIELDS, ids=lambda value: str(value)[:40])

@@ -15,7 +15,7 @@ import av
 import httpx
 import pytest
 from conftest import Server, free_port
-from test_graph import ENDLESS, REQUEST
+from sample_requests import ENDLESS, REQUEST
 
 from serve.cli.submit import FIELDS, FLAGS
 from serve.client import videos as remote
