@@ -10,6 +10,7 @@ from cosmos3_models import GenerationParams
 from cosmos3_models.checkpoint.folder import Checkpoint
 from cosmos3_models.resources.cost import request_flops
 from serve.estimates.rates import Rate, Sample, Work
+from serve.graph.stage_names import DENOISER
 from serve.jobs.table import ActiveJob, Cost, FinishedJob
 
 UNKNOWN_RETRY_S = 10  # while nothing was measured that could tell
@@ -60,7 +61,7 @@ class Rates:
     def __init__(self, finished: Iterable[FinishedJob]) -> None:
         self._samples: dict[tuple[str, ...], list[Sample]] = defaultdict(list)
         for job in finished:
-            denoise_s = job.stage_durations["denoiser"]
+            denoise_s = job.stage_durations[DENOISER]
             # A video that found the decoder busy was decoded after the one before it.
             decode_s = max(LEAST_S, min(job.wall_s - denoise_s, job.after_last_s))
             self._add_denoise(job.cost, job.steps, job.steps, denoise_s)
@@ -194,7 +195,7 @@ class Schedule:
 
 
 def _is_denoising(job: ActiveJob) -> bool:
-    return job.status == "in_progress" and job.stage == "denoiser"
+    return job.status == "in_progress" and job.stage == DENOISER
 
 
 def _denoise_work(cost: Cost, steps: float) -> Work:

@@ -30,6 +30,7 @@ from cosmos3_models.text.prompt import PromptIds
 from serve.errors import InvalidRequest, NotReady, QueueFull, StageFailed
 from serve.graph.batching import Batches
 from serve.graph.messages import LATENTS_FOLLOW, DecodedSound, DecodedVideo
+from serve.graph.stage_names import DECODERS, DENOISER, LOST, MUX, QUEUE, SOUND_DECODER, TOKENIZER, VIDEO_DECODER
 from serve.graph.streaming_call import StreamingCall
 from serve.schema import Event, FinishedVideo, Progress, video_record
 
@@ -99,7 +100,7 @@ class Graph:
 
     async def budget(self) -> Budget | None:
         """What requests may take of the denoiser's GPU; waits for a replica that is free."""
-        budget: Budget | None = await self._call("denoiser", self._stages.denoiser.budget.remote)
+        budget: Budget | None = await self._call(DENOISER, self._stages.denoiser.budget.remote)
         return budget
 
     async def check(self, params: GenerationParams) -> PromptIds:
@@ -108,28 +109,28 @@ class Graph:
 
     async def _check_all(self, batch: list[GenerationParams]) -> list[PromptIds | Exception]:
         """One call for all requests that arrived during the call before it."""
-        encoded = await self._call("tokenizer", self._stages.tokenizer.encode_all.remote, batch)
+        encoded = await self._call(TOKENIZER, self._stages.tokenizer.encode_all.remote, batch)
         return [InvalidRequest.of(ids) if isinstance(ids, InvalidInput) else ids for ids in encoded]
 
     async def _once(self, params: GenerationParams, model: str, arrays: bool) -> AsyncGenerator[Event, None]:
         clock = _Clock()
-        ids: PromptIds = await self._call("tokenizer", self._stages.tokenizer.encode.remote, params)
-        clock.lap("tokenizer")
+        ids: PromptIds = await self._call(TOKENIZER, self._stages.tokenizer.encode.remote, params)
+        clock.lap(TOKENIZER)
         async with aclosing(self._denoise(ids, params)) as items:
             async for item in items:
                 if isinstance(item, Latents):
                     latents = item
                     continue
                 if item == 0:
-                    clock.lap("lost" if "queue" in clock.laps else "queue")
-                yield clock.progress("denoiser", item, params.num_inference_steps)
-        clock.lap("denoiser")
-        yield clock.progress("decoders", 0, 1)
+                    clock.lap(LOST if QUEUE in clock.laps else QUEUE)
+                yield clock.progress(DENOISER, item, params.num_inference_steps)
+        clock.lap(DENOISER)
+        yield clock.progress(DECODERS, 0, 1)
         video, sound = await self._decode(latents, params, arrays)
-        clock.lap("decoders")
+        clock.lap(DECODERS)
         tracks = video.track.mp4, sound.track if sound else None
         mp4 = await asyncio.get_running_loop().run_in_executor(MUXERS, mux, *tracks)
-        clock.lap("mux")
+        clock.lap(MUX)
         yield _finished(mp4, video, sound, video_record(params, model, clock.laps), arrays)
 
     async def _denoise(self, ids: PromptIds, params: GenerationParams) -> AsyncGenerator[int | Latents, None]:
@@ -146,7 +147,7 @@ class Graph:
                 return
             except Exception as error:
                 call.leave()  # a replica that cannot be reached may still work on it
-                self._try_again_or_raise("denoiser", attempt, error)
+                self._try_again_or_raise(DENOISER, attempt, error)
             except BaseException:  # cancelled or closed
                 call.leave()
                 raise
@@ -155,9 +156,9 @@ class Graph:
         self, latents: Latents, params: GenerationParams, arrays: bool
     ) -> tuple[DecodedVideo, DecodedSound | None]:
         """Both decoders at the same time."""
-        calls = [self._call("video_decoder", self._stages.video_decoder.decode.remote, latents.video, params, arrays)]
+        calls = [self._call(VIDEO_DECODER, self._stages.video_decoder.decode.remote, latents.video, params, arrays)]
         if latents.sound is not None:
-            calls.append(self._call("sound_decoder", self._stages.sound_decoder.decode.remote, latents.sound, arrays))
+            calls.append(self._call(SOUND_DECODER, self._stages.sound_decoder.decode.remote, latents.sound, arrays))
         tasks = [asyncio.create_task(call) for call in calls]
         try:
             video, *sound = await asyncio.gather(*tasks)

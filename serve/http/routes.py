@@ -16,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from cosmos3_models.params import Number
 from serve.errors import QueueFull, ServingError
+from serve.graph.stage_names import QUEUE
 from serve.http.access import OPEN, Access, Cors, Guard
 from serve.http.answers import IS_HEAD, Answers, answer_error, error_response
 from serve.http.body import FORM_TYPES, JSON_TYPE, read_body
@@ -260,7 +261,7 @@ def timing_headers(record: dict[str, Any]) -> dict[str, str]:
     return {
         "X-Model": quote(record["model"], safe=HEADER_SAFE),
         "X-Seed": str(record["seed"]),
-        "X-Inference-Time-S": f"{sum(durations.values()) - durations.get('queue', 0):.3f}",
+        "X-Inference-Time-S": f"{sum(durations.values()) - durations.get(QUEUE, 0):.3f}",
         "X-Stage-Durations": json.dumps(durations),
     }
 

@@ -18,6 +18,7 @@ from cosmos3_models import GenerationParams
 from serve.errors import DatabaseUnavailable, MediaUnavailable, NotReady, QueueFull, ServingError
 from serve.graph.batching import Coalesced
 from serve.graph.graph import Graph, Stages
+from serve.graph.stage_names import DENOISER, STORING
 from serve.jobs.job_schema import Job, prepare
 from serve.jobs.media_store import MediaStore
 from serve.jobs.metrics import JobMetrics, log_job
@@ -160,11 +161,11 @@ class JobRunner:
                 if event["type"] == "video":
                     return event
                 held.progress = Progress(
-                    event["stage"], event["step"] if event["stage"] == "denoiser" else held.job.steps
+                    event["stage"], event["step"] if event["stage"] == DENOISER else held.job.steps
                 )
-                if held.progress == Progress("denoiser", 0):
+                if held.progress == Progress(DENOISER, 0):
                     await self._start(held)
-                elif event["stage"] != "denoiser":
+                elif event["stage"] != DENOISER:
                     self._in_background(self._heartbeat)  # the denoiser is free: who counts the busy ones should know
         raise RuntimeError("the graph ended without a video")
 
@@ -180,7 +181,7 @@ class JobRunner:
 
     async def _store(self, held: Held, video: FinishedVideo) -> None:
         """Files first, then the record that names them: whoever reads a record finds its files."""
-        held.progress = Progress("storing", held.job.steps)
+        held.progress = Progress(STORING, held.job.steps)
         start = time.perf_counter()
         files = {
             SUFFIX["video"]: video["mp4"],
@@ -190,7 +191,7 @@ class JobRunner:
         media = f"{self._folder}/{held.owner}"
         for suffix, data in files.items():
             await self._write(media + suffix, data)
-        durations = video["record"]["stage_durations"] | {"storing": round(time.perf_counter() - start, 3)}
+        durations = video["record"]["stage_durations"] | {STORING: round(time.perf_counter() - start, 3)}
         size = sum(map(len, files.values()))
         held.ending = True
         if not await _persist(lambda: self._table.complete(held.owner, media, size, durations)):

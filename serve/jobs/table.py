@@ -31,6 +31,7 @@ from sqlalchemy import (
 
 from serve.errors import DatabaseUnavailable
 from serve.graph.batching import Batches
+from serve.graph.stage_names import DENOISER
 from serve.jobs.database import open_database
 from serve.jobs.job_schema import JOBS, MAX_MESSAGE_CHARS, Job, Now
 from serve.schema import ListQuery
@@ -382,7 +383,7 @@ class JobTable:
         held = JOBS.alias("held")
         live = and_(held.c.model == self._model, held.c.lease_until > Now())
         waiting = select(func.count()).where(live, held.c.owner.is_not(None), held.c.status == "queued")
-        denoising = select(func.count()).where(live, held.c.status == "in_progress", held.c.stage == "denoiser")
+        denoising = select(func.count()).where(live, held.c.status == "in_progress", held.c.stage == DENOISER)
         room = or_(waiting.scalar_subquery() < 1, waiting.scalar_subquery() < denoising.scalar_subquery())
         return select(JOBS.c.seq).where(claimable, room).order_by(JOBS.c.seq).limit(1)
 
@@ -403,7 +404,7 @@ class JobTable:
             .where(_held_by("holder"), JOBS.c.attempts < self._settings.max_attempts)
             .values(
                 status="in_progress",
-                stage="denoiser",
+                stage=DENOISER,
                 step=0,
                 attempts=JOBS.c.attempts + 1,
                 started_at=Now(),

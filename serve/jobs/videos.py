@@ -12,6 +12,7 @@ from serve.errors import Conflict, InvalidRequest, MediaUnavailable, NotFound, Q
 from serve.estimates.direct_requests import DirectRequests
 from serve.estimates.schedule import Estimate, Rates, Schedule, percent
 from serve.graph.batching import Batches
+from serve.graph.stage_names import DENOISER, QUEUE, REPORTED
 from serve.http.content import Content
 from serve.jobs.job_schema import Job
 from serve.jobs.media_store import MediaStore
@@ -32,7 +33,7 @@ WATCH_PERIOD_S = 0.25
 SILENCE_S = 15.0  # proxies close connections on which nothing is said for a minute or so
 RATES_PERIOD_S = 2.0  # estimates learn of finished jobs so late at most
 EVENTS_OF_AN_ATTEMPT = 1000  # event numbers: steps from 0, then the stages behind them
-STAGE_EVENTS = {"decoders": 500, "storing": 501}
+STAGE_EVENTS = {stage: number for number, stage in enumerate(REPORTED[1:], start=500)}
 QUEUED_EVENT, LAST_EVENT = 998, 999
 NEW_JOB = -1  # the number of a job that is not stored
 
@@ -257,8 +258,8 @@ def _durations(job: Job) -> dict[str, float] | None:
     """Seconds by stage. All time from creation to completion in which no stage worked on the video is the queue's."""
     if job.stage_durations is None or job.completed_at is None:
         return None
-    worked_s = sum(seconds for stage, seconds in job.stage_durations.items() if stage != "queue")
-    return job.stage_durations | {"queue": round(max(0.0, job.completed_at - job.created_at - worked_s), 3)}
+    worked_s = sum(seconds for stage, seconds in job.stage_durations.items() if stage != QUEUE)
+    return job.stage_durations | {QUEUE: round(max(0.0, job.completed_at - job.created_at - worked_s), 3)}
 
 
 def _percent(job: Job) -> int:
@@ -277,7 +278,7 @@ def _events(state: JobState, video: Video | None) -> Iterator[NumberedEvent]:
         return
     for step in range(job.step + 1 if job.attempts else 0):
         progress = percent(cost, step, job.steps)
-        event = {"type": "progress", "stage": "denoiser", "step": step, "steps": job.steps, "progress": progress}
+        event = {"type": "progress", "stage": DENOISER, "step": step, "steps": job.steps, "progress": progress}
         yield start + step, event | {"eta_s": eta_s}
     if job.stage in STAGE_EVENTS:
         event = {"type": "progress", "stage": job.stage, "step": job.steps, "steps": job.steps}

@@ -1,0 +1,23 @@
+"""The names of a request's stages, as events, records, metrics, the page, the command line and the dashboard use them.
+
+Plain strings rather than an enumeration, because database drivers store an enumeration's member under its own name.
+"""
+
+TOKENIZER = "tokenizer"
+QUEUE = "queue"  # the wait for a denoiser
+LOST = "lost"  # the work of a denoiser that died or failed, until the next one took over
+DENOISER = "denoiser"
+DECODERS = "decoders"  # both at once
+MUX = "mux"
+STORING = "storing"
+
+TIMED = (TOKENIZER, QUEUE, LOST, DENOISER, DECODERS, MUX, STORING)
+"""The keys of ``stage_durations``."""
+
+REPORTED = (DENOISER, DECODERS, STORING)
+"""What a running job's ``stage`` can be, in order."""
+
+VIDEO_DECODER = "video_decoder"
+SOUND_DECODER = "sound_decoder"
+MODEL_STAGES = (TOKENIZER, DENOISER, VIDEO_DECODER, SOUND_DECODER)
+"""The deployments that compute, as errors name them: the fields of ``serve.graph.graph.Stages``."""
