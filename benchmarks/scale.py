@@ -29,7 +29,7 @@ from cosmos3_models.text.prompt import PromptIds
 from serve.app import AppArgs, _deployment
 from serve.graph.graph import Stages
 from serve.graph.messages import LATENTS_COMPLETE, LATENTS_FOLLOW, DecodedVideo, DenoiserItem
-from serve.ingress.ingress import Ingress, ServedModel
+from serve.ingress.ingress import Ingress
 from serve.jobs.job_schema import JOBS
 from serve.jobs.runner import SLOTS, JobRunner
 
@@ -143,9 +143,10 @@ def application(args: AppArgs, denoisers: int, step_s: float) -> Any:
     settings, media, names = args.job_settings(), args.media(), args.model_names()
     runners = 1 + denoisers * 2 // SLOTS  # as many jobs wait as are denoised
     runner = _deployment(JobRunner, args, slots=SLOTS).options(num_replicas=runners)
-    model = ServedModel(args.checkpoint, names, "cpu", args.approximation, args.max_pixel_frames)
     ingress = _deployment(serve.ingress()(Ingress), args, slots=256)
-    return ingress.bind(stages, runner.bind(stages, settings, media, names[0]), model, settings, media)
+    return ingress.bind(
+        stages, runner.bind(stages, settings, media, names[0]), args.model_settings("cpu"), settings, media
+    )
 
 
 async def submit(url: str, request: dict[str, Any], jobs: int) -> list[float]:

@@ -18,7 +18,8 @@ from serve.graph.stages import Denoiser, SoundDecoder, Tokenizer, VideoDecoder
 from serve.graph.worker import Patience
 from serve.http.access import HOST_PATTERN, ORIGIN_PATTERN, Access
 from serve.http.keys import check_key, check_key_file
-from serve.ingress.ingress import Ingress, ServedModel
+from serve.ingress.ingress import Ingress
+from serve.ingress.served_model import ModelSettings
 from serve.jobs.job_schema import is_sqlite
 from serve.jobs.runner import SLOTS, JobRunner
 from serve.jobs.table import JobSettings
@@ -99,6 +100,10 @@ class AppArgs(BaseModel):
         """What requests may call the model; the first is its name."""
         return self.served_model_name or (checkpoint_name(self.checkpoint),)
 
+    def model_settings(self, device: str) -> ModelSettings:
+        """What the ingress checks requests against, where the denoiser computes on ``device``."""
+        return ModelSettings(self.checkpoint, self.model_names(), device, self.approximation, self.max_pixel_frames)
+
     def job_settings(self) -> JobSettings:
         return JobSettings(
             database_url=self.database_url or f"sqlite:///{self._folder() / 'jobs.sqlite'}",
@@ -174,8 +179,7 @@ def build_app(args: AppArgs) -> Application:
     runner = _deployment(JobRunner, args, slots=SLOTS, on_head=on_head).bind(stages, settings, media, names[0])
     ingress = _deployment(serve.ingress()(Ingress), args, slots=256, on_head=on_head)
     ingress = ingress.options(request_router_config=INGRESS_ROUTER)
-    model = ServedModel(args.checkpoint, names, place.device, policy, args.max_pixel_frames)
-    return ingress.bind(stages, runner, model, settings, media, args.access())
+    return ingress.bind(stages, runner, args.model_settings(place.device), settings, media, args.access())
 
 
 def choose_placement(device: Literal["auto", "cpu", "cuda"]) -> Placement:

@@ -29,6 +29,7 @@ from cosmos3_models.params import (
     Text,
 )
 from cosmos3_models.shapes import nearest_frame_counts
+from serve.errors import invalid_input_refused
 
 
 def _number_text(value: object) -> object:
@@ -136,9 +137,14 @@ class VideoRequest(CheckedModel):
         return {"width": width, "height": height}
 
 
-def read_request(fields: "VideoRequest | dict[str, Any]") -> VideoRequest:
-    """A request from a handle caller, who may send a plain dict."""
-    return fields if isinstance(fields, VideoRequest) else VideoRequest(**fields)
+def read_request(fields: dict[str, Any]) -> VideoRequest:
+    """The checked request of a body or of a handle call.
+
+    Raises:
+        InvalidRequest: a field is unknown, or its value is invalid.
+    """
+    with invalid_input_refused():
+        return VideoRequest(**fields)
 
 
 class ListQuery(CheckedModel):

@@ -9,7 +9,7 @@ from fastapi import Request
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from serve.errors import InvalidRequest, TooLarge, invalid_input_refused
+from serve.errors import InvalidRequest, TooLarge
 from serve.http.query import nested
 from serve.schema import VideoRequest, read_request
 
@@ -38,8 +38,7 @@ async def read_body(request: Request) -> VideoRequest:
         raise InvalidRequest(f"content-encoding: got {encoding[:80]!r}, expected an uncompressed body")
     body = await _limited_body(request)
     try:
-        with invalid_input_refused():
-            return read_request(_fields(content_type, body))
+        return read_request(_fields(content_type, body))
     except RecursionError:
         raise InvalidRequest("body: got JSON that is nested too deeply, expected fields of text and numbers") from None
 

@@ -19,7 +19,8 @@ from serve.app import CPU, ENVIRONMENT, ONE_GPU, SEVERAL_GPUS, AppArgs, build_ap
 from serve.check import problems
 from serve.cli import deploy_file
 from serve.graph import stages
-from serve.ingress.ingress import Ingress, ServedModel
+from serve.ingress.ingress import Ingress
+from serve.ingress.served_model import ModelSettings
 from serve.jobs.runner import JobRunner
 
 TEXT = (ROOT / "deploy.yaml").read_text()
@@ -164,7 +165,7 @@ def test_every_process_gets_the_same_absolute_folder(monkeypatch: pytest.MonkeyP
 )
 def test_the_model_has_the_names_that_it_is_given(given: dict[str, Any], names: tuple[str, ...]) -> None:
     ingress = bound_deployments(build_app(AppArgs(device="cpu", **given)))["Ingress"]
-    [model] = [value for value in ingress.init_args if isinstance(value, ServedModel)]
+    [model] = [value for value in ingress.init_args if isinstance(value, ModelSettings)]
     assert model.names == names
 
 

@@ -17,7 +17,7 @@ from cosmos3_models.text.prompt import PromptIds
 from serve.app import AppArgs
 from serve.graph.graph import Stages
 from serve.graph.messages import LATENTS_COMPLETE, LATENTS_FOLLOW, DecodedVideo, DenoiserItem
-from serve.ingress.ingress import Ingress, ServedModel
+from serve.ingress.ingress import Ingress
 from serve.jobs.runner import JobRunner
 
 
@@ -88,9 +88,8 @@ def fake_application(
         serve.ingress()(Ingress), name="Ingress", max_ongoing_requests=256, num_replicas=ingresses, **waiting
     )
     settings, media = args.job_settings(), args.media()
-    model = ServedModel(args.checkpoint, args.model_names(), "cpu", args.approximation, args.max_pixel_frames)
     runner = runner.bind(stages, settings, media, args.model_names()[0])
-    return ingress.bind(stages, runner, model, settings, media)
+    return ingress.bind(stages, runner, args.model_settings("cpu"), settings, media)
 
 
 @contextmanager

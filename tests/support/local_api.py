@@ -16,7 +16,7 @@ from serve.graph.graph import Stages
 from serve.graph.stages import Tokenizer
 from serve.http.access import OPEN, Access
 from serve.http.routes import create_api
-from serve.ingress.ingress import Ingress, ServedModel
+from serve.ingress.ingress import Ingress
 from serve.jobs.videos import SUFFIX
 from serve.schema import FinishedVideo, video_record
 
@@ -59,15 +59,14 @@ class LocalIngress(Ingress):
     def __init__(self, args: AppArgs, access: Access = OPEN) -> None:
         nothing: Any = LocalHandle(None)
         tokenizer, runner = LocalHandle(Tokenizer(args.checkpoint)), DeafRunner()
-        model = ServedModel(args.checkpoint, args.model_names(), "cpu", args.approximation, args.max_pixel_frames)
         stages: Any = Stages(tokenizer, nothing, nothing, nothing)
-        super().__init__(stages, runner, model, args.job_settings(), args.media(), access)
+        super().__init__(stages, runner, args.model_settings("cpu"), args.job_settings(), args.media(), access)
         self.unready: list[str] = []
 
     async def make(self, request: Any, arrays: bool = False) -> FinishedVideo:
-        params = self._params(request)
+        params = await self._model.params(request)
         await self._graph.check(params)
-        record = video_record(params, self._model.names[0], DURATIONS)
+        record = video_record(params, self._model.name, DURATIONS)
         assert not arrays
         return {"type": "video", "mp4": MP4, "thumbnail": b"", "spritesheet": b"", "record": record}
 

@@ -20,7 +20,7 @@ from serve.app import AppArgs
 from serve.graph.graph import Stages
 from serve.graph.messages import LATENTS_COMPLETE, LATENTS_FOLLOW, DecodedSound, DecodedVideo, DenoiserItem
 from serve.graph.stages import Tokenizer
-from serve.ingress.ingress import Ingress, ServedModel
+from serve.ingress.ingress import Ingress
 
 MEGABYTE = 1 << 20
 LATENTS_MB = 100
@@ -72,10 +72,9 @@ def handle(server: object, tiny_checkpoint: Path, tmp_path: Path) -> Iterator[De
         serve.deployment(CheckingSoundDecoder, **options).bind(),
     )
     ingress = serve.deployment(serve.ingress()(Ingress), name="Ingress", **options)
-    args = AppArgs(data_dir=str(tmp_path), max_attempts=1)
+    args = AppArgs(checkpoint=str(tiny_checkpoint), data_dir=str(tmp_path), max_attempts=1)
     no_runner = stages.tokenizer  # these requests are no jobs
-    model = ServedModel(str(tiny_checkpoint), ("tiny",), "cpu", args.approximation, PARAMS.pixel_frames)
-    application = ingress.bind(stages, no_runner, model, args.job_settings(), args.media())
+    application = ingress.bind(stages, no_runner, args.model_settings("cpu"), args.job_settings(), args.media())
     yield serve.run(application, name="inflated", route_prefix="/inflated")
     serve.delete("inflated")
     cloudpickle.unregister_pickle_by_value(sys.modules[__name__])

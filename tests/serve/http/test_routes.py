@@ -120,11 +120,9 @@ def test_an_idempotency_key_that_is_no_ascii_is_refused(client: LocalClient, key
     ("name", "shown"),
     [("Видео", "%D0%92%D0%B8%D0%B4%D0%B5%D0%BE"), ("50% a\nb", "50%25 a%0Ab"), ("demo-1.0 (x)", "demo-1.0 (x)")],
 )
-def test_a_model_of_any_name_is_served(
-    client: LocalClient, monkeypatch: pytest.MonkeyPatch, name: str, shown: str
-) -> None:
-    monkeypatch.setattr(client.service, "_model", client.service._model._replace(names=(name,)))
-    response = client.post("/v1/videos/sync", json={"prompt": "x", "model": name})
+def test_a_model_of_any_name_is_served(tmp_path: Path, name: str, shown: str) -> None:
+    with local_client(tmp_path, served_model_name=name) as client:
+        response = client.post("/v1/videos/sync", json={"prompt": "x", "model": name})
     assert (response.status_code, response.content) == (200, MP4)
     assert response.headers["x-model"] == shown
 

@@ -1,10 +1,9 @@
-"""What the ingress checks by itself: names, what may be given up, and whose defaults hold."""
+"""Handle calls of other Ray jobs: their values, their errors, and how a burst of them is handled."""
 
 import asyncio
 import inspect
 import json
 import pickle
-import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -18,112 +17,11 @@ import pytest
 from local_api import LocalIngress
 from ray.serve.exceptions import RayServeException
 
-from cosmos3_models.checkpoint.folder import DEMO, Checkpoint
-from cosmos3_models.resources.budget import GIB, Budget
+from cosmos3_models.checkpoint.folder import DEMO
 from serve.app import AppArgs
-from serve.errors import InvalidRequest
-from serve.graph.graph import Stages
 from serve.http.routes import create_api
-from serve.ingress import ingress as ingress_module
-from serve.ingress.ingress import Ingress, ServedModel
 
-HANDLE: Any = SimpleNamespace(options=lambda **_: None)
 REQUEST = {"prompt": "x", "size": "32x32", "num_frames": 5}
-
-
-def ingress(checkpoint: Path, data: Path, device: str = "cuda", **fields: Any) -> Ingress:
-    args = AppArgs(checkpoint=str(checkpoint), data_dir=str(data), **fields)
-    model = ServedModel(args.checkpoint, args.model_names(), device, args.approximation, args.max_pixel_frames)
-    return Ingress(Stages(HANDLE, HANDLE, HANDLE, HANDLE), HANDLE, model, args.job_settings(), args.media())
-
-
-@pytest.fixture
-def fast(tiny_checkpoint: Path, tmp_path: Path) -> Path:
-    """A checkpoint that gives something up by default."""
-    folder = Path(shutil.copytree(tiny_checkpoint, tmp_path / "夜 ночь"))
-    (folder / "generation_config.json").write_text(json.dumps({"fp8_linears": True, "step_cache": 0.05}))
-    return folder
-
-
-def test_a_checkpoints_own_defaults_hold_where_deploy_yaml_says_nothing(fast: Path, tmp_path: Path) -> None:
-    params = ingress(fast, tmp_path)._params(REQUEST)
-    assert (params.fp8_linears, params.fp8_attention, params.step_cache) == (True, False, 0.05)
-    exact = ingress(fast, tmp_path, approximation={"step_cache": 0})._params(REQUEST)
-    assert (exact.fp8_linears, exact.step_cache) == (True, 0)
-    assert ingress(fast, tmp_path)._params(REQUEST | {"step_cache": 0.2}).step_cache == 0.2
-
-
-def test_what_the_operator_forbids_is_off_by_default_and_refused_when_asked_for(fast: Path, tmp_path: Path) -> None:
-    strict = ingress(fast, tmp_path, approximation={"allowed": ["step_cache"]})
-    assert not strict._params(REQUEST).fp8_linears
-    with pytest.raises(InvalidRequest) as refused:
-        strict._params(REQUEST | {"fp8_linears": True})
-    assert refused.value.status == 400
-    assert str(refused.value) == (
-        "fp8_linears: got True, expected false, because this server's operator does not allow it"
-    )
-    assert strict.model_cards()[0]["allowed_approximations"] == ["step_cache"]
-
-
-def test_every_name_is_listed_and_taken_and_no_other(fast: Path, tmp_path: Path) -> None:
-    served = ingress(fast, tmp_path, served_model_name=["nvidia/Cosmos3-Nano", "nano"])
-    assert [card["id"] for card in served.model_cards()] == ["nvidia/Cosmos3-Nano", "nano"]
-    for name in (None, "nvidia/Cosmos3-Nano", "nano"):
-        served._params(REQUEST if name is None else REQUEST | {"model": name})
-    with pytest.raises(InvalidRequest, match="got '夜 ночь', expected 'nvidia/Cosmos3-Nano' or 'nano' or no model"):
-        served._params(REQUEST | {"model": fast.name})
-
-
-def test_the_folders_own_name_is_served_whatever_its_letters(fast: Path, tmp_path: Path) -> None:
-    assert [card["id"] for card in ingress(fast, tmp_path).model_cards()] == ["夜 ночь"]
-    ingress(fast, tmp_path)._params(REQUEST | {"model": "夜 ночь"})
-
-
-def small_card(checkpoint: Path) -> Budget:
-    """Of 1 GiB, with room for 64 x 64 x 9 and not for 1024 x 1024 x 97."""
-    opened = Checkpoint.open(checkpoint)
-    weights = {"weights": GIB // 2, "fp8_weights": 0, "decoder_weights": GIB // 4, "decode_bytes": (1 << 15, 1 << 16)}
-    return Budget(
-        card_bytes=GIB, itemsize=2, decoders="same GPU", transformer=opened.transformer, sound=None, **weights
-    )
-
-
-def checked(served: Ingress, budget: Callable[[], Awaitable[Budget | None]], request: dict[str, Any]) -> None:
-    served._graph.budget = budget  # type: ignore[method-assign]
-    asyncio.run(served._fitting_params(request))
-
-
-def test_what_no_card_of_the_denoisers_can_hold_is_refused_before_it_is_stored(
-    tiny_checkpoint: Path, tmp_path: Path
-) -> None:
-    async def budget() -> Budget:
-        return small_card(tiny_checkpoint)
-
-    checked(ingress(tiny_checkpoint, tmp_path), budget, {"prompt": "x", "size": "64x64", "num_frames": 9})
-    with pytest.raises(InvalidRequest) as refused:
-        checked(ingress(tiny_checkpoint, tmp_path), budget, {"prompt": "x", "size": "1024x1024", "num_frames": 97})
-    assert (refused.value.status, refused.value.param) == (400, "size")
-    assert str(refused.value).startswith(
-        "size: got '1024x1024 x 97 frames', expected smaller pictures or fewer of them"
-    )
-    assert str(refused.value).endswith("GiB, and the GPU has 1.0 GiB")
-
-
-def test_a_denoiser_that_does_not_answer_leaves_the_check_to_itself(
-    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ingress_module, "BUDGET_WAIT_S", 0.01)
-    large = {"prompt": "x", "size": "1024x1024", "num_frames": 97}
-
-    async def busy() -> Budget:
-        await asyncio.sleep(3600)
-        raise AssertionError
-
-    async def away() -> Budget:
-        raise RuntimeError("no replica")
-
-    for budget in (busy, away):
-        checked(ingress(tiny_checkpoint, tmp_path), budget, large)
 
 
 def called(folder: Path, scenario: Callable[[LocalIngress], Awaitable[list[Any]]]) -> list[Any]:

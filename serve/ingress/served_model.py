@@ -1,0 +1,128 @@
+"""The served model as a request meets it: which requests it accepts, what they cost, and its model card."""
+
+import asyncio
+import contextvars
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, NamedTuple
+
+from cosmos3_models import GenerationParams, InvalidInput
+from cosmos3_models.checkpoint.configs import require_sound
+from cosmos3_models.checkpoint.folder import Checkpoint
+from cosmos3_models.params import ApproximationPolicy, check_device, check_pixel_frames
+from cosmos3_models.resources.budget import Budget
+from serve.errors import invalid_input_refused
+from serve.estimates.schedule import cost_of, operations
+from serve.jobs.table import Cost
+from serve.schema import ModelCard, VideoRequest
+
+BUDGET_WAIT_S = 2.0  # an idle denoiser answers in milliseconds
+
+
+class ModelSettings(NamedTuple):
+    """What the operator chose of the model.
+
+    Attributes:
+        checkpoint: the folder that the stages serve.
+        names: the names by which requests may call the model; records hold the first one.
+        device: cpu or cuda, where the denoiser computes.
+        approximation: the approximations that are on by default, and those that a request may ask for.
+        max_pixel_frames: the largest accepted height x width x frames.
+    """
+
+    checkpoint: str
+    names: tuple[str, ...]
+    device: str
+    approximation: ApproximationPolicy
+    max_pixel_frames: int
+
+
+class ServedModel:
+    """Checks requests against the model and this server's limits. Reads the checkpoint's configs, never its weights.
+
+    Args:
+        settings: what the operator chose.
+        ask_budget: asks a denoiser how much its GPU can hold; None on a CPU.
+    """
+
+    def __init__(self, settings: ModelSettings, ask_budget: Callable[[], Coroutine[Any, Any, Budget | None]]) -> None:
+        self._settings = settings
+        self._checkpoint = Checkpoint.open(settings.checkpoint)
+        self._defaults = settings.approximation.over(self._checkpoint.defaults)
+        self._ask_budget = ask_budget
+        self._budget: asyncio.Task[Budget | None] | None = None
+
+    @property
+    def name(self) -> str:
+        """The name that records hold."""
+        return self._settings.names[0]
+
+    async def params(self, request: VideoRequest) -> GenerationParams:
+        """The complete parameters of a request, over the defaults of the checkpoint and of this server.
+
+        Raises:
+            InvalidRequest: the request names another model, or asks for something that the model, this server's
+                limits or the denoisers' GPUs do not allow.
+        """
+        with invalid_input_refused():
+            self._check_name(request.model)
+            params = request.params(self._defaults)
+            check_pixel_frames(params, self._settings.max_pixel_frames)
+            check_device(params, self._settings.device)
+            self._settings.approximation.check(params)
+            if params.generate_sound:
+                require_sound(self._checkpoint.sound)
+            if self._settings.device == "cuda" and (budget := await self._known_budget()) is not None:
+                budget.check(params)
+        return params
+
+    def cost(self, params: GenerationParams, prompt_tokens: Sequence[int] | None = None) -> Cost:
+        """The floating-point operations of a request.
+
+        Args:
+            prompt_tokens: the length of each prompt. None leaves the text out: only the tokenizer knows how long it
+                is, and next to the video it is short.
+        """
+        if prompt_tokens is None:
+            prompt_tokens = (0,) * (1 if params.guidance_scale == 1 else 2)
+        return cost_of(self._checkpoint, self._settings.device, params, prompt_tokens)
+
+    def relative_work(self, params: GenerationParams) -> float:
+        """The operations of a request as a multiple of those of a request with the default settings."""
+        usual = self._defaults.params(prompt=params.prompt)
+        work, usual_work = (operations(self.cost(one), one.num_inference_steps) for one in (params, usual))
+        return work / usual_work
+
+    def cards(self) -> list[ModelCard]:
+        """The model card, once under each name."""
+        return [self._card(name) for name in self._settings.names]
+
+    def _card(self, name: str) -> ModelCard:
+        params, guide = self._defaults.params(prompt="-"), self._checkpoint.guide
+        return {
+            "id": name,
+            "object": "model",
+            "created": int(self._checkpoint.folder.stat().st_mtime),
+            "owned_by": "cosmos3",
+            "sound": self._checkpoint.sound is not None,
+            "defaults": params.model_dump(exclude={"prompt", "seed"}),
+            "max_pixel_frames": self._settings.max_pixel_frames,
+            "guide": None if guide is None else guide.model_dump(),
+            "allowed_approximations": [*self._settings.approximation.allowed],
+        }
+
+    def _check_name(self, name: str | None) -> None:
+        names = self._settings.names
+        if name not in (None, *names):
+            served = f"{' or '.join(map(repr, names))} or no model"
+            raise InvalidInput("model", name, served, "this is the model that is served here")
+
+    async def _known_budget(self) -> Budget | None:
+        """A denoiser's answer about its GPU, asked for once.
+
+        None while no denoiser answers because all are busy or absent: they check each request themselves as well.
+        """
+        if self._budget is None or (self._budget.done() and self._budget.exception()):
+            # In a context of its own: the request that asks first may end before the answer comes.
+            self._budget = asyncio.create_task(self._ask_budget(), context=contextvars.Context())
+        await asyncio.wait({self._budget}, timeout=BUDGET_WAIT_S)
+        return self._budget.result() if self._budget.done() and not self._budget.exception() else None
