@@ -1,5 +1,7 @@
-# make serve   set up what serving needs and start the server: CONFIG=other.yaml PORT=8001 CHECKPOINT=/models/x
-# make test    set up what the tests need and run all checks
+# make serve     set up what serving needs and start the server: CONFIG=other.yaml PORT=8001 CHECKPOINT=/models/x
+# make check     set up what the tests need, check style and types and run the fast tests
+# make test      the same with all tests that this machine can run
+# make test-gpu  the tests that need a GPU
 
 PYTHON ?= python3
 CONFIG ?= deploy.yaml
@@ -9,15 +11,23 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint
 
 SIZE := 1.5 GB on disk; several GB more where PyTorch comes with CUDA.
 
-.PHONY: serve test
+.PHONY: serve check test test-gpu lint
 serve: $(VENV)/serve.installed
 	@$(BIN)/python -m serve $(CONFIG) $(PORT:%=--port %) $(CHECKPOINT:%=--checkpoint %)
 
-test: $(VENV)/test.installed tests/node_modules
+check: lint tests/node_modules
+	$(BIN)/pytest -m "not server and not faults and not gpu"
+
+test: lint tests/node_modules
+	$(BIN)/pytest
+
+test-gpu: $(VENV)/test.installed
+	$(BIN)/pytest -m gpu
+
+lint: $(VENV)/test.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pytest
 
 $(VENV)/serve.installed: pyproject.toml constraints.txt
 	@echo "Installing PyTorch, Ray Serve and FastAPI in $(VENV): once, some minutes, $(SIZE)"

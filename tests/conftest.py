@@ -1,145 +1,34 @@
-"""Fixtures that several test files share."""
+"""Fixtures and markers for all tests. Nothing here imports Ray or diffusers, so the GPU tests run without them."""
 
-import os
 import signal
-import socket
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
-from contextlib import suppress
-from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
-import httpx
-import psutil
 import pytest
-import ray
-import tiny
-import yaml
-from ray import serve
-from ray.serve.handle import DeploymentHandle
+
+pytest_plugins = ["cluster"] if find_spec("ray") else []
 
 # A shell gives a command in the background an ignored Ctrl-C, which all that the tests start would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-# Ray starts its workers at niceness 15, and anything else that computes on the machine would starve them.
-os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
 
-ROOT = Path(__file__).parent.parent
-LEASE_S = 3  # of the tests' servers: a job whose runner died is taken up so much later
+SERVER_FIXTURES = {"cluster", "browser", "launch", "two_nodes"}
 
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small random checkpoint in the public layout, sharded, as diffusers saved it. Do not write into it."""
+    import tiny  # imports diffusers, which machines for the GPU tests may lack
+
     return tiny.write_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny-cosmos3")
 
 
-@dataclass(frozen=True)
-class Server:
-    """A running ``serve run deploy.yaml``."""
-
-    url: str
-
-    @property
-    def handle(self) -> DeploymentHandle[Any]:
-        return serve.get_app_handle("cosmos3")
-
-    def process(self, deployment: str) -> psutil.Process:
-        """The process of a deployment's only replica."""
-        return ray_process(f"ray::ServeReplica:cosmos3:{deployment}")
-
-
-def ray_process(name: str) -> psutil.Process:
-    """A process of this test run's cluster, once there is one; a neighbour's cluster has the same names."""
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        for process in psutil.Process().children(recursive=True):
-            with suppress(psutil.NoSuchProcess):
-                if name in " ".join(process.cmdline()):
-                    return process
-        time.sleep(0.1)
-    raise TimeoutError(f"no process {name}")
-
-
-@pytest.fixture(scope="session")
-def cluster() -> Iterator[str]:
-    """The address of a Ray cluster of this test run's own, in which Serve soon sees that its proxy died."""
-    os.environ["RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S"] = "2"
-    context = ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
-    yield context.address_info["gcs_address"]
-    ray.shutdown()
-
-
-@pytest.fixture(scope="session")
-def server(cluster: str, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """deploy.yaml as it stands but for the checkpoint and a free port, started by ``serve run``."""
-    port, folder = free_port(), tmp_path_factory.mktemp("serve")
-    (folder / "deploy.yaml").write_text(serve_config(port, tiny_checkpoint, folder / "data"))
-    command = [sys.executable, "-m", "ray.serve.scripts", "run", "--address", cluster, str(folder / "deploy.yaml")]
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
-        try:
-            running = Server(f"http://127.0.0.1:{port}")
-            wait_until_healthy(running, process, folder / "log")
-            yield running
-        finally:
-            process.send_signal(signal.SIGINT)
-            process.wait(timeout=60)
-
-
-def serve_config(port: int, checkpoint: Path, data_dir: Path) -> str:
-    """deploy.yaml as it stands but for what tests must set."""
-    config = yaml.safe_load((ROOT / "deploy.yaml").read_text())
-    config["http_options"]["port"] = port
-    args = {"checkpoint": str(checkpoint), "data_dir": str(data_dir), "lease_s": LEASE_S}
-    config["applications"][0]["args"] |= args
-    return yaml.safe_dump(config)
-
-
-def program(name: str) -> str:
-    """A command that is installed beside this Python."""
-    return str(Path(sys.executable).parent / name)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
-
-
-def wait_until_healthy(server: Server, process: "subprocess.Popen[bytes]", log: Path, timeout_s: float = 120) -> None:
-    """Wait for /health to say 200."""
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            if httpx.get(f"{server.url}/health", timeout=5).status_code == 200:
-                return
-        except httpx.TransportError:
-            pass
-        time.sleep(0.2)
-    raise TimeoutError(f"the server is not healthy; its log ends with\n{log.read_text()[-4000:]}")
-
-
-def job_record(server_url: str, job: str) -> dict[str, Any] | None:
-    """A job's record; None while the server does not answer. That it does not know the job is an error."""
-    try:
-        response = httpx.get(f"{server_url}/v1/videos/{job}", timeout=10)
-    except httpx.TransportError:
-        return None
-    assert response.status_code != 404, "a job is lost"
-    record: dict[str, Any] | None = response.json() if response.status_code == 200 else None
-    return record
-
-
-def ended_job(server_url: str, job: str, deadline: float) -> dict[str, Any]:
-    """Its record once it has ended, whatever dies meanwhile; by ``deadline`` of the monotonic clock."""
-    while not (record := job_record(server_url, job)) or record["status"] not in ("completed", "failed"):
-        assert time.monotonic() < deadline, record
-        time.sleep(0.1)
-    return record
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that start a server or a browser, and those in tests/gpu."""
+    for item in items:
+        if SERVER_FIXTURES & set(getattr(item, "fixturenames", ())):
+            item.add_marker("server")
+        if item.path.is_relative_to(Path(__file__).parent / "gpu"):
+            item.add_marker("gpu")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -5,7 +5,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from paths import ROOT
 
 PAGES = sorted(
     path.relative_to(ROOT)

@@ -9,9 +9,9 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from paths import ROOT
 
 # Imported late and only on a GPU: the first comes with PyTorch for CUDA, the second is optional.
 ON_A_GPU = {"triton", "flash_attn"}

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from conftest import ROOT, Server
+from paths import ROOT
+from running_server import Server
 
 from benchmarks import readme_figures
 from benchmarks.machine import Machine

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
-from conftest import ROOT
+from paths import ROOT
 
 from benchmarks.judge import judge
 from cosmos3_models import Cosmos3Pipeline

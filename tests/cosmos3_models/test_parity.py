@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from conftest import ROOT
+from paths import ROOT
 
 from cosmos3_models import Cosmos3Pipeline, GenerationParams
 from cosmos3_models.params import SigmaSchedule

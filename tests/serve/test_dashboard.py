@@ -13,7 +13,8 @@ import httpx
 import pytest
 import ray
 import yaml
-from conftest import ROOT, Server, free_port
+from paths import ROOT
+from running_server import Server, free_port
 from sample_requests import ENDLESS, REQUEST
 
 DEPLOY = ROOT / "deploy"

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import ray
 import yaml
-from conftest import ROOT
+from paths import ROOT
 from ray.serve._private import constants
 
 from cosmos3_models.checkpoint.folder import DEMO, DEMO_FOLDER, CardUse

@@ -11,11 +11,13 @@ from pathlib import Path
 import psutil
 import pytest
 from batch import JOBS, RECOVERY_S, REQUEST, Batch
-from conftest import Server, free_port, ray_process, serve_config, wait_until_healthy
 from fakes import DeadlyDenoiser, fake_application, picklable
 from ray import serve
+from running_server import Server, free_port, ray_process, serve_config, wait_until_healthy
 
 from serve.app import AppArgs
+
+pytestmark = pytest.mark.faults
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import Server
 from fakes import fake_application, picklable
 from ray import serve
+from running_server import Server
 
 from serve.app import AppArgs
 

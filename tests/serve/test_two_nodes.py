@@ -12,13 +12,16 @@ import av
 import httpx
 import pytest
 import yaml
-from conftest import ROOT, Server, ended_job, free_port, serve_config, wait_until_healthy
+from paths import ROOT
 from postgres import Postgres, binaries
 from ray.cluster_utils import Cluster
+from running_server import Server, ended_job, free_port, serve_config, wait_until_healthy
 
 REQUEST = {"prompt": "a ball", "size": "96x64", "num_frames": 9, "num_inference_steps": 6, "generate_sound": True}
 JOBS = 4
 END_S = 120
+
+pytestmark = pytest.mark.faults
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import socket
 from typing import Any
 
 import httpx
-from conftest import Server
+from running_server import Server
 
 
 def check_error(response: httpx.Response, status: int, code: str) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import time
 from typing import Any
 
 import httpx
-from conftest import ended_job, job_record
+from running_server import ended_job, job_record
 
 REQUEST = {"prompt": "a ball", "size": "192x128", "num_frames": 9, "num_inference_steps": 10, "generate_sound": True}
 JOBS = 3

@@ -10,7 +10,7 @@ from typing import Literal
 
 import pytest
 import torch
-from conftest import ROOT
+from paths import ROOT
 
 from benchmarks import nano
 from cosmos3_models import Cosmos3Pipeline, GenerationParams, InvalidInput

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny
-from conftest import ROOT
+from paths import ROOT
 from transformers import AutoTokenizer
 
 from cosmos3_models import CheckpointError, GenerationParams, InvalidInput

@@ -18,7 +18,8 @@ import psutil
 import pytest
 import yaml
 from answers import check_error
-from conftest import ROOT, free_port, serve_config
+from paths import ROOT
+from running_server import free_port, serve_config
 
 START_S = 240  # where much else goes on
 STOP_S = 120

@@ -14,7 +14,7 @@ from typing import Any
 import av
 import httpx
 import pytest
-from conftest import Server, free_port
+from running_server import Server, free_port
 from sample_requests import ENDLESS, REQUEST
 
 from serve.cli.submit import FIELDS, FLAGS

@@ -12,9 +12,9 @@ import numpy as np
 import psutil
 import pytest
 from batch import JOBS, REQUEST, Batch
-from conftest import LEASE_S, Server, ray_process
 from faulty_stages import faulty_graph
 from ray import serve
+from running_server import LEASE_S, Server, ray_process
 
 from cosmos3_models import GenerationParams
 from cosmos3_models.text.prompt import PromptIds
@@ -25,6 +25,8 @@ HEALTH_CHECK_PERIOD_S = 1
 ENDLESS = REQUEST | {"num_frames": 65, "size": "512x384", "num_inference_steps": 200}
 SMALL = GenerationParams(prompt="x", num_frames=1, height=32, width=32, num_inference_steps=1, guidance_scale=1)
 FREE_S = 2 * LEASE_S  # within a lease, and what a busy machine needs to answer
+
+pytestmark = pytest.mark.faults
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import av
 import httpx
 import numpy as np
 import pytest
-from conftest import Server
+from running_server import Server
 from sample_requests import ENDLESS, LONG, REQUEST
 
 from cosmos3_models import Cosmos3Pipeline, GenerationParams

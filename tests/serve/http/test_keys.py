@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT
 from local_api import LocalClient, local_client
+from paths import ROOT
 from pydantic import ValidationError
 
 from serve.app import AppArgs, build_app

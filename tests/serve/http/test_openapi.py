@@ -12,11 +12,11 @@ from pathlib import Path
 import httpx
 import pytest
 from answers import raw
-from conftest import Server, program
 from fakes import fake_application, picklable
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ray import serve
+from running_server import Server, program
 from test_fuzz import FUZZED, Raw, any_request, any_video, check_form
 
 from serve.app import AppArgs

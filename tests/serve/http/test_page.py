@@ -16,11 +16,12 @@ import httpx
 import numpy as np
 import pytest
 import uvicorn
-from conftest import ROOT, Server, free_port
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, PlainTextResponse
 from local_api import LocalIngress
+from paths import ROOT
 from playwright.sync_api import Browser, Dialog, Page, expect, sync_playwright
+from running_server import Server, free_port
 from starlette.middleware.base import BaseHTTPMiddleware
 
 from cosmos3_models import GenerationParams

@@ -12,9 +12,9 @@ import httpx
 import pytest
 import ray
 from answers import check_error, raw
-from conftest import Server
 from fastapi.testclient import TestClient
 from ray.serve._private.http_util import RequestIdMiddleware, convert_object_to_asgi_messages
+from running_server import Server
 from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 

@@ -8,9 +8,9 @@ from typing import Any
 import httpx
 import pytest
 from answers import check_error
-from conftest import Server
 from fastapi.testclient import TestClient
 from local_api import URL
+from running_server import Server
 
 from cosmos3_models.params import GenerationDefaults
 from serve.errors import StageFailed

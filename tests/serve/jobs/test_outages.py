@@ -9,15 +9,17 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import LEASE_S, Server, free_port
 from fakes import fake_application, picklable
 from postgres import Postgres, binaries
 from ray import serve
+from running_server import LEASE_S, Server, free_port
 
 from serve.app import AppArgs
 
 REQUEST = {"prompt": "x", "size": "32x32", "num_frames": 5, "num_inference_steps": 10}
 STEP_S = 0.2
+
+pytestmark = pytest.mark.faults
 
 
 @dataclass

@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 
 import psycopg
 import pytest
-from conftest import free_port
 from postgres import Postgres, binaries
+from running_server import free_port
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import StatementError
 

@@ -16,7 +16,7 @@ import av
 import httpx
 import openai
 import pytest
-from conftest import Server
+from running_server import Server
 
 pytestmark = pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning")  # the shape stays, the service went
 
