@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from cosmos3_models.autoencoders.sound_decoder import SoundDecoder
 from cosmos3_models.autoencoders.video_decoder import VideoDecoder
 from cosmos3_models.checkpoint.configs import SoundDecoderConfig, TransformerConfig, VideoVAEConfig
-from cosmos3_models.checkpoint.loading import KEPT_IN_FP32
+from cosmos3_models.checkpoint.loading import allocate
 from cosmos3_models.checkpoint.tensor_names import transformer_name
+from cosmos3_models.transformer.joined_linear import separate_parameters
 from cosmos3_models.transformer.model import Transformer
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
@@ -95,9 +96,7 @@ def transformer_config(layers: int) -> TransformerConfig:
 
 def transformer(device: str, dtype: torch.dtype, layers: int) -> Transformer:
     config = transformer_config(layers)
-    module = _materialized(lambda: Transformer(config), device, dtype, lambda name: transformer_name(name, layers))
-    module.join_weights()
-    return module
+    return _materialized(lambda: Transformer(config), device, dtype, lambda name: transformer_name(name, layers))
 
 
 def video_decoder(device: str, dtype: torch.dtype) -> VideoDecoder:
@@ -128,11 +127,8 @@ def _materialized(
     build: Callable[[], AnyModule], device: str, dtype: torch.dtype, drawn_as: Callable[[str], str]
 ) -> AnyModule:
     with torch.device("meta"):
-        module = build()
-    state: dict[str, Any] = {}
-    for name, parameter in module.named_parameters():
-        kind = torch.float32 if name.startswith(KEPT_IN_FP32) else dtype
-        state[name] = torch.empty(parameter.shape, dtype=kind, device=device)
-        fill(drawn_as(name), state[name])
-    module.load_state_dict(state, strict=True, assign=True)
-    return module.eval().requires_grad_(False)
+        module = build().eval().requires_grad_(False)
+    allocate(module, torch.device(device), dtype)
+    for name, parameter in separate_parameters(module).items():
+        fill(drawn_as(name), parameter)
+    return module

@@ -25,6 +25,7 @@ from cosmos3_models.autoencoders.video_decoder import VideoDecoder
 from cosmos3_models.checkpoint.configs import SoundDecoderConfig, VideoVAEConfig
 from cosmos3_models.checkpoint.folder import DEMO_FOLDER
 from cosmos3_models.checkpoint.tensor_names import transformer_name
+from cosmos3_models.transformer.joined_linear import separate_parameters
 from cosmos3_models.transformer.model import Transformer
 
 SHARD_BYTES = 2 * 10**9
@@ -91,7 +92,7 @@ def _components(layers: int, device: str) -> Iterator[tuple[str, NamedTensors]]:
 
 
 def _drawn(module: nn.Module, device: str, name_of: Callable[[str], str]) -> NamedTensors:
-    for ours, parameter in module.named_parameters():
+    for ours, parameter in separate_parameters(module).items():
         drawn = torch.empty(parameter.shape, dtype=torch.bfloat16, device=device)
         nano.fill(name_of(ours), drawn)
         yield name_of(ours), drawn

@@ -28,7 +28,7 @@ def main() -> None:
     model = nano.transformer(args.device, torch.bfloat16, args.layers)
     rows = [{"text tower": "device"} | measured(model, case, args.repeats)]
     expected = keys_values(model, case)
-    model.offload_text()
+    model.text.offload(model.device, model.dtype)
     rows.append({"text tower": "host"} | measured(model, case, args.repeats))
     got = keys_values(model, case)
     difference = max(float((a - b).abs().max()) for a, b in zip(got, expected, strict=True))

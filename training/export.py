@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from cosmos3_models.checkpoint.folder import PROMPT_GUIDE
 from cosmos3_models.checkpoint.tensor_names import transformer_name
+from cosmos3_models.transformer.joined_linear import separate_parameters
 from cosmos3_models.transformer.model import Transformer
 from training import latents, sound_autoencoder, tokenizer, transformer, video_vae
 from training.loop import load_average
@@ -101,7 +102,7 @@ def export(recipe: Recipe, parts: Parts, text: Path, to: Path, dtype: torch.dtyp
 def transformer_tensors(module: Transformer) -> dict[str, Tensor]:
     """The towers in the public names, with what only a text model would use filled in."""
     layers = module.config.num_hidden_layers
-    tensors: dict[str, Tensor] = {transformer_name(name, layers): tensor for name, tensor in module.named_parameters()}
+    tensors = {transformer_name(name, layers): tensor for name, tensor in separate_parameters(module).items()}
     first, last = "layers.0.", f"layers.{layers - 1}."
     for name in [name for name in tensors if name.startswith(first)]:
         tensors.setdefault(name.replace(first, last), torch.zeros_like(tensors[name]))

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from cosmos3_models.transformer.joined_linear import JoinedLinear
 from training.muon import Muon
 from training.world import Draw
 
@@ -325,9 +326,10 @@ def _optimizers(task: Task, settings: Settings, device: torch.device) -> list[to
         {"params": [w for w in rest if w.squeeze().ndim > 1], "weight_decay": settings.weight_decay},
         {"params": [w for w in rest if w.squeeze().ndim <= 1], "weight_decay": 0.0},
     ]
+    joined = {m.weight: list(m.parts.values()) for m in task.module.modules() if isinstance(m, JoinedLinear)}
     rate = settings.learning_rate
     adam = torch.optim.AdamW(groups, lr=rate, betas=BETAS, fused=device.type == "cuda")
-    return [adam, Muon(chosen, rate, settings.weight_decay)] if chosen else [adam]
+    return [adam, Muon(chosen, rate, settings.weight_decay, parts=joined)] if chosen else [adam]
 
 
 def _log(run: Run, settings: Settings, progress: float, means: dict[str, float]) -> None:

@@ -6,8 +6,7 @@ of five shapes, and a GPU would wait for thousands of launches a step.
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -18,29 +17,47 @@ MATCH_ADAM = 0.2  # root mean square of a step, about that of AdamW (Liu et al.,
 
 
 class Muon(torch.optim.Optimizer):
-    """For matrices alone. Learning rate and decay of weights mean what they mean for AdamW."""
+    """For matrices alone. Learning rate and decay of weights mean what they mean for AdamW.
 
-    def __init__(self, matrices: Iterable[Tensor], lr: float, weight_decay: float, momentum: float = 0.95) -> None:
-        of_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)
-        for matrix in matrices:
-            of_shape[matrix.shape].append(matrix)
-        groups: list[dict[str, Any]] = [{"params": same} for same in of_shape.values()]
-        super().__init__(groups, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+    Args:
+        parts: for a matrix that stands for several, their rows: each becomes orthogonal by itself.
+    """
+
+    def __init__(
+        self,
+        matrices: Iterable[Tensor],
+        lr: float,
+        weight_decay: float,
+        momentum: float = 0.95,
+        parts: Mapping[Tensor, Sequence[int]] | None = None,
+    ) -> None:
+        super().__init__(list(matrices), {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+        self._parts = parts or {}
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """Update every matrix; each must have a gradient."""
         assert closure is None, "not supported"
         for group in self.param_groups:
-            weights = group["params"]
-            gradients = [weight.grad for weight in weights]
-            averages = [self._average(weight) for weight in weights]
-            torch._foreach_lerp_(averages, gradients, 1 - group["momentum"])
-            ahead = torch._foreach_lerp(gradients, averages, group["momentum"])
-            steps = orthogonal(torch.stack(ahead)).to(weights[0].dtype)
-            torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
-            size = MATCH_ADAM * math.sqrt(max(weights[0].shape))
-            torch._foreach_add_(weights, steps.unbind(), alpha=-group["lr"] * size)
+            for same in self._of_shape(group["params"]):
+                weights, gradients, averages = (list(tensors) for tensors in zip(*same, strict=True))
+                torch._foreach_lerp_(averages, gradients, 1 - group["momentum"])
+                ahead = torch._foreach_lerp(gradients, averages, group["momentum"])
+                steps = orthogonal(torch.stack(ahead)).to(weights[0].dtype)
+                torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
+                size = MATCH_ADAM * math.sqrt(max(weights[0].shape))
+                torch._foreach_add_(weights, steps.unbind(), alpha=-group["lr"] * size)
+
+    def _of_shape(self, matrices: Iterable[Tensor]) -> Iterable[list[tuple[Tensor, ...]]]:
+        """Weight, gradient and average of every part, those of one shape together."""
+        of_shape: dict[torch.Size, list[tuple[Tensor, ...]]] = defaultdict(list)
+        for matrix in matrices:
+            assert matrix.grad is not None
+            rows = list(self._parts.get(matrix, [len(matrix)]))
+            tensors = (matrix, matrix.grad, self._average(matrix))
+            for part in zip(*(tensor.split(rows) for tensor in tensors), strict=True):
+                of_shape[part[0].shape].append(part)
+        return of_shape.values()
 
     def _average(self, weight: Tensor) -> Tensor:
         state = self.state[weight]

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, Generic, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cosmos3_models.autoencoders.sound_decoder import SoundDecoder
 from cosmos3_models.autoencoders.video_decoder import VideoDecoder
@@ -24,7 +24,8 @@ from cosmos3_models.checkpoint.upload import Transfer
 from cosmos3_models.errors import CheckpointError
 from cosmos3_models.params import APPROXIMATIONS
 from cosmos3_models.resources.footprint import Footprint
-from cosmos3_models.transformer.model import OFFLOADED, Transformer
+from cosmos3_models.transformer.joined_linear import separate_parameters
+from cosmos3_models.transformer.model import Transformer
 
 # The time embedding runs in fp32 whatever the model's dtype.
 KEPT_IN_FP32 = "generation.time_embedder."
@@ -52,19 +53,21 @@ def load_transformer(
     offload_text: Offload = "auto",
     use: CardUse | None = None,
 ) -> Transformer:
-    """Load both towers, the text tower without a stay on the device where it is offloaded.
+    """Load both towers. If the text tower is offloaded, it is read into host memory, past the device.
 
     Args:
+        dtype: of the weights; those of ``KEPT_IN_FP32`` are fp32.
+        offload_text: whether the text tower stays in host memory.
         use: what ``"auto"`` makes room for; by default what the checkpoint's default video needs in one process.
+
+    Raises:
+        CheckpointError: naming the file and the tensor at fault.
     """
-    offload = Footprint(checkpoint, dtype, use or one_process(checkpoint)).offloads(offload_text, device)
-    transformer = _transformer(checkpoint).load(device, dtype, OFFLOADED if offload else ())
-    if offload:
-        transformer.offload_text()
-    transformer.join_weights()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()  # half of the weights lay elsewhere before; other processes share the card
-    return transformer
+    component = _transformer(checkpoint)
+    component.check()
+    if Footprint(checkpoint, dtype, use or one_process(checkpoint)).offloads(offload_text, device):
+        component.module.text.offload(device, dtype)
+    return component.load(device, dtype)
 
 
 def one_process(checkpoint: Checkpoint) -> CardUse:
@@ -73,13 +76,19 @@ def one_process(checkpoint: Checkpoint) -> CardUse:
 
 
 def load_video_decoder(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> VideoDecoder:
-    return _video_decoder(checkpoint).load(device, dtype)
+    """Load the decoder of ``vae/``; raises ``CheckpointError``."""
+    component = _video_decoder(checkpoint)
+    component.check()
+    return component.load(device, dtype)
 
 
 def load_sound_decoder(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> SoundDecoder:
+    """Load the decoder of ``sound_tokenizer/``; raises ``CheckpointError``, also if there is no such folder."""
     if checkpoint.sound is None:
         raise CheckpointError(checkpoint.folder / "sound_tokenizer", "no such folder, so there is no sound decoder")
-    return _sound_decoder(checkpoint, checkpoint.sound).load(device, dtype)
+    component = _sound_decoder(checkpoint, checkpoint.sound)
+    component.check()
+    return component.load(device, dtype)
 
 
 def check_weights(checkpoint: Checkpoint) -> None:
@@ -89,7 +98,7 @@ def check_weights(checkpoint: Checkpoint) -> None:
         CheckpointError: a file is missing or broken, or holds a tensor of another name, type or shape.
     """
     for component in _components(checkpoint):
-        component.checked_names()
+        component.check()
 
 
 @dataclass(frozen=True)
@@ -97,7 +106,8 @@ class _Component(Generic[AnyModule]):
     """A module without values, and the files that fill it.
 
     Attributes:
-        checkpoint_name: gives the checkpoint's name of a parameter for ours.
+        checkpoint_name: gives the checkpoint's name of a tensor for ours, which is that of a parameter or of a part of
+            one: the files hold separately what a ``JoinedLinear`` joins.
         skipped: patterns of the names that the files may hold besides.
     """
 
@@ -106,31 +116,35 @@ class _Component(Generic[AnyModule]):
     checkpoint_name: Callable[[str], str]
     skipped: tuple[str, ...]
 
-    def checked_names(self) -> dict[str, str]:
-        """The checkpoint's name of every parameter, once the files hold exactly these and skipped ones."""
-        names = {ours: self.checkpoint_name(ours) for ours, _ in self.module.named_parameters()}
-        for theirs in sorted(set(names.values()).intersection(self.source)):
-            _check_type(theirs, self.source)  # before the names: scales of quantised weights are unexpected tensors
-        _check_names(set(names.values()), self.source, self.skipped)
-        for ours, parameter in self.module.named_parameters():
-            _check_shape(names[ours], parameter.shape, self.source)
-        return names
+    def tensors(self) -> dict[str, Tensor]:
+        """What each tensor of the files fills, by the checkpoint's name: a parameter, or some rows of one."""
+        return {self.checkpoint_name(ours): place for ours, place in separate_parameters(self.module).items()}
 
-    def load(self, device: torch.device, dtype: torch.dtype, in_host_memory: tuple[str, ...] = ()) -> AnyModule:
-        """Fill every parameter.
+    def check(self) -> None:
+        """Raise ``CheckpointError`` unless the files hold exactly these tensors, and some skipped ones."""
+        expected = self.tensors()
+        for name in sorted(set(expected).intersection(self.source)):
+            _check_type(name, self.source)  # before the names: scales of quantised weights are unexpected tensors
+        _check_names(set(expected), self.source, self.skipped)
+        for name, place in expected.items():
+            _check_shape(name, place.shape, self.source)
 
-        Those whose names begin like one of ``in_host_memory`` stay there, the others go to the device.
-        """
-        names = self.checked_names()
-        staying = [ours for ours in names if ours.startswith(in_host_memory)]
-        moving = [ours for ours in names if not ours.startswith(in_host_memory)]
-        state = {}
-        for some, target in ((staying, torch.device("cpu")), (moving, device)):
-            tensors = Transfer(target).all(partial(self.source.read, names[ours]) for ours in some)
-            for ours, tensor in zip(some, tensors, strict=True):
-                state[ours] = tensor.to(torch.float32 if ours.startswith(KEPT_IN_FP32) else dtype)
-        self.module.load_state_dict(state, strict=True, assign=True)
-        return self.module.eval().requires_grad_(False)
+    def load(self, device: torch.device, dtype: torch.dtype) -> AnyModule:
+        """Fill every parameter: where it is, or on the device if it is nowhere yet."""
+        self.module.eval().requires_grad_(False)
+        allocate(self.module, device, dtype)
+        Transfer(device).fill((place, partial(self.source.read, name)) for name, place in self.tensors().items())
+        return self.module
+
+
+def allocate(module: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
+    """Give every parameter on the meta device memory on another one, without values."""
+    state = {
+        name: torch.empty(meta.shape, dtype=torch.float32 if name.startswith(KEPT_IN_FP32) else dtype, device=device)
+        for name, meta in module.named_parameters()
+        if meta.is_meta
+    }
+    module.load_state_dict(state, strict=False, assign=True)
 
 
 def _components(checkpoint: Checkpoint) -> Iterator[_Component[Any]]:

@@ -4,14 +4,13 @@ Each operation is written in PyTorch, which defines it, and on a GPU without gra
 ``token_kernels`` that reads every input once and rounds once.
 """
 
-from collections.abc import Sequence
 from types import ModuleType
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from torch import Tensor, nn
+from torch import Tensor
 
 from cosmos3_models.transformer.positions import Rotary, rotate
 
@@ -32,27 +31,6 @@ class Norms(NamedTuple):
 def fused(x: Tensor) -> bool:
     """Whether the kernels run on x."""
     return x.is_cuda and not torch.is_grad_enabled()
-
-
-def joined(linears: Sequence[nn.Linear]) -> Tensor:
-    """Their weights as one matrix (sum of outputs, inputs), without a copy after ``lay_side_by_side``."""
-    weights = [linear.weight for linear in linears]
-    if torch.is_grad_enabled() and weights[0].requires_grad:
-        return torch.cat(weights)
-    first, end = weights[0], weights[0].storage_offset()
-    for weight in weights:
-        if weight.untyped_storage().data_ptr() != first.untyped_storage().data_ptr() or weight.storage_offset() != end:
-            return torch.cat(weights)
-        end += weight.numel()
-    return first.as_strided((sum(weight.shape[0] for weight in weights), first.shape[1]), first.stride())
-
-
-def lay_side_by_side(linears: Sequence[nn.Linear]) -> None:
-    """Move frozen weights into one matrix, of which each is then a view."""
-    matrix = torch.cat([linear.weight for linear in linears])
-    parts = matrix.split([linear.out_features for linear in linears])
-    for linear, part in zip(linears, parts, strict=True):
-        linear.weight = nn.Parameter(part, requires_grad=False)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -26,7 +26,7 @@ from cosmos3_models.resources.budget import (
 from cosmos3_models.shapes import nearest_frame_counts
 from cosmos3_models.text.prompt import MAX_PROMPT_TOKENS
 from cosmos3_models.transformer.attention import HOPPER
-from cosmos3_models.transformer.model import OFFLOADED, Transformer, layer_groups
+from cosmos3_models.transformer.model import OFFLOADED, Transformer
 
 PROCESS_BYTES = int(1.35 * GIB)  # besides its tensors: CUDA's context, compiled kernels, what a warm-up leaves behind
 SLACK = 1.2  # of a request's tensors: cuDNN's scratch, and memory that PyTorch keeps between its blocks
@@ -50,8 +50,7 @@ class Footprint:
         self.transformer = self._bytes(named.values())
         self.text = self._bytes(weight for name, weight in named.items() if name.startswith(OFFLOADED))
         self.decoders = self._bytes([*self._video.parameters(), *sound.parameters()])
-        groups = layer_groups(transformer.generation)
-        self.fp8 = sum(linear.weight.numel() for group in groups for linear in group)  # a byte each
+        self.fp8 = sum(linear.weight.numel() for linear in transformer.generation.linears)  # a byte each
 
     def offloads(self, choice: Offload, device: torch.device) -> bool:
         """Whether the text tower must wait in host memory: as chosen, or where the longest video does not fit."""

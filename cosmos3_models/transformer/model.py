@@ -19,10 +19,11 @@ from torch import Tensor, nn
 
 from cosmos3_models.checkpoint.configs import TransformerConfig
 from cosmos3_models.kernels import token_ops
-from cosmos3_models.kernels.token_ops import KeyValue, Norms, lay_side_by_side
+from cosmos3_models.kernels.token_ops import KeyValue, Norms
 from cosmos3_models.params import Approximation
 from cosmos3_models.shapes import LatentGrid
-from cosmos3_models.transformer.offload import HostLayers
+from cosmos3_models.transformer.joined_linear import JoinedLinear
+from cosmos3_models.transformer.offload import HostLayers, move_to_host
 from cosmos3_models.transformer.positions import (
     Rotary,
     rotary,
@@ -44,7 +45,7 @@ from cosmos3_models.transformer.step_cache import StepCache
 
 TIME_FREQUENCIES = 128
 OFFLOADED = ("text.embed_tokens.", "text.layers.")
-"""Begins the names of the parameters that ``offload_text`` moves to host memory."""
+"""How the names of the parameters begin that ``TextTower.offload`` moves to host memory."""
 
 
 class Streams(NamedTuple):
@@ -83,49 +84,39 @@ class SwiGLU(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         d, inner = config.hidden_size, config.intermediate_size
-        self.gate_proj = nn.Linear(d, inner, bias=False)
-        self.up_proj = nn.Linear(d, inner, bias=False)
+        self.gate_up = JoinedLinear(d, {"gate_proj": inner, "up_proj": inner})
         self.down_proj = nn.Linear(inner, d, bias=False)
-
-    @property
-    def inner(self) -> list[nn.Linear]:
-        return [self.gate_proj, self.up_proj]
 
     def added(self, x: Tensor, norm: RMSNorm, arithmetic: Arithmetic) -> Tensor:
         """x plus what the MLP makes of it, perhaps in place of x."""
-        gate_up = arithmetic.project(arithmetic.norm(x, norm.weight, norm.eps), self.inner)
+        gate_up = arithmetic.project(arithmetic.norm(x, norm.weight, norm.eps), self.gate_up)
         return arithmetic.add(x, arithmetic.swiglu(gate_up), self.down_proj)
 
 
 class KeyValueProjection(nn.Module):
+    """Keys and values of each token, without queries."""
+
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.head_dim = config.head_dim
-        self.kv_heads = config.num_key_value_heads
         width = config.num_key_value_heads * config.head_dim
-        self.to_k = nn.Linear(config.hidden_size, width, bias=False)
-        self.to_v = nn.Linear(config.hidden_size, width, bias=False)
+        self.to_kv = JoinedLinear(config.hidden_size, {"to_k": width, "to_v": width})
         self.norm_k = RMSNorm(config.head_dim, config.rms_norm_eps)
 
-    def heads(self, x: Tensor) -> Tensor:
-        return rearrange(x, "b n (heads dim) -> b n heads dim", dim=self.head_dim)
-
-    def keys_values(self, x: Tensor, positions: Rotary) -> KeyValue:
-        key = rotate(self.norm_k(self.heads(self.to_k(x))), positions)
-        return KeyValue(key, self.heads(self.to_v(x)))
+    def forward(self, x: Tensor, positions: Rotary) -> KeyValue:
+        key, value = rearrange(self.to_kv(x), "b n (two heads dim) -> two b n heads dim", two=2, dim=self.head_dim)
+        return KeyValue(rotate(self.norm_k(key), positions), value)
 
 
-class Attention(KeyValueProjection):
+class Attention(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
-        super().__init__(config)
-        width = config.num_attention_heads * config.head_dim
-        self.to_q = nn.Linear(config.hidden_size, width, bias=False)
+        super().__init__()
+        self.kv_heads = config.num_key_value_heads
+        width, kv_width = (n * config.head_dim for n in (config.num_attention_heads, config.num_key_value_heads))
+        self.to_qkv = JoinedLinear(config.hidden_size, {"to_q": width, "to_k": kv_width, "to_v": kv_width})
         self.norm_q = RMSNorm(config.head_dim, config.rms_norm_eps)
+        self.norm_k = RMSNorm(config.head_dim, config.rms_norm_eps)
         self.to_out = nn.Linear(width, config.hidden_size, bias=False)
-
-    @property
-    def inputs(self) -> list[nn.Linear]:
-        return [self.to_q, self.to_k, self.to_v]
 
     def added(
         self, x: Tensor, norm: RMSNorm, positions: Rotary, text: KeyValue | None, arithmetic: Arithmetic
@@ -134,7 +125,7 @@ class Attention(KeyValueProjection):
 
         It is causal among x itself or, with ``text``, to text and x without a mask.
         """
-        projected = arithmetic.project(arithmetic.norm(x, norm.weight, norm.eps), self.inputs)
+        projected = arithmetic.project(arithmetic.norm(x, norm.weight, norm.eps), self.to_qkv)
         norms = Norms(self.norm_q.weight, self.norm_k.weight, self.norm_k.eps)
         query, seen = token_ops.attention_inputs(projected, self.kv_heads, norms, positions, text)
         out = arithmetic.attend(query, seen.key, seen.value, causal=text is None)
@@ -158,11 +149,6 @@ class Block(nn.Module):
         x, seen = self.attention.added(x, self.attention_norm, positions, text, arithmetic)
         return self.mlp.added(x, self.mlp_norm, arithmetic), seen
 
-    @property
-    def groups(self) -> list[list[nn.Linear]]:
-        """Linears by the input that they share."""
-        return [self.attention.inputs, [self.attention.to_out], self.mlp.inner, [self.mlp.down_proj]]
-
 
 class LastTextLayer(nn.Module):
     """The text tower ends at its last keys and values: nothing reads the hidden state above them."""
@@ -173,7 +159,7 @@ class LastTextLayer(nn.Module):
         self.attention = KeyValueProjection(config)
 
     def forward(self, x: Tensor, positions: Rotary) -> KeyValue:
-        return self.attention.keys_values(self.attention_norm(x), positions)
+        return self.attention(self.attention_norm(x), positions)
 
 
 class TextTower(nn.Module):
@@ -188,10 +174,18 @@ class TextTower(nn.Module):
     def offloaded(self) -> bool:
         return self._host_layers is not None
 
-    def offload(self, device: torch.device) -> None:
-        """Move the embedding and all layers but the last, which is small, to host memory; ``device`` computes."""
-        self.embed_tokens.weight.data = self.embed_tokens.weight.to("cpu", copy=True)  # a copy lets go of the file
-        self._host_layers = HostLayers(list(self.layers), _weights, device)
+    def offload(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Keep the embedding and all layers but the last, which is small, in host memory from now on.
+
+        Values move there; of a tower on the meta device there are none, so that loading fills host memory at once.
+        Each call brings the layers to ``device``, two at a time. The results are the same.
+
+        Args:
+            device: computes.
+            dtype: of the weights.
+        """
+        move_to_host(self.embed_tokens, {"weight": torch.empty(self.embed_tokens.weight.shape, dtype=dtype)})
+        self._host_layers = HostLayers(list(self.layers), device, dtype)
 
     def forward(self, prompts: Sequence[Tensor], positions: Sequence[Rotary]) -> list[list[KeyValue]]:
         """Keys and values by prompt, then layer. Each layer serves all prompts before the next one begins."""
@@ -238,6 +232,11 @@ class GenerationTower(nn.Module):
             self.audio_proj_in = nn.Linear(config.sound_dim, d)
             self.audio_proj_out = nn.Linear(d, config.sound_dim)
             self.audio_modality_embed = nn.Parameter(torch.empty(d))
+
+    @property
+    def linears(self) -> list[nn.Linear]:
+        """The linears of all layers."""
+        return [module for module in self.layers.modules() if isinstance(module, nn.Linear)]
 
     def forward(
         self,
@@ -287,19 +286,6 @@ class Transformer(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.generation.proj_in.weight.dtype
 
-    def join_weights(self) -> None:
-        """Lay the frozen weights that read the same input side by side in memory, so that one product serves them."""
-        for tower in (self.generation,) if self.text.offloaded else (self.generation, self.text):
-            for group in layer_groups(tower):
-                lay_side_by_side(group)
-
-    def offload_text(self) -> None:
-        """Keep the frozen weights of the text tower in host memory from now on, side by side like joined ones.
-
-        Each call of ``conditions`` brings them to the device, two layers at a time. The results are the same.
-        """
-        self.text.offload(self.device)
-
     def arithmetic(self, approximation: Approximation) -> Arithmetic:
         """How to compute as asked. The fp8 weights are kept for as long as every request asks for them.
 
@@ -308,7 +294,7 @@ class Transformer(nn.Module):
         """
         check_fp8(approximation, self.device, self.config)
         if approximation.fp8_linears and self._fp8_linears is None:
-            self._fp8_linears = Fp8Linears(quantized_weights(layer_groups(self.generation)))
+            self._fp8_linears = Fp8Linears(quantized_weights(self.generation.linears))
         elif not approximation.fp8_linears and self._fp8_linears is not None:
             self._fp8_linears = None
             torch.cuda.empty_cache()  # for the other processes of the card
@@ -365,17 +351,6 @@ class Transformer(nn.Module):
             cache: of this condition in this request, or None to compute every layer.
         """
         return self.generation(streams, timestep, condition, arithmetic, cache)
-
-
-def layer_groups(tower: nn.Module) -> list[list[nn.Linear]]:
-    """The linears of all layers by the input that they share."""
-    return [group for module in tower.modules() if isinstance(module, Block) for group in module.groups]
-
-
-def _weights(layer: nn.Module) -> list[Tensor]:
-    """All weights of a layer; those that read the same input are neighbours."""
-    matrices: list[Tensor] = [linear.weight for group in layer_groups(layer) for linear in group]
-    return list(dict.fromkeys([*matrices, *layer.parameters()]))
 
 
 def patchify(latents: Tensor, size: int) -> Tensor:

@@ -19,25 +19,23 @@ class HostLayers:
     An iteration brings them to the device. The next layer's are copied while a layer computes: two are there at a time.
     """
 
-    def __init__(
-        self,
-        layers: Sequence[nn.Module],
-        weights: Callable[[nn.Module], Sequence[Tensor]],
-        device: torch.device,
-    ) -> None:
-        """Move all ``weights`` of each layer, one behind the other in memory in that order."""
-        first = weights(layers[0])
+    def __init__(self, layers: Sequence[nn.Module], device: torch.device, dtype: torch.dtype) -> None:
+        """Move the weights of each layer to host memory, where those of one layer are neighbours.
+
+        Args:
+            layers: on any device, also on the meta device, whose values are then still to be filled in.
+            device: computes.
+            dtype: of the weights in host memory.
+        """
         self._layers = layers
         self._device = device
+        self._shapes = {name: weight.shape for name, weight in layers[0].named_parameters()}
         # One block for all: PyTorch rounds each block of page-locked memory up to a power of two.
         self._memory = torch.empty(
-            (len(layers), sum(weight.numel() for weight in first)),
-            dtype=first[0].dtype,
-            pin_memory=device.type == "cuda",
+            (len(layers), sum(map(math.prod, self._shapes.values()))), dtype=dtype, pin_memory=device.type == "cuda"
         )
         with ThreadPoolExecutor(max_workers=READERS) as readers:
-            list(readers.map(_move, map(weights, layers), self._memory))
-        self._places = {name: (weight.shape, weight.storage_offset()) for name, weight in layers[0].named_parameters()}
+            list(readers.map(move_to_host, layers, map(self._weights, self._memory)))
 
     def __iter__(self) -> Iterator[Callable[..., Any]]:
         """Yield each layer as a function on the device. It must be called before the next one is asked for."""
@@ -60,15 +58,18 @@ class HostLayers:
         finally:
             compute.wait_stream(copies)  # then the slots may be given to others, even if a layer failed
 
-    def _weights(self, slot: Tensor) -> dict[str, Tensor]:
-        return {name: slot[at : at + math.prod(shape)].view(shape) for name, (shape, at) in self._places.items()}
+    def _weights(self, memory: Tensor) -> dict[str, Tensor]:
+        """The weights of the layer that lies in ``memory``, as views of it."""
+        parts = memory.split([math.prod(shape) for shape in self._shapes.values()])
+        return {name: part.view(shape) for (name, shape), part in zip(self._shapes.items(), parts, strict=True)}
 
 
-def _move(weights: Sequence[Tensor], memory: Tensor) -> None:
-    parts = memory.split([weight.numel() for weight in weights])
-    for weight, part in zip(weights, parts, strict=True):
-        part.copy_(weight.detach().flatten())
-        weight.data = part.view(weight.shape)
+def move_to_host(module: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Let ``weights`` be the parameters of ``module``, with its values if it has any."""
+    for name, parameter in module.named_parameters():
+        if not parameter.is_meta:
+            weights[name].copy_(parameter.detach())
+    module.load_state_dict(weights, assign=True)
 
 
 def _call(layer: nn.Module, weights: dict[str, Tensor], *inputs: Any) -> Any:

@@ -1,6 +1,6 @@
 """How the generation tower computes: exactly, or in fp8 where a request allows it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -21,8 +21,7 @@ class Arithmetic(Protocol):
 
     def norm(self, x: Tensor, weight: Tensor, eps: float) -> Any: ...
 
-    def project(self, normed: Any, linears: Sequence[nn.Linear]) -> Tensor:
-        """All ``linears`` of the same input, one after the other in the last dimension."""
+    def project(self, normed: Any, linear: nn.Linear) -> Tensor: ...
 
     def swiglu(self, gate_up: Tensor) -> Any: ...
 
@@ -38,8 +37,8 @@ class Exact:
     def norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         return token_ops.rms_norm(x, weight, eps)
 
-    def project(self, normed: Tensor, linears: Sequence[nn.Linear]) -> Tensor:
-        return F.linear(normed, token_ops.joined(linears))
+    def project(self, normed: Tensor, linear: nn.Linear) -> Tensor:
+        return F.linear(normed, linear.weight)
 
     def swiglu(self, gate_up: Tensor) -> Tensor:
         return token_ops.swiglu(gate_up)
@@ -67,8 +66,8 @@ class Fp8Linears(Exact):
     def norm(self, x: Tensor, weight: Tensor, eps: float) -> Any:
         return Scaled(*_kernels().rms_norm(x, weight, eps))
 
-    def project(self, normed: Any, linears: Sequence[nn.Linear]) -> Tensor:
-        return self._product(normed, linears[0])
+    def project(self, normed: Any, linear: nn.Linear) -> Tensor:
+        return self._product(normed, linear)
 
     def swiglu(self, gate_up: Tensor) -> Any:
         return Scaled(*_kernels().swiglu(gate_up))
@@ -77,8 +76,8 @@ class Fp8Linears(Exact):
         scaled = inner if isinstance(inner, Scaled) else Scaled(*_kernels().quantized(inner))
         return x.add_(self._product(scaled, linear))
 
-    def _product(self, x: Scaled, first: nn.Linear) -> Tensor:
-        weight = self._weights[first]
+    def _product(self, x: Scaled, linear: nn.Linear) -> Tensor:
+        weight = self._weights[linear]
         rows = x.values.flatten(0, -2)
         out = torch._scaled_mm(
             rows,
@@ -105,9 +104,9 @@ class Fp8Attention:
 EXACT = Exact()
 
 
-def quantized_weights(groups: Sequence[Sequence[nn.Linear]]) -> dict[nn.Linear, Scaled]:
-    """The joined weights of every group in fp8, under the group's first linear."""
-    return {group[0]: Scaled(*_kernels().quantized(token_ops.joined(group))) for group in groups}
+def quantized_weights(linears: Iterable[nn.Linear]) -> dict[nn.Linear, Scaled]:
+    """The weight of every linear in fp8."""
+    return {linear: Scaled(*_kernels().quantized(linear.weight)) for linear in linears}
 
 
 def check_fp8(approximation: Approximation, device: torch.device, config: TransformerConfig) -> None:

@@ -17,10 +17,11 @@ from cosmos3_models.autoencoders.video_decoder import VideoDecoder
 from cosmos3_models.checkpoint.configs import VideoVAEConfig
 from cosmos3_models.checkpoint.folder import Checkpoint
 from cosmos3_models.text.prompt import DEFAULT_NEGATIVE, PromptEncoder
+from cosmos3_models.transformer.joined_linear import JoinedLinear
 from cosmos3_models.transformer.model import Streams
 from training import export, latents, sound_autoencoder, tokenizer, tone, transformer, unpack, video_vae
 from training.latents import Cache
-from training.loop import LOG, WEIGHTS, Gradients, Settings, Task, half_forward, train
+from training.loop import LOG, WEIGHTS, Gradients, Run, Settings, Task, half_forward, train
 from training.muon import Muon
 from training.recipe import Recipe
 from training.video_encoder import VideoEncoder
@@ -135,6 +136,28 @@ def test_muon_equals_that_of_pytorch() -> None:
         reference.step()
     for one, other, start in zip(ours, theirs, matrices, strict=True):
         assert tiny.relative_error(one.detach() - start, other.detach() - start) < 0.01  # both in bf16
+
+
+def test_muon_steps_each_part_of_a_joined_matrix_by_itself() -> None:
+    parts = [torch.randn(rows, 6) for rows in (8, 4, 4)]
+    alone, joined = [torch.nn.Parameter(part.clone()) for part in parts], torch.nn.Parameter(torch.cat(parts))
+    optimizers = Muon(alone, 0.05, 0.1), Muon([joined], 0.05, 0.1, parts={joined: [8, 4, 4]})
+    for _ in range(2):
+        for part in alone:
+            part.grad = torch.randn(part.shape)
+        joined.grad = torch.cat([part.grad for part in alone if part.grad is not None])
+        for optimizer in optimizers:
+            optimizer.step()
+    assert torch.allclose(joined, torch.cat(alone), atol=1e-6)
+
+
+def test_training_steps_queries_keys_and_values_by_themselves(recipe: Recipe, text: Path, tmp_path: Path) -> None:
+    run = Run(make_task("transformer", recipe, text), Settings(tmp_path, 1, 1e-3), CPU)
+    muon = run.optimizers[1]
+    assert isinstance(muon, Muon)
+    joined = [module for module in run.module.modules() if isinstance(module, JoinedLinear)]
+    assert joined
+    assert all(list(muon._parts[module.weight]) == list(module.parts.values()) for module in joined)
 
 
 def test_a_loss_that_is_no_number_ends_the_run(recipe: Recipe, text: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from cosmos3_models.text.prompt import PromptEncoder
 
 CPU = torch.device("cpu")
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+ADD_K = "layers.1.self_attn.add_k_proj.weight"
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +122,10 @@ def test_tensors_that_generation_does_not_use_may_be_absent(folder: Path) -> Non
         (
             lambda f: edit_tensors(f / "vae" / WEIGHTS, lambda t: t.update({"decoder.conv_in.bias": torch.ones(7)})),
             rf"vae/{WEIGHTS}: tensor decoder\.conv_in\.bias: got shape \[7\], expected \[48\]",
+        ),
+        (
+            lambda f: edit_tensors(f / "transformer" / WEIGHTS, lambda t: t.update({ADD_K: torch.ones(33, 64)})),
+            rf"transformer/{WEIGHTS}: tensor {ADD_K}: got shape \[33, 64\], expected \[32, 64\]",
         ),
         (
             lambda f: edit_tensors(f / "sound_tokenizer" / WEIGHTS, lambda t: t.pop("decoder.conv1.weight_g")),

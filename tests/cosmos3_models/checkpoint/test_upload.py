@@ -8,21 +8,24 @@ from cosmos3_models.checkpoint.upload import Transfer
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("staging_bytes", [1, 7, 24, 1000])
+@pytest.mark.parametrize("staging_bytes", [4, 7, 24, 1000])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_a_copy_in_parts_equals_the_original(staging_bytes: int, dtype: torch.dtype) -> None:
-    tensor = torch.randn(3, 4, generator=torch.Generator().manual_seed(0)).to(dtype)
-    assert torch.equal(Transfer(CPU, staging_bytes).one(tensor), tensor)
-    assert torch.equal(Transfer(CPU, staging_bytes).one(tensor.T), tensor.T)
+    source = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+    for tensor in (source, source.T):
+        target = torch.empty(tensor.shape, dtype=dtype)
+        Transfer(CPU, staging_bytes).staged(tensor, target)
+        assert torch.equal(target, tensor.to(dtype))
 
 
-def test_results_keep_the_order_of_the_reads() -> None:
-    reads = [lambda n=n: torch.tensor([n]) for n in range(20)]
-    assert [int(tensor) for tensor in Transfer(CPU).all(reads)] == list(range(20))
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_several_readers_fill_a_gpu() -> None:
-    tensors = [torch.randn(n, 1000, generator=torch.Generator().manual_seed(n)) for n in range(1, 40)]
-    arrived = Transfer(torch.device("cuda"), 4096).all(lambda tensor=tensor: tensor for tensor in tensors)
-    assert all(torch.equal(a.cpu(), b) for a, b in zip(arrived, tensors, strict=True))
+@pytest.mark.parametrize(
+    "device", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif("not torch.cuda.is_available()", reason="no GPU"))]
+)
+def test_reads_fill_rows_of_one_tensor(device: str) -> None:
+    parts = [torch.randn(n, 1000, generator=torch.Generator().manual_seed(n)) for n in range(1, 40)]
+    whole = torch.empty(sum(map(len, parts)), 1000, device=device)
+    rows = whole.split([len(part) for part in parts])
+    Transfer(torch.device(device), 4096).fill(
+        (row, lambda part=part: part) for row, part in zip(rows, parts, strict=True)
+    )
+    assert torch.equal(whole.cpu(), torch.cat(parts))

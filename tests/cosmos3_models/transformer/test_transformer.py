@@ -10,10 +10,10 @@ from torch import Tensor
 from cosmos3_models.checkpoint.folder import Checkpoint
 from cosmos3_models.checkpoint.loading import load_transformer
 from cosmos3_models.kernels import token_ops
-from cosmos3_models.kernels.token_ops import joined
 from cosmos3_models.sampling.denoise import guide
 from cosmos3_models.shapes import LatentGrid
 from cosmos3_models.transformer.attention import attention
+from cosmos3_models.transformer.joined_linear import JoinedLinear, separate_parameters
 from cosmos3_models.transformer.model import RMSNorm, Streams, Transformer, patchify, unpatchify
 from cosmos3_models.transformer.positions import Rotary
 
@@ -69,19 +69,32 @@ def test_rms_norm_is_computed_in_fp32_and_rounded_once() -> None:
     assert torch.equal(norm(x), exact.bfloat16())
 
 
-def test_weights_of_one_input_lie_side_by_side_after_loading(transformer: Transformer) -> None:
-    for tower in (transformer.text.layers, transformer.generation.layers):
-        for group in tower[0].groups:
-            weights = [linear.weight for linear in group]
-            matrix = joined(group)
-            assert matrix.data_ptr() == weights[0].data_ptr()
-            assert torch.equal(matrix, torch.cat(weights))
-
-
-def test_weights_in_training_are_joined_by_a_copy_that_passes_gradients_on() -> None:
+def test_a_joined_linear_makes_the_outputs_of_its_parts_one_after_the_other() -> None:
     linears = [torch.nn.Linear(3, n, bias=False) for n in (2, 4)]
-    joined(linears).sum().backward()
-    assert all(linear.weight.grad is not None for linear in linears)
+    joined = torch.nn.ModuleDict({"to_ab": JoinedLinear(3, {"to_a": 2, "to_b": 4})})
+    separate = separate_parameters(joined)
+    assert list(separate) == ["to_a.weight", "to_b.weight"]
+    with torch.no_grad():
+        for part, linear in zip(separate.values(), linears, strict=True):
+            part.copy_(linear.weight)
+    x = random(5, 3)
+    assert torch.allclose(joined["to_ab"](x), torch.cat([linear(x) for linear in linears], -1))
+
+
+def test_weights_of_one_input_are_one_parameter(transformer: Transformer) -> None:
+    names = {name for name, _ in transformer.named_parameters()}
+    for tower in ("text", "generation"):
+        layer = f"{tower}.layers.0."
+        assert {name.removeprefix(layer) for name in names if name.startswith(layer)} == {
+            "attention_norm.weight",
+            "attention.to_qkv.weight",
+            "attention.norm_q.weight",
+            "attention.norm_k.weight",
+            "attention.to_out.weight",
+            "mlp_norm.weight",
+            "mlp.gate_up.weight",
+            "mlp.down_proj.weight",
+        }
 
 
 def test_text_sees_only_what_comes_before_it(transformer: Transformer) -> None:
@@ -100,8 +113,7 @@ def test_the_last_text_layer_holds_keys_and_values_only(transformer: Transformer
     names = {name for name, _ in transformer.text.last.named_parameters()}
     assert names == {
         "attention_norm.weight",
-        "attention.to_k.weight",
-        "attention.to_v.weight",
+        "attention.to_kv.weight",
         "attention.norm_k.weight",
     }
 
