@@ -7,7 +7,7 @@ import asyncio
 import json
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -67,14 +67,13 @@ async def _burst(request: Callable[[], Awaitable[Answer]], requests: int, pid: i
     before, start = processes.cpu_s(pid), time.perf_counter()
     answers = await asyncio.gather(*(request() for _ in range(requests)))
     wall_s = time.perf_counter() - start
-    spent = processes.cpu_s(pid)
-    spent.subtract(before)
+    spent = processes.growth(before, processes.cpu_s(pid))
     return {
         "per_s": requests / wall_s,
         "seconds": [answer.seconds for answer in answers],
         "codes": Counter(answer.code for answer in answers),
         "ids": [answer.video_id for answer in answers if answer.video_id],
-        "cpu_ms": Counter({name: 1000 * seconds / requests for name, seconds in spent.items()}),
+        "cpu_ms": defaultdict(float, {name: 1000 * seconds / requests for name, seconds in spent.items()}),
     }
 
 

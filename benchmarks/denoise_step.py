@@ -16,11 +16,12 @@ from torch import Tensor
 from benchmarks import nano, peer
 from benchmarks.measure import median_s, peak_gib, relative_error, report
 from cosmos3_models.checkpoint.configs import SchedulerConfig
-from cosmos3_models.params import Approximation
-from cosmos3_models.sampling.denoise import EXACTLY, denoise, draw_noise, guide, velocity_function
+from cosmos3_models.params import EXACTLY, Approximation
+from cosmos3_models.sampling.denoise import denoise, draw_noise, guide, velocity_function
 from cosmos3_models.sampling.sampler import UniPC, make_schedule
 from cosmos3_models.shapes import LatentGrid
-from cosmos3_models.transformer.model import Condition, Streams, Transformer, attention
+from cosmos3_models.transformer import attention
+from cosmos3_models.transformer.model import Condition, Streams, Transformer
 
 WARM_UP = 1  # steps
 TIMESTEP = 700  # at which velocities are compared
@@ -80,7 +81,7 @@ def ours(args: argparse.Namespace, cases: dict[str, Case], expected: dict[str, l
     rows = []
     for mode in args.modes:
         for size, case in cases.items():
-            row = {"model": f"ours, {attention.backend(model.device)}, {mode}", "size": size}
+            row: dict[str, Any] = {"model": f"ours, {attention.backend(model.device)}, {mode}", "size": size}
             if size in args.sizes:
                 row |= _timed_steps(model, case, args.repeats, MODES[mode])
             if size in expected:

@@ -155,8 +155,8 @@ def measure_requests(args: argparse.Namespace, record: Record, gpu: Peak, starte
 
 def milestones(started: Server) -> dict[str, float]:
     """Seconds from the launch to lines of the log, and what the denoiser says that each phase of its start took."""
-    for seconds, line in started.logged(LOGGED):
-        _say(f"  {seconds:6.2f} s  {line[:200]}")
+    for seconds, text in started.logged(LOGGED):
+        _say(f"  {seconds:6.2f} s  {text[:200]}")
     found = {name: next((at for at, _ in started.logged(line)), None) for name, line in MILESTONES.items()}
     log = started.log.read_text(errors="replace")
     told = {name: float(line.group(1)) for name, phase in PHASES.items() if (line := re.search(phase, log))}

@@ -6,7 +6,7 @@ python -m benchmarks.idle
 import json
 import tempfile
 import time
-from collections import Counter
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -48,16 +48,15 @@ def cost(pid: int, seconds: float) -> dict[str, Any]:
     """CPU in percent of a core and wake-ups a second, by process and together."""
     cpu_before, switches_before = processes.cpu_s(pid), processes.switches(pid)
     time.sleep(seconds)
-    cpu, switches = processes.cpu_s(pid), processes.switches(pid)
-    cpu.subtract(cpu_before)
-    switches.subtract(switches_before)
-    percent = Counter({name: 100 * spent / seconds for name, spent in cpu.items()})
+    cpu = processes.growth(cpu_before, processes.cpu_s(pid))
+    switches = processes.growth(switches_before, processes.switches(pid))
+    percent = defaultdict(float, {name: 100 * spent / seconds for name, spent in cpu.items()})
     return {
         "cpu_percent": {
             "ours": round(processes.ours(percent), 2),
             "ours without the model stages": round(percent["Ingress"] + percent["JobRunner"], 2),
             "ray": round(processes.rays(percent), 2),
-            "by process": {name: round(value, 2) for name, value in percent.most_common() if value >= 0.05},
+            "by process": {name: round(value, 2) for name, value in percent.items() if value >= 0.05},
         },
         "wakeups_per_s": {name: round(switches[name] / seconds, 1) for name in processes.OURS},
     }

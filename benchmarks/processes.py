@@ -2,7 +2,7 @@
 
 import contextlib
 import re
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePath
 
@@ -12,22 +12,24 @@ REPLICA = "ray::ServeReplica:cosmos3:"
 OURS = ("Ingress", "JobRunner", "Tokenizer", "Denoiser", "VideoDecoder", "SoundDecoder")
 """The replicas of this project's deployments. All other processes are Ray's."""
 CLIENT = "client"
+Figures = defaultdict[str, float]
+"""A sum for each name of a process; zero for a name without a process."""
 WAITS = re.compile(r"^voluntary_ctxt_switches:\s*(\d+)", re.M)
 
 
-def cpu_s(pid: int) -> Counter[str]:
+def cpu_s(pid: int) -> Figures:
     """CPU seconds so far of the server that ``pid`` started, by process, and of this process as its client."""
     spent = _sum(pid, lambda process: sum(process.cpu_times()[:2]))
     spent[CLIENT] += sum(psutil.Process().cpu_times()[:2])
     return spent
 
 
-def switches(pid: int) -> Counter[str]:
+def switches(pid: int) -> Figures:
     """How often the threads of each process of the server have waited, and so have been woken. Linux alone tells."""
     return _sum(pid, _waits)
 
 
-def memory_mb(pid: int) -> Counter[str]:
+def memory_mb(pid: int) -> Figures:
     """Memory by process in MB, in which what several share is divided among them (PSS)."""
     return _sum(pid, lambda process: process.memory_full_info().pss / 1e6)
 
@@ -41,18 +43,24 @@ def count(pid: int) -> int:
     return len(list(_family(pid)))
 
 
-def ours(figures: Counter[str]) -> float:
+def growth(before: Figures, after: Figures) -> Figures:
+    """The difference of two readings, by process, largest first."""
+    differences = {name: after[name] - before[name] for name in {**before, **after}}
+    return defaultdict(float, sorted(differences.items(), key=lambda item: -item[1]))
+
+
+def ours(figures: Figures) -> float:
     """The part of this project's replicas."""
     return sum(figures[name] for name in OURS)
 
 
-def rays(figures: Counter[str]) -> float:
+def rays(figures: Figures) -> float:
     """The part of Ray's own processes."""
     return sum(figure for name, figure in figures.items() if name not in (*OURS, CLIENT))
 
 
-def _sum(pid: int, figure: Callable[[psutil.Process], float]) -> Counter[str]:
-    figures: Counter[str] = Counter()
+def _sum(pid: int, figure: Callable[[psutil.Process], float]) -> Figures:
+    figures: Figures = defaultdict(float)
     for process in _family(pid):
         with contextlib.suppress(psutil.Error, OSError):  # it ended meanwhile
             figures[_name(process)] += figure(process)

@@ -60,8 +60,8 @@ class Server:
 def server_parser(description: str | None, port: int) -> argparse.ArgumentParser:
     """Options of a benchmark that starts a server: its checkpoint and, by default, this port."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    checkpoint = {"default": DEMO, "type": lambda path: str(checkpoint_folder(path))}
-    parser.add_argument("--checkpoint", **checkpoint, help="folder with Cosmos3 weights, or demo (%(default)s)")
+    text = "folder with Cosmos3 weights, or demo (%(default)s)"
+    parser.add_argument("--checkpoint", default=DEMO, type=lambda path: str(checkpoint_folder(path)), help=text)
     parser.add_argument("--port", type=int, default=port, help="where the server listens (%(default)s)")
     return parser
 

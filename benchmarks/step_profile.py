@@ -50,10 +50,12 @@ def rows(kernels: dict[str, float], seconds: float, tflop: dict[str, float]) -> 
     for name, spent in kernels.items():
         busy[next(kind for kind, words in CLASSES.items() if any(word in name for word in words))] += spent
     busy["gaps"] = seconds - sum(busy.values())
-    table = [{"class": kind, "seconds": spent, "share": spent / seconds} for kind, spent in busy.items()]
+    table: list[dict[str, Any]] = [
+        {"class": kind, "seconds": spent, "share": spent / seconds} for kind, spent in busy.items()
+    ]
     for row in table:
-        if work := tflop.get(str(row["class"])):
-            row |= {"tflop": work, "tflop_per_s": work / float(row["seconds"])}
+        if work := tflop.get(row["class"]):
+            row |= {"tflop": work, "tflop_per_s": work / row["seconds"]}
     return [*table, {"class": "step", "seconds": seconds}]
 
 

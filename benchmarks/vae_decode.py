@@ -4,7 +4,8 @@ python -m benchmarks.vae_decode --size 720x1280x189 --peer
 """
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -48,7 +49,8 @@ def main() -> None:
 
 
 def _latents(grid: LatentGrid, device: str) -> Tensor:
-    shape = (1, nano.VIDEO_VAE["z_dim"], grid.frames, grid.height, grid.width)
+    channels: Any = nano.VIDEO_VAE["z_dim"]
+    shape = (1, channels, grid.frames, grid.height, grid.width)
     return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)
 
 
@@ -64,10 +66,14 @@ def _encodings(decoder: VideoDecoder, latents: Tensor) -> list[dict[str, Any]]:
     noisy = np.concatenate(list(decoder.frames(latents)))
     rows = []
     for name, frames in (("decoded", noisy), ("smooth", _smooth(*noisy.shape[:3]))):
-        alone = median_s(lambda frames=frames: _write(iter([frames]), frames.shape), 1, 0)
-        both = median_s(lambda frames=frames: _write(_replaced(decoder.frames(latents), frames), frames.shape), 1, 0)
+        alone = median_s(partial(_write, [frames], frames.shape), 1, 0)
+        both = median_s(partial(_decode_and_write, decoder, latents, frames), 1, 0)
         rows.append({"model": f"ours, {name} frames", "h264_alone_s": alone, "decode_and_h264_s": both})
     return rows
+
+
+def _decode_and_write(decoder: VideoDecoder, latents: Tensor, frames: Frames) -> None:
+    _write(_replaced(decoder.frames(latents), frames), frames.shape)
 
 
 def _replaced(chunks: Iterator[Frames], frames: Frames) -> Iterator[Frames]:
@@ -77,10 +83,11 @@ def _replaced(chunks: Iterator[Frames], frames: Frames) -> Iterator[Frames]:
         done += len(chunk)
 
 
-def _write(chunks: Iterator[Frames], shape: tuple[int, ...]) -> None:
+def _write(chunks: Iterable[Frames], shape: tuple[int, ...]) -> None:
     from cosmos3_models.media.mp4 import VideoWriter, encode_chunks
 
-    with VideoWriter(*shape[:3], fps=24.0) as writer:
+    num_frames, height, width, _ = shape
+    with VideoWriter(num_frames, height, width, fps=24.0) as writer:
         encode_chunks(writer, chunks)
 
 
@@ -97,7 +104,7 @@ def _peer(args: argparse.Namespace, latents: Tensor, expected: Tensor) -> dict[s
     from diffusers import AutoencoderKLWan
 
     with torch.device("meta"):
-        module = AutoencoderKLWan(**nano.VIDEO_VAE)
+        module: Any = AutoencoderKLWan(**nano.VIDEO_VAE)
     module.to_empty(device=args.device).bfloat16().requires_grad_(False)
     for name, parameter in module.named_parameters():
         nano.fill(name, parameter)

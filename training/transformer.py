@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
+from typing import Any
 
 import numpy as np
 import torch
@@ -190,7 +191,8 @@ def _frequent(lengths: np.ndarray, count: int, device: torch.device) -> dict[int
 
 def compile_layers() -> None:
     """Have PyTorch compile the layer, one function for all layers of both towers and for texts of any length."""
-    Block.forward = torch.compile(Block.forward, dynamic=True)
+    block: Any = Block  # a method is no variable to the type checker
+    block.forward = torch.compile(Block.forward, dynamic=True)
 
 
 def _unconditional(recipe: Recipe, prompts: PromptEncoder) -> list[np.ndarray]:
