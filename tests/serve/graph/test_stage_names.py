@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from paths import ROOT
 
 from serve.graph.graph import Stages
 from serve.graph.stage_names import DENOISER, MODEL_STAGES, REPORTED, TIMED
