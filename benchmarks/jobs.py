@@ -17,7 +17,8 @@ from sqlalchemy import create_engine
 from benchmarks.measure import environment
 from benchmarks.server import LONG, server, server_parser, wait_until
 from cosmos3_models import GenerationParams
-from serve.jobs.job_schema import JOBS, prepare
+from serve.jobs.columns import JOBS
+from serve.jobs.migrations import prepare
 
 
 def main() -> None:

@@ -94,7 +94,7 @@ class OneProcess:
         ]
         video, *sound = await asyncio.gather(*calls)
         marks["decoders"] = time.perf_counter()
-        mp4 = await asyncio.to_thread(mux, video.track.mp4, sound[0].track if sound else None)
+        mp4 = await asyncio.to_thread(mux, video.track, sound[0].track if sound else None)
         marks["mux"] = time.perf_counter()
         return mp4
 

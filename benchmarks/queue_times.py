@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import create_engine, select
 
-from serve.jobs.job_schema import JOBS
+from serve.jobs.columns import JOBS
 
 Span = tuple[float, float]
 """From when to when, in seconds."""

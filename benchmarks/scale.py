@@ -30,7 +30,7 @@ from serve.app import AppArgs, _deployment
 from serve.graph.graph import Stages
 from serve.graph.messages import LATENTS_COMPLETE, LATENTS_FOLLOW, DecodedVideo, DenoiserItem
 from serve.ingress.ingress import Ingress
-from serve.jobs.job_schema import JOBS
+from serve.jobs.columns import JOBS
 from serve.jobs.runner import SLOTS, JobRunner
 
 REQUEST = {"prompt": "A red ball bounces.", "size": "64x64", "num_frames": 5}
@@ -76,7 +76,7 @@ class VideoDecoder:
     def __init__(self) -> None:
         with VideoWriter(5, 64, 64, 24) as writer:
             writer.write(np.zeros((5, 64, 64, 3), dtype=np.uint8))
-            self._video = DecodedVideo(writer.finish(), None)
+            self._video = DecodedVideo.of(writer.finish())
 
     async def decode(self, _: NDArray[np.float32], __: GenerationParams, ___: bool = False) -> DecodedVideo:
         return self._video

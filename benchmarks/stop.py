@@ -17,7 +17,7 @@ import httpx
 from sqlalchemy import create_engine, select
 
 from benchmarks.server import SERVE_RUN, descendants, runs, server, wait_until
-from serve.jobs.job_schema import JOBS
+from serve.jobs.columns import JOBS
 
 COMMANDS = {"python -m serve": ("-m", "serve"), "serve run": SERVE_RUN}
 SIGNALS = {"SIGTERM": signal.SIGTERM, "Ctrl-C": signal.SIGINT}

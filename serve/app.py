@@ -20,9 +20,9 @@ from serve.http.access import HOST_PATTERN, ORIGIN_PATTERN, Access
 from serve.http.keys import check_key, check_key_file
 from serve.ingress.ingress import Ingress
 from serve.ingress.served_model import ModelSettings
-from serve.jobs.job_schema import is_sqlite
+from serve.jobs.database import is_sqlite
+from serve.jobs.job import JobSettings
 from serve.jobs.runner import SLOTS, JobRunner
-from serve.jobs.table import JobSettings
 
 
 def _absolute(path: str) -> str:

@@ -4,8 +4,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from serve.jobs.table import ActiveJob, Cost
-from serve.schema import Event
+from serve.estimates.cost import Cost
+from serve.estimates.observed_jobs import ActiveJob
+from serve.schema import Progress
 
 
 class DirectRequests:
@@ -16,18 +17,15 @@ class DirectRequests:
         self._started: dict[object, float] = {}
 
     @contextmanager
-    def counted(self, cost: Cost, steps: int) -> Iterator[Callable[[Event], None]]:
-        """Count one request. What is yielded takes the events of its graph."""
+    def counted(self, cost: Cost, steps: int) -> Iterator[Callable[[Progress], None]]:
+        """Count one request. What is yielded takes the progress events of its graph."""
         request = object()
         self._requests[request] = ActiveJob(0, "queued", None, 0, steps, cost, 0.0)
 
-        def note(event: Event) -> None:
-            if event["type"] == "progress":
-                before = self._requests[request]
-                self._requests[request] = before._replace(
-                    status="in_progress", stage=event["stage"], step=event["step"]
-                )
-                self._started.setdefault(request, time.monotonic())
+        def note(event: Progress) -> None:
+            before = self._requests[request]
+            self._requests[request] = before._replace(status="in_progress", stage=event["stage"], step=event["step"])
+            self._started.setdefault(request, time.monotonic())
 
         try:
             yield note

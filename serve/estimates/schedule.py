@@ -6,16 +6,13 @@ from collections.abc import Iterable, Sequence
 from math import ceil, inf, isfinite
 from typing import NamedTuple
 
-from cosmos3_models import GenerationParams
-from cosmos3_models.checkpoint.folder import Checkpoint
-from cosmos3_models.resources.cost import request_flops
+from serve.estimates.cost import Cost
+from serve.estimates.observed_jobs import ActiveJob, FinishedJob
 from serve.estimates.rates import Rate, Sample, Work
 from serve.graph.stage_names import DENOISER
-from serve.jobs.table import ActiveJob, Cost, FinishedJob
 
 UNKNOWN_RETRY_S = 10  # while nothing was measured that could tell
 STEP_AGE_S = 0.5  # a step that is done may be known so much later
-MOST_UNFINISHED_PERCENT = 99
 LEAST_S = 1e-3  # two clocks may disagree on a stage that took no time
 
 
@@ -29,30 +26,6 @@ class Estimate(NamedTuple):
 
     position: int
     eta_s: float | None
-
-
-def cost_of(checkpoint: Checkpoint, device: str, params: GenerationParams, prompt_tokens: Sequence[int]) -> Cost:
-    """What a request costs.
-
-    Args:
-        device: cpu or cuda, where it runs.
-        prompt_tokens: length of each prompt that runs.
-    """
-    flops = request_flops(checkpoint, params, prompt_tokens)
-    return Cost(f"{checkpoint.name} on {device}", params.label, len(prompt_tokens), *flops)
-
-
-def operations(cost: Cost, steps: int) -> float:
-    """Floating-point operations of a whole request."""
-    return cost.text + steps * cost.step + cost.decode
-
-
-def percent(cost: Cost | None, step: int, steps: int) -> int:
-    """Progress of a job that has not completed: the share of its operations that is done."""
-    if cost is None:  # the row was written by an earlier release
-        return min(MOST_UNFINISHED_PERCENT, 100 * step // steps)
-    done = (cost.text if step else 0) + step * cost.step
-    return min(MOST_UNFINISHED_PERCENT, int(100 * done / operations(cost, steps)))
 
 
 class Rates:

@@ -28,13 +28,16 @@ from cosmos3_models.media.mp4 import mux
 from cosmos3_models.resources.budget import Budget
 from cosmos3_models.text.prompt import PromptIds
 from serve.errors import InvalidRequest, NotReady, QueueFull, StageFailed
+from serve.graph.artifacts import Artifact, FinishedRequest
 from serve.graph.batching import Batches
 from serve.graph.messages import LATENTS_FOLLOW, DecodedSound, DecodedVideo
 from serve.graph.stage_names import DECODERS, DENOISER, LOST, MUX, QUEUE, SOUND_DECODER, TOKENIZER, VIDEO_DECODER
 from serve.graph.streaming_call import StreamingCall
-from serve.schema import Event, FinishedVideo, Progress, video_record
+from serve.schema import Progress, video_record
 
 logger = logging.getLogger("ray.serve")
+
+GraphEvent = Progress | FinishedRequest
 
 REPLICA_DIED = (RayActorError, ReplicaUnavailableError)
 
@@ -79,7 +82,7 @@ class Graph:
         self._max_attempts = max_attempts
         self._checks: Batches[GenerationParams, PromptIds] = Batches(self._check_all)
 
-    async def run(self, params: GenerationParams, model: str, arrays: bool = False) -> AsyncGenerator[Event, None]:
+    async def run(self, params: GenerationParams, model: str, arrays: bool = False) -> AsyncGenerator[GraphEvent, None]:
         """Make one video: progress events, the finished video last. Closing the generator stops the stages.
 
         Args:
@@ -112,7 +115,7 @@ class Graph:
         encoded = await self._call(TOKENIZER, self._stages.tokenizer.encode_all.remote, batch)
         return [InvalidRequest.of(ids) if isinstance(ids, InvalidInput) else ids for ids in encoded]
 
-    async def _once(self, params: GenerationParams, model: str, arrays: bool) -> AsyncGenerator[Event, None]:
+    async def _once(self, params: GenerationParams, model: str, arrays: bool) -> AsyncGenerator[GraphEvent, None]:
         clock = _Clock()
         ids: PromptIds = await self._call(TOKENIZER, self._stages.tokenizer.encode.remote, params)
         clock.lap(TOKENIZER)
@@ -128,10 +131,12 @@ class Graph:
         yield clock.progress(DECODERS, 0, 1)
         video, sound = await self._decode(latents, params, arrays)
         clock.lap(DECODERS)
-        tracks = video.track.mp4, sound.track if sound else None
+        tracks = video.track, sound.track if sound else None
         mp4 = await asyncio.get_running_loop().run_in_executor(MUXERS, mux, *tracks)
         clock.lap(MUX)
-        yield _finished(mp4, video, sound, video_record(params, model, clock.laps), arrays)
+        record = video_record(params, model, clock.laps)
+        artifacts = Artifact.of("video", mp4), *video.pictures
+        yield FinishedRequest(artifacts, record, video.frames, sound.waveform if sound else None)
 
     async def _denoise(self, ids: PromptIds, params: GenerationParams) -> AsyncGenerator[int | Latents, None]:
         """Steps done, then where the latents lie. Starts over, from step 0, when the replica dies or fails."""
@@ -214,22 +219,6 @@ class _Clock:
     def progress(self, stage: str, step: int, steps: int) -> Progress:
         elapsed = round(time.perf_counter() - self._start, 3)
         return {"type": "progress", "stage": stage, "step": step, "steps": steps, "elapsed_s": elapsed}
-
-
-def _finished(
-    mp4: bytes, video: DecodedVideo, sound: DecodedSound | None, record: dict[str, Any], arrays: bool
-) -> FinishedVideo:
-    finished: FinishedVideo = {
-        "type": "video",
-        "mp4": mp4,
-        "thumbnail": video.track.thumbnail,
-        "spritesheet": video.track.spritesheet,
-        "record": record,
-    }
-    if arrays and video.frames is not None:
-        finished["frames"] = video.frames
-        finished["waveform"] = sound.waveform if sound else None
-    return finished
 
 
 def _reason_not_to_retry(stage: str, error: Exception) -> Exception | None:

@@ -6,23 +6,45 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cosmos3_models.media.mp4 import VideoTrack
+from serve.graph.artifacts import Artifact
 
 LATENTS_FOLLOW = "latents follow"
-"""The denoiser's word before the latents; everything before it is a step count."""
+"""The denoiser's item before the latents; every item before it is a count of steps."""
 
 LATENTS_COMPLETE = "latents complete"
-"""Its word after them. Nobody reads the latents on the way, so only this tells that they are all there."""
+"""Its item after them. The graph does not read the latents, so only this item tells that all of them exist."""
 
 DenoiserItem = int | str | NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class DecodedVideo:
-    track: VideoTrack
-    frames: NDArray[np.uint8] | None  # only for who asked
+    """An encoded video without sound.
+
+    Attributes:
+        track: H.264 in an mp4.
+        pictures: JPEGs of it.
+        frames: uint8 (frames, height, width, 3), if the caller asked for arrays.
+    """
+
+    track: bytes
+    pictures: tuple[Artifact, ...]
+    frames: NDArray[np.uint8] | None = None
+
+    @classmethod
+    def of(cls, track: VideoTrack, frames: NDArray[np.uint8] | None = None) -> "DecodedVideo":
+        pictures = Artifact.of("thumbnail", track.thumbnail), Artifact.of("spritesheet", track.spritesheet)
+        return cls(track.mp4, pictures, frames)
 
 
 @dataclass(frozen=True)
 class DecodedSound:
-    track: bytes  # AAC in an mp4
-    waveform: NDArray[np.float32] | None  # only for who asked
+    """An encoded sound track.
+
+    Attributes:
+        track: AAC in an mp4.
+        waveform: fp32 (channels, samples), if the caller asked for arrays.
+    """
+
+    track: bytes
+    waveform: NDArray[np.float32] | None = None

@@ -172,7 +172,7 @@ class VideoDecoder:
 
         with VideoWriter(params.num_frames, params.height, params.width, params.fps) as writer:
             track = encode_chunks(writer, chunks())
-        return DecodedVideo(track, np.concatenate(kept) if arrays else None)
+        return DecodedVideo.of(track, np.concatenate(kept) if arrays else None)
 
 
 class SoundDecoder:

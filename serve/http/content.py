@@ -1,37 +1,20 @@
 """A stored file as an HTTP answer: whole, one range of it, or nothing where the client has it already (RFC 9110)."""
 
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from datetime import UTC
 from email.utils import formatdate, parsedate_to_datetime
-from typing import NamedTuple
 
 from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from serve.errors import NotFound, PreconditionFailed, RangeNotSatisfiable
+from serve.jobs.media_store import Content
 
 RANGE = re.compile(r"\s*bytes\s*=\s*([0-9]*)-([0-9]*)\s*", re.IGNORECASE)
 ETAG = re.compile(r'(?:W/)?"[^"]*"')
 MAX_DIGITS = 18  # no file is longer
-
-
-class Content(NamedTuple):
-    """A file to send.
-
-    Attributes:
-        etag: without quotes; the same bytes have the same one on every replica and in every store.
-        modified: seconds since the epoch.
-        read: the bytes from a first to before an end, in blocks. Raises ``FileNotFoundError``.
-    """
-
-    size: int
-    media_type: str
-    filename: str
-    etag: str
-    modified: float
-    read: Callable[[int, int], AsyncIterator[bytes]]
 
 
 async def content_response(request: Request, content: Content, head: bool) -> Response:

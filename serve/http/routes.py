@@ -16,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from cosmos3_models.params import Number
 from serve.errors import QueueFull, ServingError
+from serve.graph.artifacts import MEDIA_TYPES, ArtifactName
 from serve.graph.stage_names import QUEUE
 from serve.http.access import OPEN, Access, Cors, Guard
 from serve.http.answers import IS_HEAD, Answers, answer_error, error_response
@@ -25,7 +26,7 @@ from serve.http.health import not_ready
 from serve.http.keys import ApiKeys, key_check
 from serve.http.pages import pages
 from serve.http.query import LIST_PARAMETERS, check_query, nested, read_query
-from serve.jobs.videos import IDEMPOTENCY_KEY, MEDIA_TYPE, Variant, Videos
+from serve.jobs.videos import IDEMPOTENCY_KEY, Videos
 from serve.schema import FinishedVideo, ModelCard, Video, VideoDeleted, VideoEstimate, VideoList, VideoRequest
 
 POLL_MS = (500, 5000)  # what clients are told to wait between two looks
@@ -66,7 +67,7 @@ ERROR: dict[str, Any] = {
 }
 MP4: Responses = {200: {"content": {"video/mp4": {}}, "description": "The finished video."}}
 FILES: Responses = {
-    status: {"content": {kind: {} for kind in sorted(set(MEDIA_TYPE.values()))}, "description": told}
+    status: {"content": {kind: {} for kind in sorted(set(MEDIA_TYPES.values()))}, "description": told}
     for status, told in ((200, "The file."), (206, "A range of the file."))
 }
 FILES[304] = {"description": "The client has this file already."}
@@ -185,7 +186,7 @@ def _kept(videos: Videos) -> APIRouter:
     @router.get(
         "/videos/{video_id}/content", responses=FILES | _errors(404, 412, 416, 503), response_class=StreamingResponse
     )
-    async def content(request: Request, video_id: str, variant: Variant = "video") -> Response:
+    async def content(request: Request, video_id: str, variant: ArtifactName = "video") -> Response:
         """The mp4, or a JPEG of it; takes range requests."""
         return await content_response(request, await videos.content(video_id, variant), IS_HEAD in request.scope)
 

@@ -10,6 +10,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from serve.errors import NotReady
+from serve.graph.artifacts import FinishedRequest
 from serve.graph.batching import Coalesced
 from serve.graph.callers import cancelled_with_caller
 from serve.graph.graph import Graph, Stages
@@ -20,10 +21,10 @@ from serve.http.query import read_query
 from serve.http.routes import create_api
 from serve.ingress.handle_errors import readable_errors
 from serve.ingress.served_model import ModelSettings, ServedModel
-from serve.jobs.job_schema import prepare
+from serve.jobs.job import JobSettings
 from serve.jobs.media_store import MediaStore
+from serve.jobs.migrations import prepare
 from serve.jobs.runner import NOTIFY_PERIOD_S
-from serve.jobs.table import JobSettings
 from serve.jobs.videos import Videos
 from serve.schema import Event, FinishedVideo, ModelCard, Video, VideoEstimate, VideoRequest, read_request
 
@@ -86,10 +87,11 @@ class Ingress:
         with self.videos.direct.counted(self._model.cost(params), params.num_inference_steps) as note:
             async with cancelled_with_caller(self._lease_s), aclosing(events):
                 async for event in events:
-                    note(event)
-                    if event["type"] == "video":
-                        event["record"] |= request.record(params)
-                    yield event
+                    if isinstance(event, FinishedRequest):
+                        yield event.for_handle_caller(request.record(params))
+                    else:
+                        note(event)
+                        yield event
 
     async def store(
         self, request: VideoRequest, idempotency_key: str | None = None, request_id: str | None = None

@@ -11,8 +11,7 @@ from cosmos3_models.checkpoint.folder import Checkpoint
 from cosmos3_models.params import ApproximationPolicy, check_device, check_pixel_frames
 from cosmos3_models.resources.budget import Budget
 from serve.errors import invalid_input_refused
-from serve.estimates.schedule import cost_of, operations
-from serve.jobs.table import Cost
+from serve.estimates.cost import Cost, cost_of, operations
 from serve.schema import ModelCard, VideoRequest
 
 BUDGET_WAIT_S = 2.0  # an idle denoiser answers in milliseconds

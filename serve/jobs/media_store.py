@@ -1,4 +1,4 @@
-"""Where finished videos are kept: a folder, or any object store that fsspec knows. A file is whole or absent."""
+"""Where the files of finished jobs are: a folder, or any object store that fsspec knows. A file is whole or absent."""
 
 import asyncio
 import logging
@@ -11,7 +11,7 @@ from contextlib import suppress
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -25,15 +25,34 @@ logger = logging.getLogger("ray.serve")
 
 UNFINISHED = ".part"
 TIMEOUT_S = 60.0  # of one call to the store
-SLOWEST_BYTES_PER_S = 1 << 20  # at which a file is still worth waiting for
+SLOWEST_BYTES_PER_S = 1 << 20  # a slower write is given up
 BLOCK_BYTES = 1 << 20  # read at a time, in one request to an object store
-THREADS = 16  # that may wait for the store; a store that hangs must not take those of others
+THREADS = 16  # of our own: a store that hangs must not block the threads of other work
 WHOLE_OR_ABSENT = {"abfs", "abfss", "adl", "az", "gcs", "gs", "memory", "oci", "r2", "s3", "s3a"}
-"""Protocols of stores in which a file under writing is not seen, so that it needs no other name meanwhile."""
+"""Protocols of stores in which an unfinished file is invisible, so that it needs no temporary name."""
+
+
+class Content(NamedTuple):
+    """A stored file as it is sent to a client.
+
+    Attributes:
+        size: bytes.
+        filename: for downloads.
+        etag: without quotes; the same bytes have the same one on every replica and in every store.
+        modified: seconds since the epoch.
+        read: yields the bytes from a first to before an end, in blocks. Raises ``FileNotFoundError``.
+    """
+
+    size: int
+    media_type: str
+    filename: str
+    etag: str
+    modified: float
+    read: Callable[[int, int], AsyncIterator[bytes]]
 
 
 class MediaStore:
-    """Files by name. Every method raises ``MediaUnavailable`` when the store refuses.
+    """Files by name. Every method raises ``MediaUnavailable`` when the store refuses or does not answer.
 
     Args:
         url: a path or an fsspec URL, such as ``s3://bucket/videos``.
@@ -45,18 +64,18 @@ class MediaStore:
         self._make_root()
 
     async def write(self, name: str, data: bytes) -> None:
-        """Store ``data`` as ``name`` or ``folder/name``; nobody sees the file before it is whole."""
+        """Store ``data`` as ``name`` or ``folder/name``; the file is invisible until it is whole."""
         await self._try(lambda: self._write(self._path(name), data), TIMEOUT_S + len(data) / SLOWEST_BYTES_PER_S)
 
     async def size(self, name: str) -> int | None:
-        """The file's bytes; None if there is none."""
+        """Return the file's size in bytes; None if there is no such file."""
         return await self._try(lambda: self._size(self._path(name)))
 
     async def read(self, name: str, start: int, end: int) -> AsyncIterator[bytes]:
-        """The bytes from ``start`` to before ``end``, block by block.
+        """Yield the bytes from ``start`` to before ``end``, block by block.
 
         Raises:
-            FileNotFoundError: there is none, or no longer.
+            FileNotFoundError: there is no such file, or no longer.
         """
         for first in range(start, end, BLOCK_BYTES):
             last = min(end, first + BLOCK_BYTES)
@@ -70,7 +89,7 @@ class MediaStore:
         await self._try(lambda: self._remove(names))
 
     async def older_than(self, age_s: float, folder: str) -> list[str]:
-        """``folder/name`` of all files in a folder that were last written so long ago."""
+        """Return ``folder/name`` of all files in a folder that were last written at least ``age_s`` seconds ago."""
         return await self._try(lambda: self._older_than(age_s, folder))
 
     def _make_root(self) -> None:
@@ -79,8 +98,8 @@ class MediaStore:
         try:
             self._fs.makedirs(self._root, exist_ok=True)
         except Exception:
-            # A store may refuse to make what is there already, and still take files.
-            logger.warning("The media store refuses to make its folder; files are written all the same.", exc_info=True)
+            # A store may refuse to create a folder that exists, and still accept files.
+            logger.warning("The media store refused to create its folder; files are still written.", exc_info=True)
 
     def _write(self, path: str, data: bytes) -> None:
         if isinstance(self._fs, LocalFileSystem):
@@ -134,9 +153,9 @@ class MediaStore:
 
 
 def _write_to_disk(path: Path, root: Path, data: bytes) -> None:
-    """Write a file that is there, whole, even if the machine loses its power the moment after."""
+    """Write a file that is whole even if the machine loses its power the moment after."""
     if path.parent != root and not path.parent.is_dir():
-        path.parent.mkdir(mode=FOLDER_MODE, exist_ok=True)  # without its parents: the root may be a disk that is away
+        path.parent.mkdir(mode=FOLDER_MODE, exist_ok=True)  # not its parents: the root may be an unmounted disk
         _sync_folder(root)
     part = Path(_unfinished(str(path)))
     try:
@@ -165,7 +184,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _unfinished(path: str) -> str:
-    """A name of its own for each try: one that was given up may still be writing."""
+    """Return a new name for each attempt: an abandoned one may still be writing."""
     return f"{path}.{secrets.token_hex(4)}{UNFINISHED}"
 
 
@@ -175,7 +194,7 @@ def _protocols(filesystem: Any) -> set[str]:
 
 
 def _written_at(file: dict[str, Any]) -> float:
-    """Stores name the time of the last change differently; a file without one is taken as new."""
+    """Return the time of the last change, which stores name differently; a file without one counts as new."""
     at = next(
         (file[key] for key in ("mtime", "LastModified", "last_modified", "updated", "created") if key in file), None
     )

@@ -1,4 +1,4 @@
-"""What Prometheus and the log say of the jobs, beside Ray Serve's own series. Ray puts ``ray_`` before every name."""
+"""Metrics and log lines of the jobs, beside Ray Serve's own series. Ray puts ``ray_`` before every name."""
 
 import logging
 from collections.abc import Iterable
@@ -6,8 +6,7 @@ from typing import Any
 
 from ray.serve.metrics import Counter, Gauge, Histogram
 
-from serve.jobs.job_schema import Job
-from serve.jobs.table import CANCELLED, DEADLINE, LOST, FailedJob, Started
+from serve.jobs.job import CANCELLED, DEADLINE, LOST, FailedJob, Job, Started
 
 logger = logging.getLogger("ray.serve")
 
@@ -30,13 +29,13 @@ class EndedJobs:
             code = job.outcome.code
             self._ended.inc(tags={"state": code})
             if job.outcome in (DEADLINE, LOST):
-                told = "Failed 1 job that exceeded its deadline or retry limit"
-                log_job("failed", job.id, job.request_id, told, level=logging.WARNING, reason=code)
+                message = "Failed 1 job that exceeded its deadline or retry limit"
+                log_job("failed", job.id, job.request_id, message, level=logging.WARNING, reason=code)
             else:
                 log_job("cancelled" if job.outcome == CANCELLED else "failed", job.id, job.request_id, reason=code)
 
     def deleted(self, job: Job) -> None:
-        """Count a job that was deleted before it ended by itself."""
+        """Count a job that was deleted before it ended."""
         if not job.ended:
             self._ended.inc(tags={"state": "deleted"})
             log_job("deleted", job.id, job.request_id)
@@ -51,12 +50,12 @@ class JobMetrics:
 
     def __init__(self) -> None:
         self.ended = EndedJobs()
-        self._queued = Gauge("cosmos3_queued_jobs", "Jobs that wait, in the whole table.")
+        self._queued = Gauge("cosmos3_queued_jobs", "Jobs of this model that wait, in the whole table.")
         self._wait = Histogram("cosmos3_queue_wait_seconds", "From storing a job to its denoise.", WAIT_SECONDS)
         self._stage = Histogram("cosmos3_stage_seconds", "Time of a job in a stage.", STAGE_SECONDS, ("stage",))
         self._steps = Counter("cosmos3_denoise_steps_total", "Steps of finished videos.")
-        self._retries = Counter("cosmos3_job_retries_total", "Denoises begun again and jobs given back.")
-        self._stopped = Counter("cosmos3_jobs_stopped_total", "Jobs cancelled, deleted or lost while worked on.")
+        self._retries = Counter("cosmos3_job_retries_total", "Restarted denoises and released jobs.")
+        self._stopped = Counter("cosmos3_jobs_stopped_total", "Jobs cancelled, deleted or lost while in progress.")
         self._bytes = Counter("cosmos3_stored_bytes_total", "Bytes of media stored.")
 
     def queued(self, jobs: int) -> None:

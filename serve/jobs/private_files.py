@@ -1,4 +1,4 @@
-"""Folders and files of this server on a disk that others use too: prompts and videos are the owner's alone."""
+"""Folders and files that only their owner can read: prompts and videos are private on a shared disk."""
 
 import logging
 from pathlib import Path
@@ -10,9 +10,9 @@ OTHERS = 0o077
 
 
 def make_private_folder(folder: Path) -> None:
-    """Make it, and the folders above that are missing, for the owner alone.
+    """Create a folder and its missing parents for the owner alone.
 
-    A folder that is there already stays as it is, because it may serve others as well; the log says so.
+    An existing folder keeps its mode, because others may use it as well; the log warns if they can read it.
     """
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     for path in reversed(missing):
@@ -23,7 +23,7 @@ def make_private_folder(folder: Path) -> None:
 
 
 def make_private_file(file: Path) -> None:
-    """Make it, if it is missing, and take it from everybody but the owner."""
+    """Create a missing file, and let only the owner read and write it."""
     file.touch(mode=FILE_MODE)
     if file.stat().st_mode & OTHERS:
         file.chmod(FILE_MODE)

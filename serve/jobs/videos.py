@@ -1,38 +1,36 @@
-"""Videos as clients see them: jobs in the table, files in the store."""
+"""Videos as clients see them: jobs in the table, files in the media store."""
 
 import re
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import aclosing, suppress
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from cosmos3_models import GenerationParams
 from serve.errors import Conflict, InvalidRequest, MediaUnavailable, NotFound, QueueFull
+from serve.estimates.cost import Cost, percent, stored_cost
 from serve.estimates.direct_requests import DirectRequests
-from serve.estimates.schedule import Estimate, Rates, Schedule, percent
+from serve.estimates.observed_jobs import ActiveJob
+from serve.estimates.schedule import Estimate, Rates, Schedule
+from serve.graph.artifacts import ArtifactName
 from serve.graph.batching import Batches
 from serve.graph.stage_names import DENOISER, QUEUE, REPORTED
-from serve.http.content import Content
-from serve.jobs.job_schema import Job
-from serve.jobs.media_store import MediaStore
+from serve.jobs.job import Job, JobSettings, NewJob
+from serve.jobs.media_store import Content, MediaStore
 from serve.jobs.metrics import EndedJobs
-from serve.jobs.table import ActiveJob, Cost, JobSettings, JobTable, NewJob, cost_of_row
+from serve.jobs.table import JobTable
 from serve.jobs.watcher import JobState, Watcher
 from serve.schema import ListQuery, Video, VideoDeleted, VideoError, VideoList, VideoRequest, described
 
-Variant = Literal["video", "thumbnail", "spritesheet"]
-SUFFIX: dict[Variant, str] = {"video": ".mp4", "thumbnail": ".thumbnail.jpg", "spritesheet": ".spritesheet.jpg"}
-MEDIA_TYPE: dict[Variant, str] = {"video": "video/mp4", "thumbnail": "image/jpeg", "spritesheet": "image/jpeg"}
-
 VIDEO_ID = re.compile(r"video_[0-9a-f]{32}")
-OF_ARRIVAL = re.compile(r"video_(0000[0-9a-f]{8})[0-9a-f]{20}")  # ids of older releases hold no number
+ID_WITH_ORDER = re.compile(r"video_(0000[0-9a-f]{8})[0-9a-f]{20}")  # ids of older releases contain no order
 IDEMPOTENCY_KEY = r"^[ -~]{1,255}$"
 MAX_REQUEST_ID_CHARS = 255
 WATCH_PERIOD_S = 0.25
-SILENCE_S = 15.0  # proxies close connections on which nothing is said for a minute or so
-RATES_PERIOD_S = 2.0  # estimates learn of finished jobs so late at most
-EVENTS_OF_AN_ATTEMPT = 1000  # event numbers: steps from 0, then the stages behind them
+SILENCE_S = 15.0  # proxies close connections that are silent for a minute or so
+RATES_PERIOD_S = 2.0  # the age at which the rates are read again
+EVENTS_OF_AN_ATTEMPT = 1000  # event numbers: steps from 0, then the stages after the denoiser
 STAGE_EVENTS = {stage: number for number, stage in enumerate(REPORTED[1:], start=500)}
 QUEUED_EVENT, LAST_EVENT = 998, 999
 NEW_JOB = -1  # the number of a job that is not stored
@@ -41,7 +39,7 @@ NEW_JOB = -1  # the number of a job that is not stored
 NumberedEvent = tuple[int, dict[str, Any]]
 
 
-class Look(NamedTuple):
+class Snapshot(NamedTuple):
     """The active jobs at one moment, and when they are expected to end."""
 
     active: Sequence[ActiveJob]
@@ -49,9 +47,15 @@ class Look(NamedTuple):
 
 
 class Videos:
-    """What can be done with stored videos. Any number of replicas may have one.
+    """The operations on stored videos. Any number of replicas may have one.
+
+    Args:
+        settings: of the job table.
+        media: where the files are.
+        model: whose jobs are submitted and estimated.
 
     Attributes:
+        table: the job table.
         direct: requests of this process that are not in the table but take its denoisers' time.
     """
 
@@ -63,7 +67,7 @@ class Videos:
         self._rates = Rates([])
         self._rates_end = 0.0
         self._ended = EndedJobs()
-        self._looks: Batches[None, Look] = Batches(self._look_once)
+        self._snapshots: Batches[None, Snapshot] = Batches(self._read_snapshot)
         self._watcher = Watcher(self._states, WATCH_PERIOD_S)
 
     async def submit(
@@ -74,7 +78,13 @@ class Videos:
         idempotency_key: str | None,
         request_id: str | None,
     ) -> Video:
-        """Store a job.
+        """Store a job and return its record.
+
+        Args:
+            params: the complete request.
+            cost: what it costs, for estimates.
+            idempotency_key: the same key and request return the job stored before.
+            request_id: of the HTTP request, for the log.
 
         Raises:
             QueueFull: with the time after which a place is expected to be free.
@@ -82,8 +92,8 @@ class Videos:
             Conflict: the idempotency key belongs to another request.
         """
         if idempotency_key is not None and not re.fullmatch(IDEMPOTENCY_KEY, idempotency_key):
-            told = f"Idempotency-Key: got {idempotency_key[:80]!r}, expected 1 to 255 printable ASCII characters"
-            raise InvalidRequest(told, "Idempotency-Key")
+            message = f"Idempotency-Key: got {idempotency_key[:80]!r}, expected 1 to 255 printable ASCII characters"
+            raise InvalidRequest(message, "Idempotency-Key")
         new = NewJob(
             model=self._model,
             params=params.model_dump(),
@@ -97,22 +107,28 @@ class Videos:
         )
         job = await self.table.submit(new)
         if job is None:
-            wait_s = (await self._looks(None)).schedule.retry_after_s
+            wait_s = (await self._snapshots(None)).schedule.retry_after_s
             raise QueueFull("as many videos wait as this server takes; try again later", retry_after_s=wait_s)
         if not _same_request(job, new, request.seed):
             raise Conflict("Idempotency-Key: got a key of another request, expected a new key for new fields")
-        return await self._shown(job)
+        return await self._record(job)
 
     async def estimate(self, cost: Cost, steps: int) -> Estimate:
-        """Where a job would stand that came now."""
-        active = (await self._looks(None)).active
+        """Return the place in the queue and the time to completion of a job that arrived now."""
+        active = (await self._snapshots(None)).active
         new = ActiveJob(NEW_JOB, "queued", None, 0, steps, cost, 0.0)
         return Schedule(self._rates, [*active, new], self.direct.active()).estimate(NEW_JOB)
 
     async def retrieve(self, video_id: str) -> Video:
-        return await self._shown(await self._job(video_id))
+        """Return the record of a job.
+
+        Raises:
+            NotFound: there is no such job. All methods that take an id raise it.
+        """
+        return await self._record(await self._job(video_id))
 
     async def list(self, query: ListQuery) -> VideoList:
+        """Return a page of records in order of arrival."""
         start = None if query.after is None else await self._place(query.after)
         jobs = await self.table.page(start, query.limit + 1, query.order == "desc", query)
         schedule = await self._schedule_of(jobs)
@@ -121,101 +137,102 @@ class Videos:
         return VideoList(data=page, first_id=ends[0], last_id=ends[1], has_more=len(jobs) > query.limit)
 
     async def delete(self, video_id: str) -> VideoDeleted:
-        """Forget a video; if it is being made, that stops before the next step."""
+        """Delete a video and its files. A running job stops before its next step."""
         job = await self._job(video_id, self.table.delete)
         self._ended.deleted(job)
-        if job.media:
-            with suppress(MediaUnavailable):  # the sweep of files without a record will find them
-                await remove_files(self._media, job.media)
+        if job.files:
+            with suppress(MediaUnavailable):  # the sweep of files without a record will remove them
+                await self._media.remove(*job.files)
         return VideoDeleted(id=video_id)
 
     async def cancel(self, video_id: str) -> Video:
-        """Stop making a video and keep its record, as failed. One that has ended stays as it is."""
+        """Stop a job and fail it as cancelled. One that has ended stays as it is."""
         await self._job(video_id)
         self._ended.failed(await self.table.cancel(video_id))
         return await self.retrieve(video_id)
 
-    async def content(self, video_id: str, variant: Variant) -> Content:
-        """A finished video's file."""
+    async def content(self, video_id: str, variant: ArtifactName) -> Content:
+        """Return one of a completed job's artifacts, to be read from the media store.
+
+        Raises:
+            NotFound: the job has not completed, has no such artifact, or its file is gone.
+        """
         job = await self._job(video_id)
-        if job.media is None:
+        if not job.artifacts:
             raise NotFound(f"the video has no content: it is {job.status}", "video_id")
-        name = job.media + SUFFIX[variant]
-        size = await self._media.size(name)
+        artifact = job.artifact(variant)
+        if artifact is None:
+            raise NotFound(f"this video has no {variant}", "variant")
+        size = await self._media.size(artifact.file)
         if size is None:
             raise NotFound(f"the {variant} of this video is gone", "video_id")
         return Content(
             size=size,
-            media_type=MEDIA_TYPE[variant],
-            filename=job.id + SUFFIX[variant],
-            etag=name,  # no other run writes a file of this name
+            media_type=artifact.media_type,
+            filename=job.id + artifact.suffix,
+            etag=artifact.file,  # no other run writes a file of this name
             modified=job.completed_at or job.created_at,
-            read=partial(self._media.read, name),
+            read=partial(self._media.read, artifact.file),
         )
 
     async def events(self, video_id: str, last_event: int | None) -> AsyncGenerator[NumberedEvent | None, None]:
-        """Numbered events after ``last_event``: every step, then the end. None where nothing happened for long.
+        """Yield numbered events after ``last_event``: every step, then the end. None after ``SILENCE_S`` without one.
 
-        They follow from the job's row alone, so whoever comes back, to whichever replica, misses none.
+        They follow from the job's row alone, so a client that reconnects to any replica misses none.
         """
-        seen, position = -1 if last_event is None else last_event, None
+        last, position = -1 if last_event is None else last_event, None
         async with aclosing(self._watcher.follow(video_id, SILENCE_S)) as states:
             async for state in states:
                 if state is None:
                     yield None
                     continue
                 ended = state.job if isinstance(state.job, Job) and state.job.ended else None
-                for number, event in _events(state, await self._shown(ended) if ended else None):
-                    if number > seen or (number == seen and event.get("queue_position") != position):
-                        seen, position = number, event.get("queue_position")
+                for number, event in _events(state, await self._record(ended) if ended else None):
+                    if number > last or (number == last and event.get("queue_position") != position):
+                        last, position = number, event.get("queue_position")
                         yield number, event
                 if ended:
                     return
-        yield seen + 1, {"type": "deleted"}
+        yield last + 1, {"type": "deleted"}
 
     async def _place(self, video_id: str) -> int:
-        """Where the video stands, or stood, in order of arrival: its id tells when its row is gone."""
+        """Return the video's place in order of arrival; its id contains it, for a video whose row is gone."""
         try:
             return (await self._job(video_id)).seq
         except NotFound:
-            if not (found := OF_ARRIVAL.fullmatch(video_id)):
+            if not (found := ID_WITH_ORDER.fullmatch(video_id)):
                 raise
             return int(found[1], 16)
 
     async def _job(self, video_id: str, find: Callable[[str], Awaitable[Job | None]] | None = None) -> Job:
-        """The job that ``find``, by default a look, gives; nothing but an id ever reaches the table."""
+        """Return what ``find``, by default ``table.get``, returns; only valid ids reach the table."""
         job = await (find or self.table.get)(video_id) if VIDEO_ID.fullmatch(video_id) else None
         if job is None:
             raise _unknown(video_id)
         return job
 
-    async def _shown(self, job: Job) -> Video:
+    async def _record(self, job: Job) -> Video:
         return _video(job, await self._schedule_of([job]))
 
     async def _schedule_of(self, jobs: Sequence[Job]) -> Schedule:
-        """What the estimates of these jobs need: nothing, once all have ended."""
-        return Schedule(self._rates, []) if all(job.ended for job in jobs) else (await self._looks(None)).schedule
+        """Return what the estimates of these jobs need: nothing, once all have ended."""
+        return Schedule(self._rates, []) if all(job.ended for job in jobs) else (await self._snapshots(None)).schedule
 
-    async def _look_once(self, looks: Sequence[None]) -> Sequence[Look]:
-        """One look at the active jobs for all answers that need one now."""
+    async def _read_snapshot(self, readers: Sequence[None]) -> Sequence[Snapshot]:
+        """Read the active jobs once for all responses that need them now."""
         if self._rates.empty or time.monotonic() > self._rates_end:
             self._rates = Rates(await self.table.finished())
             self._rates_end = time.monotonic() + RATES_PERIOD_S
         active = await self.table.active()
-        return [Look(active, Schedule(self._rates, active, self.direct.active()))] * len(looks)
+        return [Snapshot(active, Schedule(self._rates, active, self.direct.active()))] * len(readers)
 
     async def _states(self, video_ids: Collection[str]) -> dict[str, JobState]:
-        """States of those of the jobs that are in the table."""
-        active, schedule = await self._looks(None)
+        """Return the states of those of the jobs that are in the table."""
+        active, schedule = await self._snapshots(None)
         jobs: dict[str, ActiveJob | Job] = {job.id: job for job in active if job.id in video_ids}
         if others := [video_id for video_id in video_ids if video_id not in jobs]:
             jobs |= {job.id: job for job in await self.table.get_all(others)}
         return {video_id: JobState(job, schedule.estimate(job.seq)) for video_id, job in jobs.items()}
-
-
-async def remove_files(media: MediaStore, prefix: str) -> None:
-    """Remove every file of one finished attempt."""
-    await media.remove(*(prefix + suffix for suffix in SUFFIX.values()))
 
 
 def _same_request(job: Job, new: NewJob, seed: int | None) -> bool:
@@ -229,7 +246,7 @@ def _video(job: Job, schedule: Schedule) -> Video:
     position, eta_s = schedule.estimate(job.seq)
     error = None if job.error_code is None else VideoError(code=job.error_code, message=job.error_message or "")
     return Video(
-        # As it was stored, which is never checked against the rules of this release.
+        # As stored: it is never checked against the rules of this release.
         **described(GenerationParams.model_construct(**job.params), job.seconds, job.metadata),
         id=job.id,
         model=job.model,
@@ -255,7 +272,7 @@ def _whole(time_s: float | None) -> int | None:
 
 
 def _durations(job: Job) -> dict[str, float] | None:
-    """Seconds by stage. All time from creation to completion in which no stage worked on the video is the queue's."""
+    """Return seconds by stage. ``queue`` is the time from creation to completion in which no stage worked."""
     if job.stage_durations is None or job.completed_at is None:
         return None
     worked_s = sum(seconds for stage, seconds in job.stage_durations.items() if stage != QUEUE)
@@ -265,14 +282,14 @@ def _durations(job: Job) -> dict[str, float] | None:
 def _percent(job: Job) -> int:
     if job.status == "completed":
         return 100
-    return percent(cost_of_row(job.cost), job.step, job.steps)
+    return percent(stored_cost(job.cost), job.step, job.steps)
 
 
 def _events(state: JobState, video: Video | None) -> Iterator[NumberedEvent]:
-    """All events of a job up to now, but those of attempts before this one; ``video`` of one that has ended."""
+    """Yield the events of a job's current attempt up to now; ``video`` is the record of a job that has ended."""
     job, (position, eta_s) = state
     eta_s = None if eta_s is None else round(eta_s, 1)
-    start, cost = job.attempts * EVENTS_OF_AN_ATTEMPT, job.cost if isinstance(job, ActiveJob) else cost_of_row(job.cost)
+    start, cost = job.attempts * EVENTS_OF_AN_ATTEMPT, job.cost if isinstance(job, ActiveJob) else stored_cost(job.cost)
     if job.status == "queued":
         yield start + QUEUED_EVENT, {"type": "queued", "queue_position": position, "eta_s": eta_s}
         return

@@ -7,9 +7,9 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Map
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from serve.estimates.observed_jobs import ActiveJob
 from serve.estimates.schedule import Estimate
-from serve.jobs.job_schema import Job
-from serve.jobs.table import ActiveJob
+from serve.jobs.job import Job
 
 logger = logging.getLogger("ray.serve")
 
@@ -22,19 +22,19 @@ class JobState(NamedTuple):
 
     @property
     def reported(self) -> tuple[object, ...]:
-        """What events report; the estimated time alone is no reason for an event."""
+        """What events report; a change of the estimated time alone does not cause an event."""
         return self.job.status, self.job.attempts, self.job.stage, self.job.step, self.estimate.position
 
 
 @dataclass(eq=False)
 class _Follower:
-    """One stream. ``changed`` is set while it has not seen ``state``; None: the job is not in the table."""
+    """One stream. ``changed`` is set until it has yielded ``state``; None means that the job is not in the table."""
 
     video_id: str
     state: JobState | None = None
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def show(self, state: JobState | None) -> None:
+    def update(self, state: JobState | None) -> None:
         if state is None or self.state is None or state.reported != self.state.reported:
             self.state = state
             self.changed.set()
@@ -82,11 +82,11 @@ class Watcher:
             followers = list(self._followers)
             try:
                 states = await self._read({follower.video_id for follower in followers})
-            except Exception:  # the streams stay open for the next look
-                logger.warning("The jobs that streams of events follow cannot be read.", exc_info=True)
+            except Exception:  # the streams stay open until the next period
+                logger.warning("The jobs of the open event streams cannot be read.", exc_info=True)
             else:
                 for follower in followers:
-                    follower.show(states.get(follower.video_id))
+                    follower.update(states.get(follower.video_id))
             await _set_within(self._joined, self._period_s)
 
 

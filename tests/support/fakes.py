@@ -62,7 +62,7 @@ class FakeVideoDecoder:
         with VideoWriter(params.num_frames, params.height, params.width, params.fps) as writer:
             frames = np.random.default_rng(int(latents[0])).integers(0, 255, (1, params.height, params.width, 3))
             writer.write(np.repeat(frames.astype(np.uint8), params.num_frames, axis=0))
-            return DecodedVideo(writer.finish(), None)
+            return DecodedVideo.of(writer.finish())
 
 
 def fake_application(

@@ -12,12 +12,13 @@ from fastapi.testclient import TestClient
 
 from cosmos3_models.checkpoint.folder import DEMO
 from serve.app import AppArgs
+from serve.graph.artifacts import MEDIA_TYPES, Artifact
 from serve.graph.graph import Stages
 from serve.graph.stages import Tokenizer
 from serve.http.access import OPEN, Access
 from serve.http.routes import create_api
 from serve.ingress.ingress import Ingress
-from serve.jobs.videos import SUFFIX
+from serve.jobs.job import StoredArtifact
 from serve.schema import FinishedVideo, video_record
 
 URL = "http://localhost"
@@ -79,9 +80,11 @@ class LocalIngress(Ingress):
         assert job is not None
         assert job.owner is not None
         await self.videos.table.start(job.owner)
-        for suffix in SUFFIX.values():
-            await self.videos._media.write(job.owner + suffix, MP4 + suffix.encode())
-        assert await self.videos.table.complete(job.owner, job.owner, len(MP4), DURATIONS)
+        artifacts = [Artifact(name, kind, MP4 + name.encode()) for name, kind in MEDIA_TYPES.items()]
+        stored = [StoredArtifact.of(artifact, job.owner) for artifact in artifacts]
+        for artifact, entry in zip(artifacts, stored, strict=True):
+            await self.videos._media.write(entry.file, artifact.data)
+        assert await self.videos.table.complete(job, stored, DURATIONS)
         return job.id
 
 

@@ -9,9 +9,10 @@ import pytest
 
 from cosmos3_models import GenerationParams
 from cosmos3_models.checkpoint.folder import DEMO, Checkpoint
+from serve.estimates.cost import Cost, cost_of, percent
 from serve.estimates.direct_requests import DirectRequests
-from serve.estimates.schedule import UNKNOWN_RETRY_S, Rates, Schedule, cost_of, percent
-from serve.jobs.table import ActiveJob, Cost, FinishedJob
+from serve.estimates.observed_jobs import ActiveJob, FinishedJob
+from serve.estimates.schedule import UNKNOWN_RETRY_S, Rates, Schedule
 
 COST = Cost(model="m on cpu", mode="exact", passes=2, text=0, step=100, decode=200)
 DONE = FinishedJob(COST, 10, {"tokenizer": 9, "denoiser": 10}, wall_s=12, after_last_s=12)

@@ -44,7 +44,7 @@ class CheckingVideoDecoder:
         check(latents, 1)
         with VideoWriter(1, 16, 16, 24) as writer:
             writer.write(np.zeros((1, 16, 16, 3), dtype=np.uint8))
-            return DecodedVideo(writer.finish(), None)
+            return DecodedVideo.of(writer.finish())
 
 
 class CheckingSoundDecoder:

@@ -11,7 +11,7 @@ from local_api import MP4, LocalClient, local_client
 
 from serve.jobs import media_store as storage
 
-VIDEO = MP4 + b".mp4"  # as ``finish`` writes it
+VIDEO = MP4 + b"video"  # as ``finish`` writes it
 LENGTH = len(VIDEO)
 LONG_AGO, FAR_OFF = "Thu, 01 Jan 1970 00:00:00 GMT", "Fri, 01 Jan 2100 00:00:00 GMT"
 

@@ -12,8 +12,8 @@ from answers import check_error
 from local_api import MP4, LocalClient, local_client
 
 from serve.errors import DatabaseUnavailable, QueueFull
+from serve.graph.artifacts import MEDIA_TYPES
 from serve.http import routes as api
-from serve.jobs.videos import SUFFIX
 from serve.schema import VideoRequest
 
 GETS = [
@@ -437,7 +437,7 @@ def test_data_is_the_owners_alone(tmp_path: Path) -> None:
         root = tmp_path / "new"
         paths = [root, *root.rglob("*")]
         assert {path.suffix for path in paths} >= {".sqlite", ".sqlite-wal", ".sqlite-shm", ".mp4", ".jpg"}
-        assert len(list(root.rglob("*.jpg"))) == len(SUFFIX) - 1
+        assert len(list(root.rglob("*.jpg"))) == len(MEDIA_TYPES) - 1
         for path in paths:
             assert path.stat().st_mode & 0o777 == (0o700 if path.is_dir() else 0o600), path
 

@@ -15,14 +15,17 @@ import pytest
 from cosmos3_models import GenerationParams
 from serve.app import AppArgs
 from serve.errors import MediaUnavailable, StageFailed
+from serve.estimates.cost import Cost
+from serve.graph.artifacts import MEDIA_TYPES, Artifact, FinishedRequest
 from serve.graph.graph import Stages
 from serve.jobs import runner as runner_module
-from serve.jobs.job_schema import Job, prepare
+from serve.jobs.job import Job, NewJob, StoredArtifact
 from serve.jobs.media_store import MediaStore
 from serve.jobs.metrics import EndedJobs
+from serve.jobs.migrations import prepare
 from serve.jobs.runner import ORPHAN_AGE_S, SLOTS, JobRunner
-from serve.jobs.table import Cost, JobTable, NewJob
-from serve.jobs.videos import SUFFIX, Videos
+from serve.jobs.table import JobTable
+from serve.jobs.videos import Videos
 
 NEW = NewJob(model="m", params={}, cost={}, steps=1)
 
@@ -44,18 +47,21 @@ def with_runner(
     asyncio.run(scene())
 
 
-async def finish(table: JobTable, media: MediaStore, folder: str) -> str:
-    """A job whose video is stored; what its files' names begin with."""
+ARTIFACTS = tuple(Artifact(name, kind, b"x") for name, kind in MEDIA_TYPES.items())
+
+
+async def finish(table: JobTable, media: MediaStore, folder: str) -> set[str]:
+    """A job whose artifacts are stored; the names of its files."""
     await table.submit(NEW)
     job = await table.claim()
     assert job is not None
     assert job.owner is not None
     await table.start(job.owner)
-    prefix = f"{folder}/{job.owner}"
-    for suffix in SUFFIX.values():
-        await media.write(prefix + suffix, b"x")
-    assert await table.complete(job.owner, prefix, 3, {"denoiser": 1.0})
-    return prefix
+    stored = [StoredArtifact.of(artifact, f"{folder}/{job.owner}") for artifact in ARTIFACTS]
+    for artifact in stored:
+        await media.write(artifact.file, b"x")
+    assert await table.complete(job, stored, {"denoiser": 1.0})
+    return {artifact.file for artifact in stored}
 
 
 def test_a_runner_that_is_stopping_claims_no_job(tmp_path: Path) -> None:
@@ -75,8 +81,8 @@ def test_record_and_files_expire_together(tmp_path: Path) -> None:
         await asyncio.sleep(0.3)
         kept = await finish(table, media, folder)
         await runner.remove_expired()
-        assert [job.media for job in await table.page(None, 9, newest_first=True)] == [kept]
-        assert files(tmp_path) == {kept + suffix for suffix in SUFFIX.values()}
+        assert [set(job.files) for job in await table.page(None, 9, newest_first=True)] == [kept]
+        assert files(tmp_path) == kept
 
     with_runner(tmp_path, scenario)
 
@@ -97,7 +103,7 @@ def test_old_files_without_a_record_are_swept_and_all_others_stay(tmp_path: Path
         for name in files(tmp_path) - {others[0]}:
             age(tmp_path / "media" / name, ORPHAN_AGE_S + 1)
         await runner.remove_orphans()
-        assert files(tmp_path) == {*others, *(kept + suffix for suffix in SUFFIX.values())}
+        assert files(tmp_path) == {*others, *kept}
 
     with_runner(tmp_path, scenario)
 
@@ -106,20 +112,20 @@ def test_a_database_put_back_to_an_earlier_state_loses_no_file_that_a_record_may
     """The rows of the last hours are missing until a newer copy is put in place; their videos must still be there."""
 
     async def scenario(runner: JobRunner, table: JobTable, media: MediaStore) -> None:
-        prefix = await finish(table, media, database_id(tmp_path))
+        kept = await finish(table, media, database_id(tmp_path))
         (job,) = await table.page(None, 9, newest_first=True)
         await table.delete(job.id)
         for name in files(tmp_path):
             age(tmp_path / "media" / name, ORPHAN_AGE_S + 60)
         await runner.remove_orphans()
-        assert files(tmp_path) == {prefix + suffix for suffix in SUFFIX.values()}
+        assert files(tmp_path) == kept
 
     with_runner(tmp_path, scenario, retention_s=604_800)
 
 
 def test_a_server_leaves_the_videos_of_another_one_in_the_same_store_alone(tmp_path: Path) -> None:
     media_url = str(tmp_path / "media")
-    finished: list[str] = []
+    finished: list[set[str]] = []
 
     async def make(_: JobRunner, table: JobTable, media: MediaStore) -> None:
         finished.append(await finish(table, media, database_id(tmp_path / "production")))
@@ -128,7 +134,7 @@ def test_a_server_leaves_the_videos_of_another_one_in_the_same_store_alone(tmp_p
 
     async def sweep(runner: JobRunner, *_: object) -> None:
         await runner.remove_orphans()
-        assert files(tmp_path) == {finished[0] + suffix for suffix in SUFFIX.values()}
+        assert files(tmp_path) == finished[0]
 
     with_runner(tmp_path / "production", make, media_url=media_url)
     with_runner(tmp_path / "staging", sweep, media_url=media_url)
@@ -166,15 +172,10 @@ class Refusing(MediaStore):
 class MadeAtOnce:
     """A graph without stages."""
 
-    async def run(self, params: GenerationParams, model: str) -> AsyncGenerator[dict[str, Any], None]:
+    async def run(self, params: GenerationParams, model: str) -> AsyncGenerator[Any, None]:
         yield {"type": "progress", "stage": "denoiser", "step": 0, "steps": 1}
-        yield {
-            "type": "video",
-            "mp4": b"x",
-            "thumbnail": b"x",
-            "spritesheet": b"x",
-            "record": {"model": model, "prompt": params.prompt, "stage_durations": {"denoiser": 1.0}},
-        }
+        record = {"model": model, "prompt": params.prompt, "stage_durations": {"denoiser": 1.0}}
+        yield FinishedRequest(ARTIFACTS, record)
 
 
 async def made(runner: JobRunner, table: JobTable, media: MediaStore) -> Job:
@@ -247,13 +248,13 @@ def test_cancelled_and_deleted_jobs_are_counted_where_they_end(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def scenario(runner: JobRunner, table: JobTable, media: MediaStore) -> None:
-        videos, prefix = Videos(runner._settings, media, "m"), database_id(tmp_path)
+        videos, folder = Videos(runner._settings, media, "m"), database_id(tmp_path)
         ends = videos._ended = Ends()
         cancelled, deleted = await stored(table), await stored(table)
         await videos.cancel(cancelled.id)
         await videos.delete(deleted.id)
         await videos.delete(cancelled.id)
-        await finish(table, media, prefix)
+        await finish(table, media, folder)
         (completed,) = await table.page(None, 9, newest_first=True)
         await videos.delete(completed.id)
         assert ends.states == ["cancelled", "deleted"], "those that had ended by themselves were counted then"
@@ -270,7 +271,7 @@ class Endless:
     def __init__(self) -> None:
         self.may_begin = asyncio.Event()
 
-    async def run(self, *_: object) -> AsyncGenerator[dict[str, Any], None]:
+    async def run(self, *_: object) -> AsyncGenerator[Any, None]:
         await self.may_begin.wait()
         yield {"type": "progress", "stage": "denoiser", "step": 0, "steps": 1}
         await asyncio.Event().wait()
@@ -289,17 +290,17 @@ def test_a_job_that_is_taken_from_its_runner_is_counted_once(
             graph.may_begin.set()
         runner._graph, ends, revoked = graph, watched(runner), []
         monkeypatch.setattr(runner._metrics, "revoked", lambda: revoked.append(1))
-        settle = runner._table.settle
+        fail_expired = runner._table.fail_expired
 
         async def slow(*owner: str) -> Any:
-            failed = await settle(*owner)
+            failed = await fail_expired(*owner)
             await asyncio.sleep(0.2)
             return failed
 
-        monkeypatch.setattr(runner._table, "settle", slow)
+        monkeypatch.setattr(runner._table, "fail_expired", slow)
         job = await stored(table)
         work = asyncio.create_task(runner.work())
-        while [bool(held.attempts) for held in runner._held.values()] != [denoising]:
+        while [bool(claim.attempts) for claim in runner._claims.values()] != [denoising]:
             await asyncio.sleep(0.01)
         await (table.delete if deleted else table.cancel)(job.id)
         graph.may_begin.set()
@@ -318,7 +319,7 @@ class Failing:
     def __init__(self, table: JobTable, taken: bool) -> None:
         self._table, self._taken = table, taken
 
-    async def run(self, *_: object) -> AsyncGenerator[dict[str, Any], None]:
+    async def run(self, *_: object) -> AsyncGenerator[Any, None]:
         yield {"type": "progress", "stage": "denoiser", "step": 0, "steps": 1}
         if self._taken:
             (job,) = await self._table.page(None, 1, newest_first=True)
@@ -343,18 +344,18 @@ def test_a_runner_notifies_only_while_it_has_a_free_slot_and_once_for_many_reaso
         sent: list[int] = []
         runner._runners = SimpleNamespace(work=SimpleNamespace(remote=lambda: sent.append(1)))
         job: Any = SimpleNamespace(job=None)
-        runner._held = {str(number): job for number in range(SLOTS)}
+        runner._claims = {str(number): job for number in range(SLOTS)}
         await stored(table)
         await runner._reconcile()
         await asyncio.sleep(0.02)
         assert sent == [], "no slot is free"
-        runner._held.popitem()
+        runner._claims.popitem()
         for _attempt in range(100):
             await runner._reconcile()
             runner._notify()
         await asyncio.sleep(0.02)
         assert 1 <= len(sent) < 40
-        runner._held.clear()
+        runner._claims.clear()
 
     with_runner(tmp_path, scenario, retention_s=600)
 

@@ -11,10 +11,11 @@ import pytest
 from cosmos3_models.params import GenerationDefaults
 from serve.app import AppArgs
 from serve.errors import DatabaseUnavailable
+from serve.estimates.cost import Cost
 from serve.jobs import videos as videos_module
-from serve.jobs.job_schema import prepare
+from serve.jobs.job import ClaimProgress, StoredArtifact
 from serve.jobs.media_store import MediaStore
-from serve.jobs.table import Cost, Progress
+from serve.jobs.migrations import prepare
 from serve.jobs.videos import Videos
 from serve.schema import VideoRequest
 
@@ -55,9 +56,9 @@ async def finish(videos: Videos, pause_s: float = 0.0) -> None:
     assert job.owner is not None
     await videos.table.start(job.owner)
     for step in range(STEPS + 1):
-        await videos.table.renew({job.owner: Progress("denoiser", step)})
+        await videos.table.renew({job.owner: ClaimProgress("denoiser", step)})
         await asyncio.sleep(pause_s)
-    assert await videos.table.complete(job.owner, job.owner, 1, DURATIONS)
+    assert await videos.table.complete(job, [StoredArtifact("video", "video/mp4", 1, "x.mp4")], DURATIONS)
 
 
 def test_open_streams_share_one_look_per_period(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,67 @@
+"""The outputs of a request: a video, pictures of it, and whatever a stage adds to the list below."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serve.schema import FinishedVideo
+
+ArtifactName = Literal["video", "thumbnail", "spritesheet"]
+
+MEDIA_TYPES: dict[ArtifactName, str] = {
+    "video": "video/mp4",
+    "thumbnail": "image/jpeg",
+    "spritesheet": "image/jpeg",
+}
+"""Every artifact that a request can have, and what its bytes are."""
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One output of a request."""
+
+    name: ArtifactName
+    media_type: str
+    data: bytes
+
+    @classmethod
+    def of(cls, name: ArtifactName, data: bytes) -> "Artifact":
+        """The artifact with the media type that belongs to its name."""
+        return cls(name, MEDIA_TYPES[name], data)
+
+
+@dataclass(frozen=True)
+class FinishedRequest:
+    """What the graph yields last.
+
+    Attributes:
+        artifacts: at least one, the main one first.
+        record: fields of the request, and ``stage_durations``, seconds by stage.
+        frames: uint8 (frames, height, width, 3), if the caller asked for arrays.
+        waveform: fp32 (channels, samples), if the caller asked for arrays and the request for sound.
+    """
+
+    artifacts: tuple[Artifact, ...]
+    record: dict[str, Any]
+    frames: NDArray[np.uint8] | None = None
+    waveform: NDArray[np.float32] | None = None
+
+    def for_handle_caller(self, fields: dict[str, Any]) -> FinishedVideo:
+        """Return the public form, in which each artifact has a key of its own and plain bytes.
+
+        Args:
+            fields: further ones of the record.
+        """
+        data = {artifact.name: artifact.data for artifact in self.artifacts}
+        finished: FinishedVideo = {
+            "type": "video",
+            "mp4": data["video"],
+            "thumbnail": data["thumbnail"],
+            "spritesheet": data["spritesheet"],
+            "record": self.record | fields,
+        }
+        if self.frames is not None:
+            finished |= {"frames": self.frames, "waveform": self.waveform}
+        return finished

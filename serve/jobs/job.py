@@ -1,0 +1,176 @@
+"""A job as the table, its runner and its readers see it: plain values, no SQL."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from serve.graph.artifacts import Artifact
+
+ACTIVE = ("queued", "in_progress")
+
+EXTENSIONS = {"video/mp4": ".mp4", "image/jpeg": ".jpg"}
+
+
+@dataclass(frozen=True)
+class JobSettings:
+    """How jobs are stored and retried. Times are seconds.
+
+    Attributes:
+        database_url: SQLite or PostgreSQL, as SQLAlchemy writes it.
+        lease_s: a runner that sends no heartbeat for this long has lost its jobs.
+        max_attempts: how often a job's denoise may start.
+        max_queued_jobs: further ones are refused.
+        job_deadline_s: a job that has not ended this long after its creation fails.
+        retention_s: how long the record and the files of an ended job stay.
+    """
+
+    database_url: str
+    lease_s: float
+    max_attempts: int
+    max_queued_jobs: int
+    job_deadline_s: float
+    retention_s: float
+
+
+class StoredArtifact(NamedTuple):
+    """An output of a completed job, as its row lists it.
+
+    Attributes:
+        name: which output it is, such as video or thumbnail.
+        size: bytes; None for one that a release before version 3 of the table stored.
+        file: its name in the media store: the database's folder, the claim's token, and a suffix.
+    """
+
+    name: str
+    media_type: str
+    size: int | None
+    file: str
+
+    @classmethod
+    def of(cls, artifact: Artifact, prefix: str) -> "StoredArtifact":
+        """The entry for an artifact whose file's name starts with ``prefix``."""
+        kind = "" if artifact.name == "video" else f".{artifact.name}"
+        file = f"{prefix}{kind}{EXTENSIONS[artifact.media_type]}"
+        return cls(artifact.name, artifact.media_type, len(artifact.data), file)
+
+    @property
+    def token(self) -> str:
+        """The token of the claim that stored the file."""
+        return token_of(self.file)
+
+    @property
+    def suffix(self) -> str:
+        """The part of the file's name that tells what it is, such as ``.thumbnail.jpg``."""
+        return "." + self.file.rpartition("/")[2].partition(".")[2]
+
+
+def token_of(file: str) -> str:
+    """The token of the claim that stored a file."""
+    return file.rpartition("/")[2].partition(".")[0]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One row. Times are seconds since the epoch by the database's clock.
+
+    Attributes:
+        seq: order of arrival.
+        params: the fields of the request's ``GenerationParams``.
+        cost: fields of the ``Cost``; None for a row of version 1.
+        fingerprint: of the request as the client sent it; None for a row of version 1.
+        seconds: the video's length, if the client gave it as such.
+        metadata: the client's own texts by name; None for a row of version 1.
+        owner: token of the current claim; None while no runner has claimed the job.
+        attempts: how often its denoise has started.
+        steps: of the denoise; ``step`` of them are done.
+        artifacts: what it made, the main one first; empty until it has completed.
+    """
+
+    seq: int
+    id: str
+    status: str
+    model: str
+    params: dict[str, Any]
+    cost: dict[str, Any] | None
+    fingerprint: str | None
+    seconds: str | None
+    metadata: dict[str, str] | None
+    idempotency_key: str | None
+    request_id: str | None
+    created_at: float
+    started_at: float | None
+    completed_at: float | None
+    deadline_at: float
+    expires_at: float | None
+    owner: str | None
+    lease_until: float
+    attempts: int
+    cancel_requested: bool
+    stage: str | None
+    step: int
+    steps: int
+    stage_durations: dict[str, float] | None
+    error_code: str | None
+    error_message: str | None
+    artifacts: Sequence[StoredArtifact]
+
+    @property
+    def ended(self) -> bool:
+        return self.status not in ACTIVE
+
+    @property
+    def files(self) -> list[str]:
+        """The names of its files in the media store."""
+        return [artifact.file for artifact in self.artifacts]
+
+    def artifact(self, name: str) -> StoredArtifact | None:
+        """The output of this name; None if the job has none."""
+        return next((artifact for artifact in self.artifacts if artifact.name == name), None)
+
+
+class NewJob(NamedTuple):
+    """What a client asked for; see ``Job``."""
+
+    model: str
+    params: dict[str, Any]
+    cost: dict[str, Any]
+    steps: int
+    fingerprint: str | None = None
+    seconds: str | None = None
+    metadata: dict[str, str] | None = None
+    idempotency_key: str | None = None
+    request_id: str | None = None
+
+
+class Started(NamedTuple):
+    """A denoise that has started: how many of the job have, and the seconds since the job was stored."""
+
+    attempts: int
+    waited_s: float
+
+
+class ClaimProgress(NamedTuple):
+    """The stage and the step of a claimed job, as its runner reports them."""
+
+    stage: str | None = None
+    step: int = 0
+
+
+class Outcome(NamedTuple):
+    """Why a job failed: a code for programs and a message for readers."""
+
+    code: str
+    message: str
+
+
+CANCELLED = Outcome("cancelled", "the job was cancelled")
+DEADLINE = Outcome("deadline_exceeded", "the job did not end before its deadline")
+LOST = Outcome("attempts_exhausted", "the processes that worked on this job died too often")
+
+
+class FailedJob(NamedTuple):
+    """A job that has failed, and why."""
+
+    id: str
+    request_id: str | None
+    outcome: Outcome
