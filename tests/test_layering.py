@@ -16,6 +16,10 @@ from paths import ROOT
 # Imported late and only on a GPU: the first comes with PyTorch for CUDA, the second is optional.
 ON_A_GPU = {"triton", "flash_attn"}
 
+# The parts of serve, each of which imports only parts before it. Client, command lines and check stand beside them.
+LAYERS = ("errors", "schema", "graph", "estimates", "jobs", "http", "ingress", "app")
+BESIDE = {"client", "cli", "check", "__init__", "__main__"}
+
 # What os lacks on macOS, and some of it on arm64 or in small containers.
 LINUX_ONLY = [
     "O_DIRECT",
@@ -42,6 +46,19 @@ def imported_packages(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             packages.add((node.module or "").split(".")[0])
     return packages
+
+
+def imported_parts(part: str) -> set[str]:
+    """The other files and folders of serve that one of them imports."""
+    parts = set()
+    for path in [ROOT / f"serve/{part}.py", *(ROOT / f"serve/{part}").rglob("*.py")]:
+        tree = ast.parse(path.read_text()) if path.exists() else ast.Module()
+        for node in ast.walk(tree):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
+            module = node.module or "" if isinstance(node, ast.ImportFrom) else ""
+            modules = [f"serve.{name}" for name in names] if module == "serve" else [module, *names]
+            parts |= {name.split(".")[1] for name in modules if name.startswith("serve.")}
+    return parts - {part}
 
 
 def third_party(package: str) -> set[str]:
@@ -99,6 +116,23 @@ def test_no_file_of_linux_alone_is_opened(package: str) -> None:
 @pytest.mark.parametrize("path", sorted((ROOT / "cosmos3_models").rglob("*.py")), ids=lambda path: path.name)
 def test_the_models_know_neither_ray_nor_http(path: Path) -> None:
     assert not imported_packages(path) & {"ray", "fastapi", "starlette", "uvicorn", "serve"}
+
+
+@pytest.mark.parametrize("part", LAYERS)
+def test_each_part_of_serve_imports_only_parts_below_it(part: str) -> None:
+    assert imported_parts(part) <= set(LAYERS[: LAYERS.index(part)])
+
+
+def test_every_part_of_serve_has_its_place() -> None:
+    assert imported_parts("app") == {"graph", "http", "ingress", "jobs"}, "the search finds imports"
+    parts = {
+        path.stem for path in (ROOT / "serve").iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
+    }
+    assert parts == {*LAYERS, *BESIDE}
+
+
+def test_the_client_imports_nothing_of_the_server() -> None:
+    assert imported_parts("client") <= {"errors", "schema"}
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "serve").rglob("*.py")), ids=lambda path: path.name)

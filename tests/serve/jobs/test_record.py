@@ -102,6 +102,18 @@ def test_the_wait_in_the_queue_is_no_inference_time() -> None:
     assert '"queue": 5.0' in headers["X-Stage-Durations"]
 
 
+def test_a_record_without_a_spritesheet_has_its_other_files(client: LocalClient, tmp_path: Path) -> None:
+    video = record(client)
+    client.call(client.service.finish)
+    change(tmp_path, "UPDATE jobs SET artifacts = json_remove(artifacts, '$[2]')")
+    url = f"/v1/videos/{video['id']}/content"
+    assert client.get(url).headers["content-type"] == "video/mp4"
+    assert client.get(url, params={"variant": "thumbnail"}).headers["content-type"] == "image/jpeg"
+    missing = client.get(url, params={"variant": "spritesheet"})
+    assert (missing.status_code, missing.json()["error"]["param"]) == (404, "variant")
+    assert missing.json()["error"]["message"] == "this video has no spritesheet"
+
+
 def test_a_job_that_is_queued_again_has_not_started(client: LocalClient) -> None:
     video, table = record(client), client.service.videos.table
 
