@@ -1,4 +1,4 @@
-"""Many calls as few: handled together, or made once for all of a short time."""
+"""Fewer calls: items handled in batches, and an action that runs once for many requests of it."""
 
 import asyncio
 import contextvars
@@ -10,13 +10,13 @@ R = TypeVar("R")
 
 
 class Batches(Generic[T, R]):
-    """Handles items together that arrive while the batch before them is handled.
+    """Handles items that arrive during the previous batch as one batch.
 
-    A batch begins after all of its items arrived and runs in a context of its own, so that the end of one request
-    cancels nothing of the others.
+    A batch starts after all of its items have arrived. It runs in a context of its own, so that the end of one request
+    does not cancel the others.
 
     Args:
-        handle: gives a result, or the exception to raise, for each item in order. What it raises is raised for all.
+        handle: returns a result, or the exception to raise, for each item in order. What it raises is raised for all.
     """
 
     def __init__(self, handle: Callable[[list[T]], Awaitable[Sequence[R | Exception]]]) -> None:
@@ -25,7 +25,7 @@ class Batches(Generic[T, R]):
         self._work: asyncio.Task[None] | None = None
 
     async def __call__(self, item: T) -> R:
-        """The result of ``item``."""
+        """Return the result of ``item``."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[R] = loop.create_future()
         self._waiting.append((item, future))
@@ -55,9 +55,9 @@ class Batches(Generic[T, R]):
 
 
 class Coalesced:
-    """Calls ``action`` at most once per period, at the end of which it covers everything that asked for it.
+    """Calls ``action`` at most once per period, on behalf of everything that asked for it during the period.
 
-    It runs in a context of its own: the end of the request that asked must not cancel what it starts.
+    It runs in a context of its own: the end of the request that asked for it must not cancel what it starts.
     """
 
     def __init__(self, action: Callable[[], object], period_s: float) -> None:
@@ -67,7 +67,7 @@ class Coalesced:
         self._timer: asyncio.TimerHandle | None = None
 
     def __call__(self) -> None:
-        """Ask for a call: now, or when the period since the last one is over."""
+        """Ask for a call: now, or at the end of the period since the last one."""
         if self._timer is None:
             loop = asyncio.get_running_loop()
             at = max(loop.time(), self._next_at)

@@ -1,11 +1,11 @@
-"""Whether the process that called still lives, so that nothing computes for one that has died.
+"""Whether the calling process is still alive, so that no replica computes for a dead one.
 
-Ray cancels a call when its caller says so. A caller that is killed says nothing, and its call runs to the end. So
+A caller cancels its call. A caller that is killed cannot, and its call would run to the end. So
 ``serve.graph.request_router``, which runs in the caller's process, writes that process's id into each request, and the
-replica asks Ray's control store now and then whether the process is still there. This works for every caller alike:
-Serve's HTTP proxy, another replica, and another Ray job with a handle.
+replica periodically asks Ray's control store whether the process is alive. This works for all callers: Serve's HTTP
+proxy, another replica, and another Ray job with a handle.
 
-What Ray has no public name for is used here and nowhere else.
+It needs private names of Ray, which are used here and nowhere else.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ CHECKS_PER_LEASE = 3
 
 @asynccontextmanager
 async def cancelled_with_caller(lease_s: float) -> AsyncIterator[None]:
-    """Cancel the current task if the process that called this replica dies meanwhile, within ``lease_s``."""
+    """Cancel the current task within ``lease_s`` seconds after the calling process has died."""
     caller, task = _caller(), asyncio.current_task()
     if caller is None or task is None:
         yield
@@ -37,20 +37,20 @@ async def cancelled_with_caller(lease_s: float) -> AsyncIterator[None]:
 
 
 async def _cancel_once_gone(caller: str, cancel: Callable[[], object], period_s: float) -> None:
-    known = False  # a process that Ray has not heard of yet is no dead one
+    known = False  # a process that Ray does not know yet is not dead
     while True:
-        with contextlib.suppress(Exception):  # the control store is away: nobody knows
+        with contextlib.suppress(Exception):  # the control store does not answer
             alive = await asyncio.wait_for(asyncio.to_thread(_is_alive, caller), CHECK_TIMEOUT_S)
             known = known or alive
             if known and not alive:
-                logger.warning(f"Process {caller} has died while this replica worked for it, so the work stops.")
+                logger.warning(f"The calling process {caller} has died; its request is cancelled.")
                 cancel()
                 return
         await asyncio.sleep(period_s)
 
 
 def _caller() -> str | None:
-    """The id of the process that made the present request, as its router wrote it."""
+    """Return the id of the process that made the current request, as its router wrote it."""
     from ray.serve.context import _get_serve_request_context
 
     mark, _, caller = _get_serve_request_context().session_id.partition(":")
@@ -58,7 +58,7 @@ def _caller() -> str | None:
 
 
 def _is_alive(worker_id: str) -> bool:
-    """What Ray's control store says of a worker or driver and of its node; asks it each time."""
+    """Ask Ray's control store whether a worker or driver and its node are alive."""
     from ray._private.state import state
     from ray.core.generated.gcs_pb2 import WorkerTableData
 

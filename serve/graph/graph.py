@@ -3,7 +3,7 @@
     params ─ Tokenizer ─ ids ─ Denoiser ─┬─ video latents ─ VideoDecoder ─ H.264 ─┬─ mp4
                                          └─ sound latents ─ SoundDecoder ─ AAC ───┘
 
-Latents travel by reference from the denoiser to the decoders; this process never holds them.
+Latents travel by reference from the denoiser to the decoders; this process never loads them.
 """
 
 import asyncio
@@ -37,12 +37,13 @@ from serve.schema import Progress, video_record
 
 logger = logging.getLogger("ray.serve")
 
-GraphEvent = Progress | FinishedRequest
-
 REPLICA_DIED = (RayActorError, ReplicaUnavailableError)
 
 MUXERS = ThreadPoolExecutor(2, "mux")
-"""Threads of their own: those of asyncio may all wait for a store or a controller that does not answer."""
+"""Threads of their own: all of asyncio's may be waiting for a store or a controller that does not answer."""
+
+GraphEvent = Progress | FinishedRequest
+"""What ``Graph.run`` yields: progress, and the result last."""
 
 
 class Stages(NamedTuple):
@@ -55,42 +56,45 @@ class Stages(NamedTuple):
 
 
 class Latents(NamedTuple):
-    """Where the clean latents lie."""
+    """References of the clean latents, which the decoders load: fp32 (1, c, t, h, w) and (1, d, t)."""
 
     video: ObjectRef
     sound: ObjectRef | None = None
 
 
 class Graph:
-    """Drives one request through the stages.
+    """Drives requests through the stages.
 
-    Stages are pure functions of their inputs, so one that was lost with its replica, or that failed for another reason
-    than its request, is run again and gives the same result.
+    Stages are pure functions of their inputs, so a call that was lost with its replica, or that failed through no fault
+    of its request, is retried with the same result.
+
+    Every method raises ``ServingError``, whose message the client gets:
+
+    * ``InvalidRequest``: a stage refused the request.
+    * ``QueueFull``: a stage has as many waiting requests as it takes.
+    * ``NotReady``: a stage has no replica.
+    * ``StageFailed``: a stage failed or was lost ``max_attempts`` times.
 
     Args:
         stages: handles of the model stages.
-        max_attempts: runs of a stage before it fails the request.
+        max_attempts: how often a stage is called for one request, at least 1.
     """
 
-    def __init__(
-        self,
-        stages: Stages,
-        max_attempts: int,
-    ) -> None:
+    def __init__(self, stages: Stages, max_attempts: int) -> None:
         self._stages = stages
         self._denoiser = stages.denoiser.options(stream=True)
         self._max_attempts = max_attempts
         self._checks: Batches[GenerationParams, PromptIds] = Batches(self._check_all)
 
     async def run(self, params: GenerationParams, model: str, arrays: bool = False) -> AsyncGenerator[GraphEvent, None]:
-        """Make one video: progress events, the finished video last. Closing the generator stops the stages.
+        """Make one video: yield progress events, then the result. Closing the generator stops the stages.
+
+        The events are step 0 when the denoiser takes up the request, every step after it, and the start of the
+        decoders. A denoise that is retried starts again at step 0.
 
         Args:
             model: the served model's name, for the record.
-            arrays: hand back frames and waveform besides the mp4.
-
-        Raises:
-            ServingError: told to the client as it is.
+            arrays: return frames and waveform as well.
         """
         for attempt in range(1, self._max_attempts + 1):
             try:
@@ -98,20 +102,20 @@ class Graph:
                     async for event in events:
                         yield event
                 return
-            except ObjectLostError as error:  # the node that held the latents is gone
-                self._note_failure("latents", attempt, error)
+            except ObjectLostError as error:  # the node with the latents has died
+                self._log_or_raise("node with the latents", attempt, error)
 
     async def budget(self) -> Budget | None:
-        """What requests may take of the denoiser's GPU; waits for a replica that is free."""
+        """Return how much of the denoiser's GPU a request may use, None on the CPU; waits for a free replica."""
         budget: Budget | None = await self._call(DENOISER, self._stages.denoiser.budget.remote)
         return budget
 
     async def check(self, params: GenerationParams) -> PromptIds:
-        """The prompts' ids; raises ``InvalidRequest`` for what the tokenizer alone can tell: too many of them."""
+        """Return the prompts' ids. Only the tokenizer can tell that there are too many of them (``InvalidRequest``)."""
         return await self._checks(params)
 
     async def _check_all(self, batch: list[GenerationParams]) -> list[PromptIds | Exception]:
-        """One call for all requests that arrived during the call before it."""
+        """Check all requests that arrived during the previous call in one call."""
         encoded = await self._call(TOKENIZER, self._stages.tokenizer.encode_all.remote, batch)
         return [InvalidRequest.of(ids) if isinstance(ids, InvalidInput) else ids for ids in encoded]
 
@@ -139,7 +143,7 @@ class Graph:
         yield FinishedRequest(artifacts, record, video.frames, sound.waveform if sound else None)
 
     async def _denoise(self, ids: PromptIds, params: GenerationParams) -> AsyncGenerator[int | Latents, None]:
-        """Steps done, then where the latents lie. Starts over, from step 0, when the replica dies or fails."""
+        """Yield the steps done, then the latents. Starts again at step 0 when the replica dies or fails."""
         for attempt in range(1, self._max_attempts + 1):
             call = StreamingCall(self._denoiser.denoise.remote, ids, params)
             try:
@@ -147,20 +151,20 @@ class Graph:
                 while (item := await (await anext(references))) != LATENTS_FOLLOW:
                     yield item
                 *latents, complete = [reference async for reference in references]
-                await complete  # raises if the replica died among the latents
+                await complete  # raises if the replica died before it had stored all latents
                 yield Latents(*latents)
                 return
             except Exception as error:
-                call.leave()  # a replica that cannot be reached may still work on it
-                self._try_again_or_raise(DENOISER, attempt, error)
+                call.cancel()  # a replica that cannot be reached may still work on it
+                self._retry_or_raise(DENOISER, attempt, error)
             except BaseException:  # cancelled or closed
-                call.leave()
+                call.cancel()
                 raise
 
     async def _decode(
         self, latents: Latents, params: GenerationParams, arrays: bool
     ) -> tuple[DecodedVideo, DecodedSound | None]:
-        """Both decoders at the same time."""
+        """Run both decoders at the same time; if one fails, the other is cancelled."""
         calls = [self._call(VIDEO_DECODER, self._stages.video_decoder.decode.remote, latents.video, params, arrays)]
         if latents.sound is not None:
             calls.append(self._call(SOUND_DECODER, self._stages.sound_decoder.decode.remote, latents.sound, arrays))
@@ -173,25 +177,26 @@ class Graph:
         return video, sound[0] if sound else None
 
     async def _call(self, stage: str, method: Callable[..., Any], *args: Any) -> Any:
-        """The result of a unary stage, run again while its replicas die or fail."""
+        """Return the result of a unary stage, retried while its replicas die or fail."""
         for attempt in range(1, self._max_attempts + 1):
             response = method(*args)
             try:
                 return await response
             except Exception as error:
-                self._try_again_or_raise(stage, attempt, error)
+                self._retry_or_raise(stage, attempt, error)
                 response.cancel()  # a replica that cannot be reached may still work on it
             except BaseException:  # cancelled
                 response.cancel()
                 raise
 
-    def _try_again_or_raise(self, stage: str, attempt: int, error: Exception) -> None:
-        """Return if the stage is to be run again: nothing but the stage itself is to blame, and attempts remain."""
+    def _retry_or_raise(self, stage: str, attempt: int, error: Exception) -> None:
+        """Return if the stage itself caused the error and attempts remain."""
         if (reason := _reason_not_to_retry(stage, error)) is not None:
             raise reason from error
-        self._note_failure(stage, attempt, error)
+        self._log_or_raise(stage, attempt, error)
 
-    def _note_failure(self, stage: str, attempt: int, error: Exception) -> None:
+    def _log_or_raise(self, stage: str, attempt: int, error: Exception) -> None:
+        """Log a failed attempt; raise ``StageFailed`` for the last one."""
         lost = isinstance(error, (*REPLICA_DIED, ObjectLostError))
         logger.warning(
             f"Attempt {attempt} of {self._max_attempts} in the {stage} {'was lost' if lost else 'failed'}: "
@@ -211,7 +216,7 @@ class _Clock:
         self._start = self._last = time.perf_counter()
 
     def lap(self, stage: str) -> None:
-        """Count the time since the last lap as ``stage``'s."""
+        """Add the time since the previous lap to the stage."""
         now = time.perf_counter()
         self.laps[stage] = self.laps.get(stage, 0.0) + now - self._last
         self._last = now
@@ -222,7 +227,7 @@ class _Clock:
 
 
 def _reason_not_to_retry(stage: str, error: Exception) -> Exception | None:
-    """What to raise at once: the request's own fault, a stage that takes no requests, or lost latents."""
+    """Return what to raise at once: the request is invalid, the stage takes no requests, or its input is lost."""
     cause = error.cause if isinstance(error, RayTaskError) else error
     if isinstance(cause, InvalidInput):
         return InvalidRequest.of(cause)

@@ -1,7 +1,7 @@
-"""The four model stages: load in the constructor, then one verb.
+"""The four model stages. Each loads in its constructor and has one verb.
 
-Latents leave a stage as contiguous fp32 arrays and arrive read-only; no stage writes into what it was given. PyTorch
-comes with what the constructors import, so the processes that only build or drive the graph start without it.
+Latents leave a stage as contiguous fp32 arrays and arrive read-only; no stage writes to its inputs. The constructors
+import PyTorch, so that the processes that only build or drive the graph start without it.
 """
 
 import asyncio
@@ -29,21 +29,32 @@ from serve.graph.worker import Patience, Turn, Worker
 logger = logging.getLogger("ray.serve")
 
 SLOWEST_FLOPS = {"cuda": 2e13, "cpu": 5e8}
-"""Operations a second below which no device that is worth using falls: a first step that takes longer is hung."""
+"""Operations per second that every usable device reaches: a first step that is slower than this is hung."""
 
 SMALLEST = GenerationParams(prompt="x", num_frames=5, height=16, width=16)
-"""What a decoder makes to show that it works."""
+"""The request with which a decoder proves that it works."""
 
 
 class Tokenizer:
+    """Turns prompts into token ids.
+
+    Args:
+        checkpoint: a folder, or ``demo``.
+    """
+
     def __init__(self, checkpoint: str) -> None:
         self._encoder = PromptEncoder.from_checkpoint(Checkpoint.open(checkpoint).folder)
 
     def encode(self, params: GenerationParams) -> PromptIds:
+        """Return the ids of the prompt and, if guidance is on, of the negative prompt: int64 (tokens,) each.
+
+        Raises:
+            InvalidInput: a prompt has too many tokens.
+        """
         return self._encoder.encode(params)
 
     def encode_all(self, batch: list[GenerationParams]) -> list[PromptIds | InvalidInput]:
-        """Each request's ids, or what is wrong with it."""
+        """Return the ids of each request, or what is wrong with it."""
         return [self._encoded(params) for params in batch]
 
     def _encoded(self, params: GenerationParams) -> PromptIds | InvalidInput:
@@ -54,6 +65,17 @@ class Tokenizer:
 
 
 class Denoiser:
+    """Turns token ids and noise into clean latents, one request at a time.
+
+    Args:
+        checkpoint: a folder, or ``demo``.
+        device: cpu or cuda.
+        policy: the approximation of requests that do not choose one.
+        offload_text: whether the text tower stays in host memory.
+        use: what else the GPU is for.
+        patience: how long a caller or a step may be silent.
+    """
+
     def __init__(
         self,
         checkpoint: str,
@@ -63,7 +85,7 @@ class Denoiser:
         use: CardUse,
         patience: Patience,
     ) -> None:
-        with _told("PyTorch imported"):
+        with _logged("PyTorch imported"):
             from cosmos3_models.checkpoint import loading as weights
             from cosmos3_models.resources.footprint import Footprint
             from cosmos3_models.sampling.denoise import VideoDenoiser
@@ -72,7 +94,7 @@ class Denoiser:
         self._checkpoint = opened = Checkpoint.open(checkpoint)
         self._device = device
         target, dtype = weights.resolve_device(device)
-        with _told(f"Weights of {opened.name} loaded"), ThreadPoolExecutor(max_workers=1) as aside:
+        with _logged(f"Weights of {opened.name} loaded"), ThreadPoolExecutor(max_workers=1) as aside:
             aside.submit(attention.backend, target)  # on a GPU seconds of imports, while the files are read
             transformer = weights.load_transformer(opened, target, dtype, offload_text, use)
         approximation = policy.over(opened.defaults).approximation
@@ -81,27 +103,31 @@ class Denoiser:
         self._denoiser = VideoDenoiser(transformer, opened.scheduler, opened.sound)
         kind = f"{dtype}, {approximation.label}, attention: {attention.backend(target)}"
         kind += ", text tower in host memory" if transformer.text.offloaded else ""
-        with _told(f"Transformer of {opened.name} warmed up on {target} ({kind})"):
+        with _logged(f"Transformer of {opened.name} warmed up on {target} ({kind})"):
             self._worker = Worker(lambda: self._denoiser.warm_up(approximation), patience)
 
     async def denoise(self, ids: PromptIds, params: GenerationParams) -> AsyncGenerator[DenoiserItem, None]:
-        """Yield the steps done (0 when the turn has come), then each stream's clean latents between two words.
+        """Yield the steps done, 0 first, then ``LATENTS_FOLLOW``, each stream's latents, and ``LATENTS_COMPLETE``.
 
-        Every item is an object of its own, so whoever drives the graph hands the latents on without reading them.
+        The latents are fp32: video (1, c, t, h, w), and sound (1, d, t) if ``params.generate_sound``. Every item is an
+        object of its own in Ray's store, so the graph passes the latents on without loading them.
+
+        Raises:
+            InvalidInput: the request needs more memory than the GPU has.
         """
         loop, steps = asyncio.get_running_loop(), asyncio.Queue[int | None]()
 
-        def tell(done: int) -> None:
+        def report(done: int) -> None:
             loop.call_soon_threadsafe(steps.put_nowait, done)
 
         def job(turn: Turn) -> list[NDArray[np.float32]]:
             def on_step(done: int, _steps: int) -> None:
                 turn.step()
-                tell(done)
+                report(done)
 
             if self._budget is not None:
                 self._budget.check(params)
-            tell(0)
+            report(0)
             return self._denoiser.arrays(ids, params, on_step=on_step, should_stop=turn.stopped)
 
         work = asyncio.create_task(self._worker.run(job, self._first_step_s(ids, params)))
@@ -119,7 +145,7 @@ class Denoiser:
         yield LATENTS_COMPLETE
 
     def budget(self) -> Budget | None:
-        """What requests may take of this replica's GPU; None on the CPU."""
+        """Return how much of this replica's GPU a request may use; None on the CPU."""
         return self._budget
 
     async def check_health(self) -> None:
@@ -132,18 +158,32 @@ class Denoiser:
 
 
 class VideoDecoder:
+    """Turns video latents into H.264, chunk by chunk.
+
+    Args:
+        checkpoint: a folder, or ``demo``.
+        device: cpu or cuda.
+        patience: how long a caller or a step may be silent.
+    """
+
     def __init__(self, checkpoint: str, device: str, patience: Patience) -> None:
         from cosmos3_models.checkpoint import loading as weights
 
         self._device = device
-        with _told("Video decoder loaded and warmed up"):
+        with _logged("Video decoder loaded and warmed up"):
             self._decoder = weights.load_video_decoder(Checkpoint.open(checkpoint), *weights.resolve_device(device))
             self._worker = Worker(self._warm_up, patience)
 
     async def decode(
         self, latents: NDArray[np.float32], params: GenerationParams, arrays: bool = False
     ) -> DecodedVideo:
-        """Latents (1, c, t, h, w) to an H.264 track, and to frames as well if ``arrays``."""
+        """Decode and encode a video.
+
+        Args:
+            latents: fp32 (1, c, t, h, w).
+            params: their request, for size, length and frame rate.
+            arrays: return the frames as well.
+        """
         longest_s = self._longest_s(latents)
         return await self._worker.run(lambda turn: self._decode(latents, params, arrays, turn), longest_s)
 
@@ -156,7 +196,7 @@ class VideoDecoder:
         self._decode(latents, SMALLEST, False, Turn(0))
 
     def _longest_s(self, latents: NDArray[np.float32]) -> float:
-        """Seconds for the whole video on the slowest device: its chunks differ too much to be compared."""
+        """Return the seconds of the whole video on the slowest device; its chunks differ too much to be compared."""
         return _longest_s(video_decode_flops(self._decoder.config, LatentGrid(*latents.shape[2:])), self._device)
 
     def _decode(self, latents: NDArray[np.float32], params: GenerationParams, arrays: bool, turn: Turn) -> DecodedVideo:
@@ -176,6 +216,14 @@ class VideoDecoder:
 
 
 class SoundDecoder:
+    """Turns sound latents into AAC. It loads nothing if the checkpoint has no sound.
+
+    Args:
+        checkpoint: a folder, or ``demo``.
+        device: cpu or cuda.
+        patience: how long a caller or a step may be silent.
+    """
+
     def __init__(self, checkpoint: str, device: str, patience: Patience) -> None:
         from cosmos3_models.checkpoint import loading as weights
 
@@ -183,12 +231,20 @@ class SoundDecoder:
         self._config, self._device = opened.sound, device
         self._worker = None
         if opened.sound is not None:
-            with _told("Sound decoder loaded and warmed up"):
+            with _logged("Sound decoder loaded and warmed up"):
                 self._decoder = weights.load_sound_decoder(opened, *weights.resolve_device(device))
                 self._worker = Worker(self._warm_up, patience)
 
     async def decode(self, latents: NDArray[np.float32], arrays: bool = False) -> DecodedSound:
-        """Latents (1, d, t) to an AAC track, and to a waveform as well if ``arrays``."""
+        """Decode and encode a sound track.
+
+        Args:
+            latents: fp32 (1, d, t).
+            arrays: return the waveform as well.
+
+        Raises:
+            RuntimeError: the checkpoint has no sound decoder.
+        """
         if self._worker is None:
             raise RuntimeError("sound latents reached a checkpoint without a sound decoder")
         longest_s = _longest_s(sound_decode_flops(require_sound(self._config), latents.shape[2]), self._device)
@@ -209,13 +265,13 @@ class SoundDecoder:
 
 
 def _longest_s(flops: int, device: str) -> float:
-    """Seconds that work of this size can take at most."""
+    """Return the most seconds that this many operations can take."""
     return flops / SLOWEST_FLOPS[device]
 
 
 @contextmanager
-def _told(what: str) -> Iterator[None]:
-    """A line in the log once it is done, with its seconds."""
+def _logged(what: str) -> Iterator[None]:
+    """Log what was done and its seconds."""
     start = time.perf_counter()
     yield
     logger.info(f"{what} in {time.perf_counter() - start:.1f} s.")

@@ -1,6 +1,6 @@
-"""A streaming call whose items stay object references, so that an item can be handed on without being fetched.
+"""A streaming call whose items stay object references, so that an item can be passed on without being loaded.
 
-Ray has the references behind an underscored name; it is used here and nowhere else.
+Ray returns the references only by a private method, which is used here and nowhere else.
 """
 
 import asyncio
@@ -12,46 +12,46 @@ from ray import ObjectRef
 from ray.serve.handle import DeploymentResponseGenerator
 
 START_S = 0.2
-"""A replica takes up a call that was sent to it well within this time."""
+"""A replica starts a call well within this time after it was sent."""
 
 
 class StreamingCall:
-    """A call of a generator method, and a way out of it that leaves nothing running.
+    """A call of a generator method that can be cancelled at any moment.
 
-    Ray may lose a cancellation that reaches a replica while it takes up the call (ray issue 52628): the generator then
-    runs to its end and nobody reads it. So who leaves waits a moment for a call that may be on its way. Serve must not
-    cancel it either when the request that made it goes away, hence a context of its own.
+    Ray may lose a cancellation that reaches a replica while it starts the call (ray issue 52628): the generator then
+    runs to its end and nothing reads it. So ``cancel`` first waits a moment for a call that may be about to start. The
+    call has a context of its own, because Serve would cancel it at any moment with the request that made it.
 
     Args:
         method: ``remote`` of a streaming handle's method.
-        args: what the method gets.
+        args: the arguments of the method.
     """
 
     def __init__(self, method: Callable[..., DeploymentResponseGenerator[Any]], *args: Any) -> None:
         self._response = contextvars.Context().run(method, *args)
         self._generator = asyncio.ensure_future(self._response._to_object_ref_gen())
-        self._generator.add_done_callback(_seen)
+        self._generator.add_done_callback(_retrieve_error)
 
     async def references(self) -> AsyncIterator[ObjectRef]:
-        """The references of the items, each as soon as it exists."""
+        """Yield the references of the items, each as soon as it exists."""
         async for reference in await asyncio.shield(self._generator):
             yield reference
 
-    def leave(self) -> None:
-        """Give up the place in the queue, or stop the replica. Returns before that has happened."""
-        leaving = asyncio.create_task(self._leave())
-        _leaving.add(leaving)
-        leaving.add_done_callback(_leaving.discard)
+    def cancel(self) -> None:
+        """Cancel the call, whether it waits or runs. Returns before that has happened."""
+        cancelling = asyncio.create_task(self._cancel())
+        _cancelling.add(cancelling)
+        cancelling.add_done_callback(_cancelling.discard)
 
-    async def _leave(self) -> None:
+    async def _cancel(self) -> None:
         await asyncio.wait([self._generator], timeout=START_S)
         self._response.cancel()
 
 
-_leaving: set[asyncio.Task[None]] = set()  # the event loop itself holds its tasks but weakly
+_cancelling: set[asyncio.Task[None]] = set()  # the event loop holds only weak references of its tasks
 
 
-def _seen(generator: asyncio.Future[Any]) -> None:
-    """Tell asyncio that an error of a call that was left is no oversight."""
+def _retrieve_error(generator: asyncio.Future[Any]) -> None:
+    """Keep asyncio from logging the error of a cancelled call as unretrieved."""
     if not generator.cancelled():
         generator.exception()

@@ -1,4 +1,4 @@
-"""One thread for the model of a replica: it runs one job at a time, and the replica knows when it is broken."""
+"""The thread in which a replica's model computes, one job at a time, and the check whether the replica still works."""
 
 import asyncio
 import logging
@@ -18,17 +18,17 @@ T = TypeVar("T")
 
 logger = logging.getLogger("ray.serve")
 
-HUNG_FACTOR = 5  # a step that takes so many times the longest before it is hung
-EXIT_DELAY_S = 1.0  # between a replica's last word and its end, so that logs and health checks hear it
-EXIT_STATUS = 70  # of a process that ends because it cannot work any more
+HUNG_FACTOR = 5  # a step that takes this many times the longest one before it is hung
+EXIT_DELAY_S = 1.0  # between a replica's last log line and its end, so that the log and a health check get it
+EXIT_STATUS = 70  # of a process that ends because it is broken
 
 
 class Patience(NamedTuple):
-    """How long a replica waits for what may never come.
+    """How long a caller or a step may be silent, in seconds.
 
     Attributes:
-        lease_s: a job whose caller has died stops within this time.
-        step_timeout_s: a step that takes longer than this, and longer than can be expected of it, is hung.
+        lease_s: a job stops within this time after its caller has died.
+        step_timeout_s: a step is hung if it takes longer than this and longer than expected.
     """
 
     lease_s: float
@@ -36,14 +36,14 @@ class Patience(NamedTuple):
 
 
 class Broken(RuntimeError):
-    """The replica cannot work any more."""
+    """The replica is broken and must be replaced."""
 
 
 class Turn:
-    """One job's turn in the thread: whether it shall stop, and its signs of life.
+    """One job's turn in the thread: its stop flag, and when its last step was done.
 
     Args:
-        first_step_s: the longest that the first step can be expected to take.
+        first_step_s: the longest expected time of the first step.
     """
 
     def __init__(self, first_step_s: float) -> None:
@@ -66,7 +66,7 @@ class Turn:
         """Note that a step is done.
 
         Args:
-            next_step_s: the longest that the next one can be expected to take; by default it is as long as the others.
+            next_step_s: the longest expected time of the next one; by default ``HUNG_FACTOR`` times the longest so far.
         """
         now = time.monotonic()
         self._longest_s = max(self._longest_s, now - self._since)
@@ -74,28 +74,28 @@ class Turn:
         self._since = now
 
     def silent_s(self) -> float:
-        """Seconds since the last sign of life."""
+        """Return the seconds since the last step, or since the start."""
         return time.monotonic() - self._since
 
     def limit_s(self, step_timeout_s: float) -> float:
-        """Seconds of silence after which the job is hung."""
+        """Return the seconds of silence after which the job is hung."""
         return max(step_timeout_s, self._expected_s)
 
 
 class Worker:
-    """Runs jobs one after the other, whatever Serve believes.
+    """Runs jobs one at a time.
 
     Serve frees a replica's slot as soon as a request is cancelled, while its thread still runs. The lock here makes
     the next request wait until the cancelled one has seen its stop flag.
 
-    A job that raises what is neither its request's fault nor a stop casts doubt on the process: a device error stays
-    for as long as the process lives. So the smallest request is made once more. If that fails as well, or if a job
-    hangs, the replica is unhealthy and its process ends. Its requests are lost like those of any replica that dies,
-    and run again on another one.
+    After an error that is neither the request's fault nor a stop, the process may be broken: a device error stays for
+    as long as the process lives. So the smallest request runs once more. If that fails as well, or if a job hangs, the
+    replica is unhealthy and its process ends. Its requests are lost like those of any replica that dies, and are
+    retried on another one.
 
     Args:
-        warm_up: makes the smallest request. It is made here for the first time, so that a replica that cannot work
-            does not start.
+        warm_up: runs the smallest request. The constructor calls it, so that a broken replica does not start.
+        patience: how long a caller or a step may be silent.
     """
 
     def __init__(self, warm_up: Callable[[], object], patience: Patience) -> None:
@@ -109,10 +109,10 @@ class Worker:
         self._thread.submit(warm_up).result()
 
     async def run(self, job: Callable[[Turn], T], first_step_s: float) -> T:
-        """The result of ``job``, which calls ``Turn.step`` after each step and stops once ``Turn.stopped`` says so.
+        """Return the result of ``job``, which calls ``Turn.step`` after each step and ends once it is stopped.
 
         Args:
-            first_step_s: the longest that its first step can be expected to take.
+            first_step_s: the longest expected time of its first step.
         """
         async with cancelled_with_caller(self._patience.lease_s), self._turn:
             turn = self._current = Turn(first_step_s)
@@ -127,16 +127,16 @@ class Worker:
                 self._current = None
 
     def check(self) -> None:
-        """Raise ``Broken`` if the replica cannot work any more; Serve asks from time to time."""
+        """Raise ``Broken`` if the replica must be replaced. Serve calls this periodically."""
         turn = self._current
         if turn and not self._broken and turn.silent_s() > turn.limit_s(self._patience.step_timeout_s):
-            self._break(f"a step hangs: no sign of life for {turn.silent_s():.0f} s")
+            self._break(f"a step hangs: no progress for {turn.silent_s():.0f} s")
         if self._broken:
             raise Broken(self._broken)
 
     async def _finish(self, job: Callable[[Turn], T], turn: Turn) -> T:
         future = asyncio.get_running_loop().run_in_executor(self._thread, job, turn)
-        future.add_done_callback(_seen)
+        future.add_done_callback(_retrieve_error)
         try:
             return await asyncio.shield(future)
         except asyncio.CancelledError:
@@ -145,9 +145,9 @@ class Worker:
             raise
 
     async def _prove_health(self, error: Exception) -> None:
-        """Return if the smallest request can still be made; otherwise never: the process ends first."""
-        logger.exception("A job failed; the smallest request will tell whether this replica still works.")
-        traceback.clear_frames(error.__traceback__)  # whose tensors may fill the memory
+        """Return if the smallest request still works; otherwise never: the process ends first."""
+        logger.exception("A job failed; running the smallest request to check whether this replica still works.")
+        traceback.clear_frames(error.__traceback__)  # their tensors may fill the memory
         self._current = Turn(0)
         try:
             await self._finish(lambda _: self._warm_up(), self._current)
@@ -157,26 +157,26 @@ class Worker:
             await asyncio.Event().wait()
 
     def _break(self, reason: str) -> None:
-        """Be unhealthy from now on, and end. Serve alone would let the replica drain for as long as a video takes."""
+        """Become unhealthy and exit. Serve alone would let the replica drain for as long as a video takes."""
         self._broken = reason
-        logger.error(f"This replica cannot work any more and ends: {reason}")
+        logger.error(f"This replica is broken and exits: {reason}")
         threading.Timer(EXIT_DELAY_S, os._exit, [EXIT_STATUS]).start()
 
 
-def _seen(future: "asyncio.Future[T]") -> None:
-    """Tell asyncio that how a cancelled job ended is no oversight: nobody reads it."""
+def _retrieve_error(future: "asyncio.Future[T]") -> None:
+    """Keep asyncio from logging the error of a cancelled job as unretrieved."""
     if not future.cancelled():
         future.exception()
 
 
 def _use_all_cores() -> None:
-    import torch  # here: importing the stages must not bring it
+    import torch  # here: importing the stages must not import it
 
-    # Ray gives a replica with a fraction of a CPU one thread; the stages take turns, so each may have them all.
+    # Ray gives a replica with a fraction of a CPU one thread; the stages take turns, so each may use all cores.
     torch.set_num_threads(cores())
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """Return the number of cores that this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)  # Linux alone has it
     return len(affinity(0)) if affinity else os.cpu_count() or 1

@@ -106,7 +106,7 @@ async def ready(router: Router, *names: str) -> list[Replica]:
 
 
 def test_requests_wait_quietly_and_in_order(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr(routing, "LOOK_S", 0.001)
+    monkeypatch.setattr(routing, "POLL_S", 0.001)
 
     async def scenario(router: Router) -> None:
         (replica,) = await ready(router, "a")
@@ -132,11 +132,11 @@ def test_a_process_asks_no_replica_that_its_own_requests_fill(monkeypatch: pytes
             await choose(router, number)
         waiting = [asyncio.create_task(choose(router, 8 + number)) for number in range(8)]
         before = sum(replica.asked for replica in replicas)
-        await asyncio.sleep(5 * routing.LOOK_S)
+        await asyncio.sleep(5 * routing.POLL_S)
         assert sum(replica.asked for replica in replicas) == before
         for replica in replicas:
             end(router, replica)
-        chosen = await asyncio.wait_for(asyncio.gather(*waiting), 20 * routing.LOOK_S)
+        chosen = await asyncio.wait_for(asyncio.gather(*waiting), 20 * routing.POLL_S)
         assert {replica.replica_id for replica in chosen} == {replica.replica_id for replica in replicas}
         assert sum(replica.rejected for replica in replicas) == 0
 
@@ -149,10 +149,10 @@ def test_one_look_serves_all_that_wait(monkeypatch: pytest.MonkeyPatch) -> None:
         for replica in replicas:
             assert replica.accepts()  # a request of another process
         waiting = [asyncio.create_task(choose(router, number)) for number in range(8)]
-        await asyncio.sleep(3 * routing.LOOK_S)
+        await asyncio.sleep(3 * routing.POLL_S)
         before = sum(replica.asked for replica in replicas)
-        await asyncio.sleep(10 * routing.LOOK_S)
-        assert sum(replica.asked for replica in replicas) - before <= 20 * routing.ASKED
+        await asyncio.sleep(10 * routing.POLL_S)
+        assert sum(replica.asked for replica in replicas) - before <= 20 * routing.POLLED
         for request in waiting:
             request.cancel()
 
@@ -164,10 +164,10 @@ def test_what_another_process_frees_is_found_and_taken_once(monkeypatch: pytest.
         (replica,) = await ready(router, "a")
         assert replica.accepts()  # a request of another process
         waiting = [asyncio.create_task(choose(router, number)) for number in range(3)]
-        await asyncio.sleep(3 * routing.LOOK_S)
+        await asyncio.sleep(3 * routing.POLL_S)
         assert not any(request.done() for request in waiting)
         replica.ongoing = 0
-        await asyncio.sleep(3 * routing.LOOK_S)
+        await asyncio.sleep(3 * routing.POLL_S)
         assert [request.done() for request in waiting] == [True, False, False]
         assert replica.rejected <= 1  # the first time it may not know how long the queue is
         for request in waiting:
@@ -181,11 +181,11 @@ def test_nobody_looks_once_nobody_waits(monkeypatch: pytest.MonkeyPatch) -> None
         (replica,) = await ready(router, "a")
         await choose(router)
         waiting = asyncio.create_task(choose(router, 1))
-        await asyncio.sleep(2 * routing.LOOK_S)
+        await asyncio.sleep(2 * routing.POLL_S)
         waiting.cancel()
-        await asyncio.sleep(2 * routing.LOOK_S)
+        await asyncio.sleep(2 * routing.POLL_S)
         asked = replica.asked
-        await asyncio.sleep(4 * routing.LOOK_S)
+        await asyncio.sleep(4 * routing.POLL_S)
         assert replica.asked == asked
         end(router, replica)
         assert await asyncio.wait_for(choose(router, 2), 1) is replica  # a cancelled request takes no slot
@@ -199,10 +199,10 @@ def test_a_replica_that_comes_later_serves_those_who_wait(monkeypatch: pytest.Mo
         first.reachable = False
         router.on_replica_actor_unavailable(first.replica_id)
         waiting = asyncio.create_task(choose(router))
-        await asyncio.sleep(3 * routing.LOOK_S)
+        await asyncio.sleep(3 * routing.POLL_S)
         assert first.asked < 10 and not waiting.done()  # it looks no faster when there is no answer
         router.update_replicas([])
-        await asyncio.sleep(2 * routing.LOOK_S)
+        await asyncio.sleep(2 * routing.POLL_S)
         (second,) = await ready(router, "b")
         assert await asyncio.wait_for(waiting, 1) is second
 
@@ -210,7 +210,7 @@ def test_a_replica_that_comes_later_serves_those_who_wait(monkeypatch: pytest.Mo
 
 
 def test_processes_share_a_replica_fairly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(routing, "LOOK_S", 0.005)
+    monkeypatch.setattr(routing, "POLL_S", 0.005)
     jobs, clients = 60, 40
 
     async def scenario(runner: Router) -> None:

@@ -47,7 +47,7 @@ async def leave(response: Response, after_s: float) -> None:
                 async for item in call.references():
                     assert item == "item"
             except asyncio.CancelledError:
-                call.leave()
+                call.cancel()
                 raise
 
 

@@ -1,4 +1,4 @@
-"""A replica's thread: one job at a time, and a replica that cannot work any more says so and ends."""
+"""A replica's thread: one job at a time, and a broken replica reports itself unhealthy and exits."""
 
 import asyncio
 import gc
