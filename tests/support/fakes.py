@@ -1,10 +1,14 @@
-"""Stages that keep time and make small, seeded videos: for tests of load and faults, not of the model."""
+"""Stages that keep time and make small, seeded videos, and handles and graphs that follow a script.
+
+The stages run under Ray, for tests of load and faults; handles and graphs need no Ray.
+"""
 
 import asyncio
 import os
 import sys
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Sequence
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -90,6 +94,97 @@ def fake_application(
     settings, media = args.job_settings(), args.media()
     runner = runner.bind(stages, settings, media, args.model_names()[0])
     return ingress.bind(stages, runner, args.model_settings("cpu"), settings, media)
+
+
+class FakeReference:
+    """A reference of an object in the store; loading it returns the object, or raises it if it is an exception."""
+
+    def __init__(self, item: Any) -> None:
+        self.item = item
+        self.loaded = False
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        self.loaded = True
+        return _returned(self.item).__await__()
+
+
+class FakeCall:
+    """What a handle's method returns: the result of a stage, or a stream of references.
+
+    Args:
+        result: returned, raised if it is an exception, or waited for if it is an event, which nobody need ever set.
+    """
+
+    def __init__(self, result: Any, args: Sequence[Any]) -> None:
+        self.args = args
+        self.cancelled = False
+        self.references = [FakeReference(item) for item in result] if isinstance(result, list) else []
+        self._result = result
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        return _returned(self._result).__await__()
+
+    async def _to_object_ref_gen(self) -> AsyncIterator[FakeReference]:
+        if isinstance(self._result, Exception):
+            raise self._result
+        return self._stream()
+
+    async def _stream(self) -> AsyncIterator[FakeReference]:
+        for reference in self.references:
+            yield reference
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+class FakeMethod:
+    """A method of a handle.
+
+    Args:
+        results: of the calls in order; the last one repeats.
+    """
+
+    def __init__(self, *results: Any) -> None:
+        self._results = list(results)
+        self.calls: list[FakeCall] = []
+
+    def remote(self, *args: Any) -> FakeCall:
+        result = self._results.pop(0) if len(self._results) > 1 else self._results[0]
+        self.calls.append(FakeCall(result, args))
+        return self.calls[-1]
+
+
+class FakeHandle(SimpleNamespace):
+    """A handle, given its methods by name."""
+
+    def options(self, **_: Any) -> "FakeHandle":
+        return self
+
+
+class FakeGraph:
+    """A graph that yields the same events for every job.
+
+    Args:
+        script: events to yield, exceptions to raise, and coroutine functions to await in between.
+    """
+
+    def __init__(self, *script: Any) -> None:
+        self._script = script
+
+    async def run(self, *_: Any) -> AsyncGenerator[Any, None]:
+        for item in self._script:
+            if callable(item):
+                await item()
+            else:
+                yield await _returned(item)
+
+
+async def _returned(item: Any) -> Any:
+    if isinstance(item, BaseException):
+        raise item.with_traceback(None)  # one of an earlier raise is no part of this one
+    if isinstance(item, asyncio.Event):
+        await item.wait()
+    return item
 
 
 @contextmanager
