@@ -19,8 +19,9 @@ from benchmarks.measure import relative_error, report, synchronize
 from cosmos3_models.checkpoint.configs import SchedulerConfig
 from cosmos3_models.params import Approximation
 from cosmos3_models.sampling.denoise import denoise, velocity_function
-from cosmos3_models.sampling.sampler import make_schedule
-from cosmos3_models.transformer.model import Streams, Transformer
+from cosmos3_models.sampling.schedules import make_schedule
+from cosmos3_models.transformer.generation_tower import Streams
+from cosmos3_models.transformer.model import Transformer
 
 
 def main() -> None:

@@ -18,10 +18,12 @@ from benchmarks.measure import median_s, peak_gib, relative_error, report
 from cosmos3_models.checkpoint.configs import SchedulerConfig
 from cosmos3_models.params import EXACTLY, Approximation
 from cosmos3_models.sampling.denoise import denoise, draw_noise, guide, velocity_function
-from cosmos3_models.sampling.sampler import UniPC, make_schedule
+from cosmos3_models.sampling.schedules import make_schedule
+from cosmos3_models.sampling.solver import UniPC
 from cosmos3_models.shapes import LatentGrid
 from cosmos3_models.transformer import attention
-from cosmos3_models.transformer.model import Condition, Streams, Transformer
+from cosmos3_models.transformer.generation_tower import Condition, Streams
+from cosmos3_models.transformer.model import Transformer
 
 WARM_UP = 1  # steps
 TIMESTEP = 700  # at which velocities are compared

@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from cosmos3_models.autoencoders.sound_decoder import SoundDecoder
-from cosmos3_models.autoencoders.video_decoder import VideoDecoder
+from cosmos3_models.autoencoders.sound_decoder import OobleckSoundDecoder
+from cosmos3_models.autoencoders.video_decoder import WanVideoDecoder
 from cosmos3_models.checkpoint.configs import SoundDecoderConfig, TransformerConfig, VideoVAEConfig
 from cosmos3_models.checkpoint.loading import allocate
 from cosmos3_models.checkpoint.tensor_names import transformer_name
@@ -99,12 +99,12 @@ def transformer(device: str, dtype: torch.dtype, layers: int) -> Transformer:
     return _materialized(lambda: Transformer(config), device, dtype, lambda name: transformer_name(name, layers))
 
 
-def video_decoder(device: str, dtype: torch.dtype) -> VideoDecoder:
-    return _materialized(lambda: VideoDecoder(VideoVAEConfig.model_validate(VIDEO_VAE)), device, dtype, str)
+def video_decoder(device: str, dtype: torch.dtype) -> WanVideoDecoder:
+    return _materialized(lambda: WanVideoDecoder(VideoVAEConfig.model_validate(VIDEO_VAE)), device, dtype, str)
 
 
-def sound_decoder(device: str, dtype: torch.dtype) -> SoundDecoder:
-    return _materialized(lambda: SoundDecoder(SoundDecoderConfig.model_validate(SOUND)), device, dtype, str)
+def sound_decoder(device: str, dtype: torch.dtype) -> OobleckSoundDecoder:
+    return _materialized(lambda: OobleckSoundDecoder(SoundDecoderConfig.model_validate(SOUND)), device, dtype, str)
 
 
 def fill(name: str, parameter: Tensor) -> None:

@@ -20,8 +20,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from benchmarks import nano
-from cosmos3_models.autoencoders.sound_decoder import SoundDecoder
-from cosmos3_models.autoencoders.video_decoder import VideoDecoder
+from cosmos3_models.autoencoders.sound_decoder import OobleckSoundDecoder
+from cosmos3_models.autoencoders.video_decoder import WanVideoDecoder
 from cosmos3_models.checkpoint.configs import SoundDecoderConfig, VideoVAEConfig
 from cosmos3_models.checkpoint.folder import DEMO_FOLDER
 from cosmos3_models.checkpoint.tensor_names import transformer_name
@@ -84,8 +84,8 @@ def _components(layers: int, device: str) -> Iterator[tuple[str, NamedTensors]]:
     """Folder and drawn tensors of each component, in the checkpoint's names."""
     with torch.device("meta"):
         transformer = Transformer(nano.transformer_config(layers))
-        video = VideoDecoder(VideoVAEConfig.model_validate(nano.VIDEO_VAE))
-        sound = SoundDecoder(SoundDecoderConfig.model_validate(nano.SOUND))
+        video = WanVideoDecoder(VideoVAEConfig.model_validate(nano.VIDEO_VAE))
+        sound = OobleckSoundDecoder(SoundDecoderConfig.model_validate(nano.SOUND))
     yield "transformer", _drawn(transformer, device, lambda name: transformer_name(name, layers))
     yield "vae", _drawn(video, device, str)
     yield "sound_tokenizer", _weight_normed(_drawn(sound, device, str))

@@ -13,14 +13,15 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks import nano
 from benchmarks.denoise_step import Case, take_steps
 from benchmarks.measure import report
-from cosmos3_models.transformer.model import Condition, Transformer
+from cosmos3_models.transformer.generation_tower import Condition
+from cosmos3_models.transformer.model import Transformer
 
 # The first class with a word in the kernel's name counts.
 CLASSES = {
     "attention": ("flash", "fmha", "sdpa", "_attention_kernel"),
     "norms and rotary": ("_rms_norm", "_norm_quantized", "_attention_inputs"),
     "SwiGLU": ("_swiglu",),
-    "quantisation": ("quantized",),
+    "quantisation": ("_quantize",),
     "matrix products": ("gemm", "nvjet", "cutlass", "xmma", "splitk"),
     "copies and the rest": ("",),
 }

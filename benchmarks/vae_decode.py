@@ -15,7 +15,7 @@ from torch import Tensor
 
 from benchmarks import nano
 from benchmarks.measure import median_s, peak_gib, relative_error, report
-from cosmos3_models.autoencoders.video_decoder import VideoDecoder
+from cosmos3_models.autoencoders.video_decoder import WanVideoDecoder
 from cosmos3_models.shapes import LatentGrid
 
 Frames = NDArray[np.uint8]
@@ -54,11 +54,11 @@ def _latents(grid: LatentGrid, device: str) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)
 
 
-def _pixels(decoder: VideoDecoder, latents: Tensor) -> Tensor:
+def _pixels(decoder: WanVideoDecoder, latents: Tensor) -> Tensor:
     return torch.cat([pixels.cpu() for pixels in decoder(latents)], dim=2)
 
 
-def _encodings(decoder: VideoDecoder, latents: Tensor) -> list[dict[str, Any]]:
+def _encodings(decoder: WanVideoDecoder, latents: Tensor) -> list[dict[str, Any]]:
     """H.264 of what a random decoder makes, which is close to noise and takes longest, and of smooth pictures.
 
     The smooth ones take the place of each decoded chunk on its way to the encoder.
@@ -72,7 +72,7 @@ def _encodings(decoder: VideoDecoder, latents: Tensor) -> list[dict[str, Any]]:
     return rows
 
 
-def _decode_and_write(decoder: VideoDecoder, latents: Tensor, frames: Frames) -> None:
+def _decode_and_write(decoder: WanVideoDecoder, latents: Tensor, frames: Frames) -> None:
     _write(_replaced(decoder.frames(latents), frames), frames.shape)
 
 

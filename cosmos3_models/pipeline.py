@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cosmos3_models.autoencoders.sound_decoder import SoundDecoder
-from cosmos3_models.autoencoders.video_decoder import VideoDecoder
+from cosmos3_models.autoencoders.sound_decoder import OobleckSoundDecoder
+from cosmos3_models.autoencoders.video_decoder import WanVideoDecoder
 from cosmos3_models.checkpoint.folder import Checkpoint, Offload
 from cosmos3_models.checkpoint.loading import (
     load_sound_decoder,
@@ -25,7 +25,7 @@ from cosmos3_models.params import GenerationParams
 from cosmos3_models.resources.footprint import Footprint
 from cosmos3_models.sampling.denoise import OnStep, VideoDenoiser
 from cosmos3_models.text.prompt import PromptEncoder
-from cosmos3_models.transformer.model import Streams
+from cosmos3_models.transformer.generation_tower import Streams
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,8 @@ class Cosmos3Pipeline:
         checkpoint: Checkpoint,
         prompt_encoder: PromptEncoder,
         denoiser: VideoDenoiser,
-        video_decoder: VideoDecoder,
-        sound_decoder: SoundDecoder | None,
+        video_decoder: WanVideoDecoder,
+        sound_decoder: OobleckSoundDecoder | None,
     ) -> None:
         self.checkpoint = checkpoint
         self.prompt_encoder = prompt_encoder

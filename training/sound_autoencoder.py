@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from cosmos3_models.autoencoders.sound_decoder import ResidualUnit, SoundDecoder
+from cosmos3_models.autoencoders.sound_decoder import OobleckSoundDecoder, ResidualUnit
 from cosmos3_models.checkpoint.configs import SoundDecoderConfig
 from training import tone
 from training.loop import Forward, Inputs, add_arguments, settings_of, train
@@ -55,7 +55,7 @@ class SoundAutoencoder(nn.Module):
     def __init__(self, config: SoundDecoderConfig) -> None:
         super().__init__()
         self.encoder = SoundEncoder(config)
-        self.decoder = SoundDecoder(config)
+        self.decoder = OobleckSoundDecoder(config)
 
     def forward(self, waveform: Tensor, noise: Tensor) -> Tensor:
         """Reconstruction; ``noise`` is standard normal in the latents' shape."""

@@ -15,11 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cosmos3_models.sampling.sampler import TRAIN_TIMESTEPS
+from cosmos3_models.kernels.token_ops import Rotary
+from cosmos3_models.sampling.schedules import TRAIN_TIMESTEPS
 from cosmos3_models.shapes import LatentGrid
 from cosmos3_models.text.prompt import PromptEncoder
-from cosmos3_models.transformer.model import Block, Condition, Streams, Transformer
-from cosmos3_models.transformer.positions import Rotary, rotary, sound_positions, text_positions, video_positions
+from cosmos3_models.transformer.generation_tower import Condition, Streams
+from cosmos3_models.transformer.layers import Block
+from cosmos3_models.transformer.model import Transformer
+from cosmos3_models.transformer.positions import rotary, sound_positions, text_positions, video_positions
+from cosmos3_models.transformer.precision import DIFFERENTIABLE
 from training import latents, tone
 from training.latents import Cache
 from training.loop import Forward, Inputs, add_arguments, settings_of, train
@@ -66,8 +70,8 @@ class Trainable(nn.Module):
         frames = None if streams.sound is None else streams.sound.shape[2]
         grid = LatentGrid(*streams.video.shape[2:])
         text, media = self._positions(ids.shape[1], grid, frames, self.model.device)
-        condition = Condition(self.model.text([ids], [text])[0], media)
-        return self.model.generation(streams, timesteps[:, None, None], condition)
+        condition = Condition(self.model.text([ids], [text], DIFFERENTIABLE)[0], media)
+        return self.model.generation(streams, timesteps[:, None, None], condition, DIFFERENTIABLE)
 
     def _rotary(self, length: int, grid: LatentGrid, frames: int | None, device: torch.device) -> tuple[Rotary, Rotary]:
         """Tables of the text and of the media tokens behind it."""

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from cosmos3_models.autoencoders.video_decoder import History, VideoDecoder
+from cosmos3_models.autoencoders.video_decoder import History, WanVideoDecoder
 from cosmos3_models.checkpoint.configs import VideoVAEConfig
 from cosmos3_models.shapes import LatentGrid
 from training.loop import Forward, Inputs, add_arguments, settings_of, train
@@ -40,7 +40,7 @@ class VideoAutoencoder(nn.Module):
     def __init__(self, config: VideoVAEConfig, base_dim: int) -> None:
         super().__init__()
         self.encoder = VideoEncoder(config, base_dim)
-        self.decoder = VideoDecoder(config)
+        self.decoder = WanVideoDecoder(config)
 
     def forward(self, pixels: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Reconstruction, mean and log variance; ``noise`` is standard normal in the latents' shape."""
@@ -50,7 +50,7 @@ class VideoAutoencoder(nn.Module):
         return decode(self.decoder, latents).float(), mean.float(), log_variance
 
 
-def decode(decoder: VideoDecoder, latents: Tensor) -> Tensor:
+def decode(decoder: WanVideoDecoder, latents: Tensor) -> Tensor:
     """Pixels (b, 3, 4 t - 3, 16 h, 16 w), about -1 to 1, of latents as the encoder leaves them.
 
     The served decode without its normalisation and clamps: the first frame alone, then all others at once.

@@ -39,7 +39,7 @@ class ResidualUnit(nn.Module):
         return x + self.conv2(self.snake2(self.conv1(self.snake1(x))))
 
 
-class DecoderBlock(nn.Module):
+class OobleckDecoderBlock(nn.Module):
     """``stride`` times as long."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
@@ -55,13 +55,13 @@ class DecoderBlock(nn.Module):
         return self.res_unit3(self.res_unit2(self.res_unit1(x)))
 
 
-class Decoder(nn.Module):
+class OobleckDecoder(nn.Module):
     def __init__(self, config: SoundDecoderConfig) -> None:
         super().__init__()
         widths = [config.dec_dim * m for m in reversed((1, *config.dec_c_mults))]
         self.conv1 = nn.Conv1d(config.latent_dim, widths[0], 7, padding=3)
         self.block = nn.ModuleList(
-            DecoderBlock(inputs, outputs, stride)
+            OobleckDecoderBlock(inputs, outputs, stride)
             for (inputs, outputs), stride in zip(pairwise(widths), reversed(config.dec_strides), strict=True)
         )
         self.snake1 = Snake(widths[-1])
@@ -74,13 +74,13 @@ class Decoder(nn.Module):
         return self.conv2(self.snake1(x))
 
 
-class SoundDecoder(nn.Module):
+class OobleckSoundDecoder(nn.Module):
     """Sound latents to a waveform."""
 
     def __init__(self, config: SoundDecoderConfig) -> None:
         super().__init__()
         self.config = config
-        self.decoder = Decoder(config)
+        self.decoder = OobleckDecoder(config)
 
     @torch.inference_mode()
     def forward(self, latents: Tensor) -> Tensor:

@@ -99,9 +99,9 @@ class ResidualBlock(nn.Module):
         hidden = self.conv1.without_bias(history.extend(self.conv1, x, self.norm1))
         hidden = self.conv2.without_bias(history.extend(self.conv2, hidden, self.norm2, self.conv1.shift))
         if not hasattr(self, "conv_shortcut"):
-            return pixel_ops.add_bias(hidden, self.conv2.shift, x)
+            return pixel_ops.add_bias_(hidden, self.conv2.shift, x)
         shortcut = self.conv_shortcut.without_bias(x)
-        return pixel_ops.add_bias(hidden, self.conv2.shift + self.conv_shortcut.shift, shortcut)
+        return pixel_ops.add_bias_(hidden, self.conv2.shift + self.conv_shortcut.shift, shortcut)
 
 
 class FrameAttention(nn.Module):
@@ -171,7 +171,7 @@ class UpBlock(nn.Module):
         return self.upsampler(x, source, history) if hasattr(self, "upsampler") else x
 
 
-class Decoder(nn.Module):
+class Decoder3d(nn.Module):
     def __init__(self, config: VideoVAEConfig) -> None:
         super().__init__()
         widths = [config.decoder_base_dim * m for m in (config.dim_mult[-1], *reversed(config.dim_mult))]
@@ -193,14 +193,14 @@ class Decoder(nn.Module):
         return self.conv_out.step(x, history, self.norm_out)
 
 
-class VideoDecoder(nn.Module):
+class WanVideoDecoder(nn.Module):
     """Video latents to pixels."""
 
     def __init__(self, config: VideoVAEConfig) -> None:
         super().__init__()
         self.config = config
         self.post_quant_conv = CausalConv3d(config.z_dim, config.z_dim, (1, 1, 1))
-        self.decoder = Decoder(config)
+        self.decoder = Decoder3d(config)
 
     @torch.inference_mode()
     def forward(self, latents: Tensor, latents_per_chunk: int | None = None) -> Iterator[Tensor]:

@@ -9,8 +9,8 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from cosmos3_models.autoencoders.sound_decoder import SoundDecoder
-from cosmos3_models.autoencoders.video_decoder import VideoDecoder
+from cosmos3_models.autoencoders.sound_decoder import OobleckSoundDecoder
+from cosmos3_models.autoencoders.video_decoder import WanVideoDecoder
 from cosmos3_models.checkpoint.configs import SoundDecoderConfig
 from cosmos3_models.checkpoint.folder import CardUse, Checkpoint, Offload
 from cosmos3_models.checkpoint.tensor_files import FoldedWeightNorm, TensorFiles, TensorSource
@@ -75,14 +75,14 @@ def one_process(checkpoint: Checkpoint) -> CardUse:
     return CardUse(checkpoint.defaults.params(prompt="-").pixel_frames, "same process", APPROXIMATIONS)
 
 
-def load_video_decoder(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> VideoDecoder:
+def load_video_decoder(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> WanVideoDecoder:
     """Load the decoder of ``vae/``; raises ``CheckpointError``."""
     component = _video_decoder(checkpoint)
     component.check()
     return component.load(device, dtype)
 
 
-def load_sound_decoder(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> SoundDecoder:
+def load_sound_decoder(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> OobleckSoundDecoder:
     """Load the decoder of ``sound_tokenizer/``; raises ``CheckpointError``, also if there is no such folder."""
     if checkpoint.sound is None:
         raise CheckpointError(checkpoint.folder / "sound_tokenizer", "no such folder, so there is no sound decoder")
@@ -161,14 +161,14 @@ def _transformer(checkpoint: Checkpoint) -> _Component[Transformer]:
     return _Component(empty, source, partial(transformer_name, layers=layers), transformer_skipped(layers))
 
 
-def _video_decoder(checkpoint: Checkpoint) -> _Component[VideoDecoder]:
+def _video_decoder(checkpoint: Checkpoint) -> _Component[WanVideoDecoder]:
     source = TensorFiles(checkpoint.folder / "vae")
-    return _Component(_empty(lambda: VideoDecoder(checkpoint.video_vae)), source, str, VIDEO_VAE_SKIPPED)
+    return _Component(_empty(lambda: WanVideoDecoder(checkpoint.video_vae)), source, str, VIDEO_VAE_SKIPPED)
 
 
-def _sound_decoder(checkpoint: Checkpoint, config: SoundDecoderConfig) -> _Component[SoundDecoder]:
+def _sound_decoder(checkpoint: Checkpoint, config: SoundDecoderConfig) -> _Component[OobleckSoundDecoder]:
     source = FoldedWeightNorm(TensorFiles(checkpoint.folder / "sound_tokenizer"))
-    return _Component(_empty(lambda: SoundDecoder(config)), source, str, SOUND_SKIPPED)
+    return _Component(_empty(lambda: OobleckSoundDecoder(config)), source, str, SOUND_SKIPPED)
 
 
 def _empty(build: Callable[[], AnyModule]) -> AnyModule:

@@ -5,15 +5,15 @@ import re
 # Our transformer parameters and what the checkpoint calls them; the first pattern that matches counts.
 TRANSFORMER_NAMES = (
     (r"text\.embed_tokens\.", "embed_tokens."),
-    (r"text\.layers\.(\d+)\.attention_norm\.", r"layers.\1.input_layernorm."),
+    (r"text\.layers\.(\d+)\.attention\.norm\.", r"layers.\1.input_layernorm."),
     (r"text\.layers\.(\d+)\.attention\.", r"layers.\1.self_attn."),
-    (r"text\.layers\.(\d+)\.mlp_norm\.", r"layers.\1.post_attention_layernorm."),
+    (r"text\.layers\.(\d+)\.mlp\.norm\.", r"layers.\1.post_attention_layernorm."),
     (r"text\.layers\.(\d+)\.mlp\.", r"layers.\1.mlp."),
-    (r"generation\.layers\.(\d+)\.attention_norm\.", r"layers.\1.input_layernorm_moe_gen."),
+    (r"generation\.layers\.(\d+)\.attention\.norm\.", r"layers.\1.input_layernorm_moe_gen."),
     (r"generation\.layers\.(\d+)\.attention\.to_([qkv])\.", r"layers.\1.self_attn.add_\2_proj."),
     (r"generation\.layers\.(\d+)\.attention\.to_out\.", r"layers.\1.self_attn.to_add_out."),
     (r"generation\.layers\.(\d+)\.attention\.norm_([qk])\.", r"layers.\1.self_attn.norm_added_\2."),
-    (r"generation\.layers\.(\d+)\.mlp_norm\.", r"layers.\1.post_attention_layernorm_moe_gen."),
+    (r"generation\.layers\.(\d+)\.mlp\.norm\.", r"layers.\1.post_attention_layernorm_moe_gen."),
     (r"generation\.layers\.(\d+)\.mlp\.", r"layers.\1.mlp_moe_gen."),
     (r"generation\.norm\.", "norm_moe_gen."),
     (r"generation\.", ""),  # proj_in, proj_out, time_embedder, audio_*
@@ -31,8 +31,15 @@ SOUND_SKIPPED = (r"encoder\.",)  # waveform to latents
 
 
 def transformer_name(ours: str, layers: int) -> str:
-    """What the checkpoint calls our transformer parameter; ``layers`` is the number of layers of a tower."""
-    ours = ours.replace("text.last.", f"text.layers.{layers - 1}.")
+    """Translate the name of a transformer parameter, as ``separate_parameters`` gives it, to the checkpoint's.
+
+    Args:
+        layers: number of layers of a tower.
+
+    Raises:
+        KeyError: no such parameter.
+    """
+    ours = ours.replace("text.last.", f"text.layers.{layers - 1}.attention.")
     for pattern, theirs in TRANSFORMER_NAMES:
         name, found = re.subn(f"^{pattern}", theirs, ours)
         if found:

@@ -1,4 +1,4 @@
-"""Triton kernels of the fp8 modes: values in e4m3 with fp32 scales, products accumulated in fp32."""
+"""Triton kernels of ``fp8_ops``, which has the definitions: products accumulated in fp32, one rounding at the end."""
 
 import math
 from typing import NamedTuple
@@ -10,22 +10,21 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 FP8 = torch.float8_e4m3fn
-LARGEST = 448.0  # of e4m3
-HEAD_DIMS = (32, 64, 128)  # that the attention is made for; measured at 128
+LARGEST = torch.finfo(FP8).max
 QUERIES, KEYS = 64, 128  # of a program's tile
 WARPS, STAGES = 4, 3
 
 
-def quantized(x: Tensor) -> tuple[Tensor, Tensor]:
-    """x (..., n) in fp8, and the scale of every row, (rows, 1)."""
+def quantize(x: Tensor) -> tuple[Tensor, Tensor]:
+    """``fp8_ops.quantize`` of a contiguous x (..., n): the values, and the scale of every row, (rows, 1)."""
     size = x.shape[-1]
     out, scale = _empty(x, size)
-    _quantized[(scale.numel(),)](x, out, scale, size, LARGEST, BLOCK=triton.next_power_of_2(size), num_warps=8)
+    _quantize[(scale.numel(),)](x, out, scale, size, LARGEST, BLOCK=triton.next_power_of_2(size), num_warps=8)
     return out, scale
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """``token_ops.rms_norm``, quantized."""
+    """``fp8_ops.rms_norm`` of a contiguous x (..., n)."""
     size = x.shape[-1]
     out, scale = _empty(x, size)
     block = triton.next_power_of_2(size)
@@ -34,7 +33,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 
 
 def swiglu(gate_up: Tensor) -> tuple[Tensor, Tensor]:
-    """``token_ops.swiglu``, quantized."""
+    """``fp8_ops.swiglu`` of a contiguous (..., 2 n)."""
     size = gate_up.shape[-1] // 2
     out, scale = _empty(gate_up, size)
     block = triton.next_power_of_2(size)
@@ -43,18 +42,18 @@ def swiglu(gate_up: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Attention without a mask; shapes as in ``attention.attention``, one batch, heads of ``HEAD_DIMS`` channels."""
+    """``fp8_ops.attention``, one program for ``QUERIES`` queries of a head."""
     length, heads, dim = query.shape[1:]
     seen, kv_heads = key.shape[1:3]
-    quantized = _quantized_seen(key.contiguous(), value.contiguous())
-    keys, values = quantized.keys.flatten(0, 1), quantized.values.flatten(0, 1)
+    attended = _quantize_attended(key.contiguous(), value.contiguous())
+    keys, values = attended.keys.flatten(0, 1), attended.values.flatten(0, 1)
     out = query.new_empty(1, length, heads, dim)
     _attention_kernel[(triton.cdiv(length, QUERIES), heads)](
         query,
         TensorDescriptor.from_tensor(keys, [KEYS, dim]),
         TensorDescriptor.from_tensor(values, [dim, KEYS]),
-        quantized.key_scale,
-        quantized.value_scale,
+        attended.key_scale,
+        attended.value_scale,
         out,
         length,
         seen,
@@ -73,7 +72,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return out
 
 
-class _Seen(NamedTuple):
+class _Attended(NamedTuple):
     """Keys less their mean, to which softmax is blind, and values, in fp8. m is rounded up to whole tiles."""
 
     keys: Tensor  # (kv_heads, m, dim)
@@ -82,7 +81,7 @@ class _Seen(NamedTuple):
     value_scale: Tensor  # (kv_heads, dim)
 
 
-def _quantized_seen(key: Tensor, value: Tensor) -> _Seen:
+def _quantize_attended(key: Tensor, value: Tensor) -> _Attended:
     seen, kv_heads, dim = key.shape[1:]
     padded = triton.cdiv(seen, KEYS) * KEYS
     mean = key[0].mean(0, dtype=torch.float32)
@@ -92,10 +91,10 @@ def _quantized_seen(key: Tensor, value: Tensor) -> _Seen:
     value_scale = torch.maximum(high, -low).float().clamp_min(1e-12) / LARGEST
     keys = key.new_empty(kv_heads, padded, dim, dtype=FP8)
     values = key.new_empty(kv_heads, dim, padded, dtype=FP8)
-    _seen_quantized[(padded // KEYS, kv_heads)](
+    _quantize_keys_values[(padded // KEYS, kv_heads)](
         key, value, mean, key_scale, value_scale, keys, values, seen, padded, kv_heads, KEYS=KEYS, DIM=dim, num_warps=8
     )
-    return _Seen(keys, key_scale, values, value_scale)
+    return _Attended(keys, key_scale, values, value_scale)
 
 
 def _empty(x: Tensor, size: int) -> tuple[Tensor, Tensor]:
@@ -112,7 +111,7 @@ def _store_scaled(value, out, scale, row, column, inside, size, largest):
 
 
 @triton.jit
-def _quantized(x, out, scale, size, largest, BLOCK: tl.constexpr):
+def _quantize(x, out, scale, size, largest, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     inside = column < size
@@ -142,7 +141,7 @@ def _swiglu_quantized(gate_up, out, scale, size, largest, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _seen_quantized(
+def _quantize_keys_values(
     key,
     value,
     mean,

@@ -1,4 +1,7 @@
-"""Triton kernels of ``pixel_ops``: memory-bound, fp32 inside, one rounding at the end. Channels lie together."""
+"""Triton kernels of ``pixel_ops``, which has the definitions: memory-bound, fp32 inside, one rounding at the end.
+
+All tensors are those of one video, channels-last: the channels of a pixel are neighbours in memory.
+"""
 
 import math
 
@@ -11,6 +14,7 @@ ELEMENTS = 4096  # that a program handles, about
 
 
 def norm_silu(x: Tensor, bias: Tensor | None, gain: Tensor, out: Tensor) -> None:
+    """``pixel_ops.norm_silu`` of x (1, c, t, h, w) into ``out`` of the same shape."""
     pixels, channels = x.shape[2:].numel(), x.shape[1]
     rows = _rows(channels)
     grid = (triton.cdiv(pixels, rows),)
@@ -29,7 +33,8 @@ def norm_silu(x: Tensor, bias: Tensor | None, gain: Tensor, out: Tensor) -> None
     )
 
 
-def add_bias(x: Tensor, bias: Tensor, other: Tensor) -> Tensor:
+def add_bias_(x: Tensor, bias: Tensor, other: Tensor) -> Tensor:
+    """``pixel_ops.add_bias_`` of x and other (1, c, t, h, w)."""
     pixels, channels = x.shape[2:].numel(), x.shape[1]
     rows = _rows(channels)
     sizes = {"ROWS": rows, "BLOCK": triton.next_power_of_2(channels)}
@@ -38,6 +43,7 @@ def add_bias(x: Tensor, bias: Tensor, other: Tensor) -> Tensor:
 
 
 def merge_phases(phases: Tensor, bias: Tensor, source: Tensor, time_factor: int, first: bool) -> Tensor:
+    """``pixel_ops.merge_phases``; phases (t, 4 c, h + 1, w + 1) are channels-last too."""
     frames, channels, inputs = phases.shape[0], bias.shape[0], source.shape[1]
     height, width = source.shape[3:]
     out = torch.empty(

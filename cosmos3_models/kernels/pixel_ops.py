@@ -1,20 +1,16 @@
-"""What the video decoder does between its convolutions.
-
-Each operation is written in PyTorch, which defines it. On a GPU without gradients it runs as one kernel of
-``pixel_kernels`` if the tensors are those of one video and channels-last: a pixel's channels lie together.
-"""
+"""What the video decoder does between its convolutions; see ``cosmos3_models.kernels``."""
 
 import math
 from functools import cache
-from types import ModuleType
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from cosmos3_models.kernels.token_ops import fused
+from cosmos3_models.kernels import dispatch
 
+KERNELS = "pixel_kernels"
 SMALLEST = 1e-12  # length that a pixel's channels are taken to have at least
 
 
@@ -43,7 +39,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, padding: tuple[int,
 
 
 def norm(x: Tensor, gain: Tensor) -> Tensor:
-    """Each pixel's channels scaled to length sqrt(channels), then by ``gain`` (c, 1, ...); x is (b, c, ...)."""
+    """Scale each pixel's channels to length sqrt(channels), then by ``gain`` (c, 1, ...); x is (b, c, ...)."""
     value = x.float()
     square = value.square().sum(1, keepdim=True).clamp_min(SMALLEST**2)
     return (value * (math.sqrt(x.shape[1]) * square.rsqrt()) * gain.float()).to(x.dtype)
@@ -51,17 +47,20 @@ def norm(x: Tensor, gain: Tensor) -> Tensor:
 
 def norm_silu(x: Tensor, bias: Tensor | None, gain: Tensor, out: Tensor) -> None:
     """Write silu(norm(x + bias)) into ``out``; x and ``out`` are (b, c, t, h, w), bias is (c,)."""
-    if _kernels_take(x):
-        _kernels().norm_silu(x, bias, gain, out)
+    if dispatch.fused_video(x):
+        dispatch.kernels(KERNELS).norm_silu(x, bias, gain, out)
     else:
         out.copy_(F.silu(norm(x if bias is None else x + _spread(bias), gain)))
 
 
-def add_bias(x: Tensor, bias: Tensor, other: Tensor) -> Tensor:
-    """x + bias + other, all (b, c, t, h, w) but the bias (c,). On a GPU without gradients in place of x."""
-    if _kernels_take(x, other):
-        return _kernels().add_bias(x, bias, other)
-    return x + _spread(bias) + other
+def add_bias_(x: Tensor, bias: Tensor, other: Tensor) -> Tensor:
+    """x + bias + other in place of x, all (b, c, t, h, w) but the bias (c,).
+
+    Gradients allow it where x comes from a convolution, which does not need its result again.
+    """
+    if dispatch.fused_video(x, other):
+        return dispatch.kernels(KERNELS).add_bias_(x, bias, other)
+    return x.add_(_spread(bias)).add_(other)
 
 
 @cache
@@ -92,8 +91,8 @@ def merge_phases(phases: Tensor, bias: Tensor, source: Tensor, time_factor: int,
     Returns:
         (b, c, t, 2 h, 2 w)
     """
-    if _kernels_take(source) and phases.is_contiguous(memory_format=torch.channels_last):
-        return _kernels().merge_phases(phases, bias, source, time_factor, first)
+    if dispatch.fused_video(source) and phases.is_contiguous(memory_format=torch.channels_last):
+        return dispatch.kernels(KERNELS).merge_phases(phases, bias, source, time_factor, first)
     height, width = phases.shape[2] - 1, phases.shape[3] - 1
     parts = rearrange(phases, "(b t) (p q c) h w -> p q b t c h w", p=2, q=2, b=source.shape[0])
     rows = [torch.stack([parts[p, q, ..., p : p + height, q : q + width] for q in (0, 1)], -1) for p in (0, 1)]
@@ -116,15 +115,3 @@ def repeated(source: Tensor, channels: int, time_factor: int, first: bool) -> Te
 
 def _spread(bias: Tensor) -> Tensor:
     return bias[:, None, None, None]
-
-
-def _kernels_take(*tensors: Tensor) -> bool:
-    layout = torch.channels_last_3d
-    return all(fused(x) and x.shape[0] == 1 and x.is_contiguous(memory_format=layout) for x in tensors)
-
-
-def _kernels() -> ModuleType:
-    """Imported late: a machine without a GPU need not have Triton."""
-    from cosmos3_models.kernels import pixel_kernels
-
-    return pixel_kernels

@@ -1,17 +1,17 @@
-"""Triton kernels of ``token_ops``: memory-bound, fp32 inside, one rounding at the end."""
+"""Triton kernels of ``token_ops``, which has the definitions: memory-bound, fp32 inside, one rounding at the end."""
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from cosmos3_models.kernels.token_ops import KeyValue, Norms
-from cosmos3_models.transformer.positions import Rotary
+Pair = tuple[Tensor, Tensor]
 
 SWIGLU_BLOCK = 4096
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """``token_ops.rms_norm`` of x (..., n), one program a row."""
     x = x.contiguous()
     out = torch.empty_like(x)
     size = x.shape[-1]
@@ -20,6 +20,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
+    """``token_ops.swiglu`` of a contiguous (..., 2 n)."""
     inner = gate_up.shape[-1] // 2
     out = gate_up.new_empty(*gate_up.shape[:-1], inner)
     block = min(SWIGLU_BLOCK, triton.next_power_of_2(inner))
@@ -29,22 +30,29 @@ def swiglu(gate_up: Tensor) -> Tensor:
 
 
 def attention_inputs(
-    projected: Tensor, kv_heads: int, norms: Norms, positions: Rotary, text: KeyValue | None
-) -> tuple[Tensor, KeyValue]:
-    """The queries stay where they are projected; keys and values go in front of the text's in one buffer each."""
+    projected: Tensor, kv_heads: int, norms: tuple[Tensor, Tensor, float], positions: Pair, text: Pair | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``token_ops.attention_inputs``, one program a token: queries, keys and values, each in memory of its own.
+
+    Args:
+        projected: (b, n, (heads + 2 kv_heads) * d), contiguous; d is a power of two.
+        norms: gains (d,) of queries and of keys, and what is added to the mean square.
+        positions: cosines and sines, each (n, d / 2).
+        text: keys and values (b, m, kv_heads, d), which go behind the others.
+    """
+    query_gain, key_gain, eps = norms
     batch, length, width = projected.shape
-    dim = norms.query.shape[0]
+    dim = query_gain.shape[0]
     heads = width // dim - 2 * kv_heads
-    seen = length + (0 if text is None else text.key.shape[1])
+    seen = length + (0 if text is None else text[0].shape[1])
+    query = projected.new_empty(batch, length, heads, dim)
     key, value = (projected.new_empty(batch, seen, kv_heads, dim) for _ in range(2))
     if text is not None:
-        key[:, length:] = text.key
-        value[:, length:] = text.value
+        key[:, length:], value[:, length:] = text
     sizes = {"HEADS": triton.next_power_of_2(heads), "KV": triton.next_power_of_2(kv_heads), "HALF": dim // 2}
-    _attention_inputs[(batch * length,)](
-        projected, key, value, *norms[:2], *positions, norms.eps, length, seen, heads, kv_heads, **sizes, num_warps=8
-    )
-    return projected[..., : heads * dim].unflatten(-1, (heads, dim)), KeyValue(key, value)
+    tensors = projected, query, key, value, query_gain, key_gain, *positions
+    _attention_inputs[(batch * length,)](*tensors, eps, length, seen, heads, kv_heads, **sizes, num_warps=8)
+    return query, key, value
 
 
 @triton.jit
@@ -98,6 +106,7 @@ def _norm_rotate(
 @triton.jit
 def _attention_inputs(
     projected,
+    query,
     key,
     value,
     query_gain,
@@ -120,7 +129,7 @@ def _attention_inputs(
     turn_sin = tl.load(sin + place * HALF + slot).to(tl.float32)[None, :]
     row = projected + token * (heads + 2 * kv_heads) * 2 * HALF
     target = (token // length * seen + place) * kv_heads * 2 * HALF
-    _norm_rotate(row, row, query_gain, turn_cos, turn_sin, eps, heads, HEADS, HALF)
+    _norm_rotate(row, query + token * heads * 2 * HALF, query_gain, turn_cos, turn_sin, eps, heads, HEADS, HALF)
     row += heads * 2 * HALF
     _norm_rotate(row, key + target, key_gain, turn_cos, turn_sin, eps, kv_heads, KV, HALF)
     row += kv_heads * 2 * HALF

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from cosmos3_models.autoencoders.sound_decoder import SoundDecoder
-from cosmos3_models.autoencoders.video_decoder import VideoDecoder
+from cosmos3_models.autoencoders.sound_decoder import OobleckSoundDecoder
+from cosmos3_models.autoencoders.video_decoder import WanVideoDecoder
 from cosmos3_models.checkpoint.folder import CardUse, Checkpoint, Offload
 from cosmos3_models.params import MAX_FRAMES, GenerationParams
 from cosmos3_models.resources.budget import (
@@ -26,7 +26,7 @@ from cosmos3_models.resources.budget import (
 from cosmos3_models.shapes import nearest_frame_counts
 from cosmos3_models.text.prompt import MAX_PROMPT_TOKENS
 from cosmos3_models.transformer.attention import HOPPER
-from cosmos3_models.transformer.model import OFFLOADED, Transformer
+from cosmos3_models.transformer.model import Transformer
 
 PROCESS_BYTES = int(1.35 * GIB)  # besides its tensors: CUDA's context, compiled kernels, what a warm-up leaves behind
 SLACK = 1.2  # of a request's tensors: cuDNN's scratch, and memory that PyTorch keeps between its blocks
@@ -44,11 +44,10 @@ class Footprint:
         self._checkpoint, self._use, self._itemsize = checkpoint, use, dtype.itemsize
         with torch.device("meta"):
             transformer = Transformer(checkpoint.transformer)
-            self._video = VideoDecoder(checkpoint.video_vae).to(dtype)
-            sound = nn.Identity() if checkpoint.sound is None else SoundDecoder(checkpoint.sound)
-        named = dict(transformer.named_parameters())
-        self.transformer = self._bytes(named.values())
-        self.text = self._bytes(weight for name, weight in named.items() if name.startswith(OFFLOADED))
+            self._video = WanVideoDecoder(checkpoint.video_vae).to(dtype)
+            sound = nn.Identity() if checkpoint.sound is None else OobleckSoundDecoder(checkpoint.sound)
+        self.transformer = self._bytes(transformer.parameters())
+        self.text = self._bytes(transformer.text.offloadable)
         self.decoders = self._bytes([*self._video.parameters(), *sound.parameters()])
         self.fp8 = sum(linear.weight.numel() for linear in transformer.generation.linears)  # a byte each
 

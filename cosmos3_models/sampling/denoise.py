@@ -10,10 +10,12 @@ from torch import Tensor
 from cosmos3_models.checkpoint.configs import SchedulerConfig, SoundDecoderConfig, require_sound
 from cosmos3_models.errors import InvalidInput, Stopped
 from cosmos3_models.params import EXACTLY, Approximation, GenerationParams
-from cosmos3_models.sampling.sampler import Schedule, UniPC, make_schedule
+from cosmos3_models.sampling.schedules import Schedule, make_schedule
+from cosmos3_models.sampling.solver import UniPC
 from cosmos3_models.shapes import PIXELS_PER_LATENT, LatentGrid, sound_latent_frames
 from cosmos3_models.text.prompt import PromptIds
-from cosmos3_models.transformer.model import Condition, Streams, Transformer
+from cosmos3_models.transformer.generation_tower import Condition, Streams
+from cosmos3_models.transformer.model import Transformer
 from cosmos3_models.transformer.step_cache import StepCache
 
 OnStep = Callable[[int, int], None]
@@ -105,13 +107,13 @@ def velocity_function(
     transformer: Transformer, conditions: Sequence[Condition], approximation: Approximation = EXACTLY
 ) -> Velocity:
     """The velocities of the prompt and, unless it runs alone, the negative prompt. Good for one request."""
-    arithmetic = transformer.arithmetic(approximation)
+    precision = transformer.precision(approximation)
     threshold = approximation.step_cache
     caches = [StepCache(threshold) if threshold else None for _ in conditions]
 
     def velocity(streams: Streams, timestep: int) -> list[Streams]:
         return [
-            transformer(streams, timestep, condition, arithmetic, cache)
+            transformer(streams, timestep, condition, precision, cache)
             for condition, cache in zip(conditions, caches, strict=True)
         ]
 

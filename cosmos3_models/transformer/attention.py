@@ -4,13 +4,12 @@ import importlib.util
 import os
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-
-from cosmos3_models.kernels.cache_folder import cache_folder
 
 HOPPER = (9, 0)
 HALF = (torch.bfloat16, torch.float16)
@@ -25,7 +24,7 @@ Implementation = Callable[[Tensor, Tensor, Tensor, bool], Tensor]
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, *, causal: bool = False) -> Tensor:
-    """Softmax attention with grouped heads.
+    """Softmax attention with grouped heads (Vaswani et al., 2017; Ainslie et al., 2023).
 
     Args:
         query: (b, n, heads, d).
@@ -51,7 +50,8 @@ def backend(device: torch.device) -> str:
 def _flash_imports() -> bool:
     """Other packages called flash_attn have no ``cute``. It reads where to keep compiled kernels once, here."""
     os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED", "1")
-    os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_DIR", str(cache_folder() / "flash-attention"))
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_DIR", str(caches / "cosmos3-serve" / "flash-attention"))
     try:
         from flash_attn import cute
     except ImportError:

@@ -1,19 +1,11 @@
 """Three-axis rotary positions (time, height, width) of text, video and sound tokens."""
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from cosmos3_models.checkpoint.configs import TransformerConfig
+from cosmos3_models.kernels.token_ops import Rotary
 from cosmos3_models.shapes import FRAMES_PER_LATENT, LatentGrid
-
-
-class Rotary(NamedTuple):
-    """Cosines and sines of every token's rotary angles, each (n, head_dim / 2)."""
-
-    cos: Tensor
-    sin: Tensor
 
 
 def text_positions(length: int) -> Tensor:
@@ -57,13 +49,6 @@ def rotary(positions: Tensor, config: TransformerConfig, device: torch.device, d
     frequency = 1.0 / config.rope_theta ** (2 * slots.float() / config.head_dim)
     angles = positions.T[:, _axis_of_slot(config.rope_sections)] * frequency  # (n, head_dim / 2)
     return Rotary(angles.cos().to(device, dtype), angles.sin().to(device, dtype))
-
-
-def rotate(x: Tensor, table: Rotary) -> Tensor:
-    """Rotate each head's halves against each other in the table's dtype; x is (b, n, heads, head_dim)."""
-    first, second = x.chunk(2, dim=-1)
-    cos, sin = table.cos[:, None], table.sin[:, None]
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
 
 
 def _axis_of_slot(sections: tuple[int, int, int]) -> Tensor:

@@ -1,7 +1,8 @@
-"""How the generation tower computes: exactly, or in fp8 where a request allows it."""
+"""How a layer computes: exactly, or in fp8 where a request allows it, and how if gradients are wanted."""
 
-from collections.abc import Iterable
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -9,104 +10,94 @@ from torch import Tensor, nn
 
 from cosmos3_models.checkpoint.configs import TransformerConfig
 from cosmos3_models.errors import InvalidInput
-from cosmos3_models.kernels import token_ops
+from cosmos3_models.kernels import fp8_ops, token_ops
+from cosmos3_models.kernels.fp8_ops import Scaled
 from cosmos3_models.params import Approximation
 from cosmos3_models.transformer.attention import HOPPER, attention
+from cosmos3_models.transformer.rms_norm import RMSNorm
 
 FP8_MULTIPLE = 16  # of rows and columns that an fp8 product takes
 
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""``attention`` without a mask: queries, keys, values."""
 
-class Arithmetic(Protocol):
-    """The products of a layer, and what feeds them in the form that they read."""
 
-    def norm(self, x: Tensor, weight: Tensor, eps: float) -> Any: ...
+class Products(Protocol):
+    """The matrix products of a layer, each with the element-wise work around it.
 
-    def project(self, normed: Any, linear: nn.Linear) -> Tensor: ...
+    x and the results are (b, n, width). Whether a sum takes the place of x depends on the class alone, not on the
+    device: ``Differentiable`` makes new tensors, and all others overwrite x.
+    """
 
-    def swiglu(self, gate_up: Tensor) -> Any: ...
+    def norm_linear(self, x: Tensor, norm: RMSNorm, linear: nn.Linear) -> Tensor:
+        """linear(norm(x))"""
 
-    def add(self, x: Tensor, inner: Any, linear: nn.Linear) -> Tensor:
-        """x + linear(inner), which may take the place of x."""
+    def add_linear(self, x: Tensor, inner: Tensor, linear: nn.Linear) -> Tensor:
+        """x + linear(inner)"""
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, *, causal: bool) -> Tensor: ...
+    def add_swiglu_linear(self, x: Tensor, gate_up: Tensor, linear: nn.Linear) -> Tensor:
+        """x + linear(silu(gate) * up)"""
 
 
 class Exact:
-    """The model's own dtype throughout."""
+    """The model's own dtype throughout. Sums overwrite x."""
 
-    def norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        return token_ops.rms_norm(x, weight, eps)
+    def norm_linear(self, x: Tensor, norm: RMSNorm, linear: nn.Linear) -> Tensor:
+        return F.linear(norm(x), linear.weight)
 
-    def project(self, normed: Tensor, linear: nn.Linear) -> Tensor:
-        return F.linear(normed, linear.weight)
+    def add_linear(self, x: Tensor, inner: Tensor, linear: nn.Linear) -> Tensor:
+        return token_ops.add_linear_(x, inner, linear.weight)
 
-    def swiglu(self, gate_up: Tensor) -> Tensor:
-        return token_ops.swiglu(gate_up)
+    def add_swiglu_linear(self, x: Tensor, gate_up: Tensor, linear: nn.Linear) -> Tensor:
+        return token_ops.add_linear_(x, token_ops.swiglu(gate_up), linear.weight)
 
-    def add(self, x: Tensor, inner: Tensor, linear: nn.Linear) -> Tensor:
+
+class Differentiable(Exact):
+    """``Exact``, for training: sums are new tensors, because gradients need x as it was."""
+
+    def add_linear(self, x: Tensor, inner: Tensor, linear: nn.Linear) -> Tensor:
         return token_ops.add_linear(x, inner, linear.weight)
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, *, causal: bool) -> Tensor:
-        return attention(query, key, value, causal=causal)
+    def add_swiglu_linear(self, x: Tensor, gate_up: Tensor, linear: nn.Linear) -> Tensor:
+        return token_ops.add_linear(x, token_ops.swiglu(gate_up), linear.weight)
 
 
-class Scaled(NamedTuple):
-    """A matrix in fp8 with a scale for every row."""
+class Fp8:
+    """Weights with a scale per output, activations with a scale per token, found as they pass. Sums overwrite x.
 
-    values: Tensor  # (..., n)
-    scale: Tensor  # (rows, 1), fp32
-
-
-class Fp8Linears(Exact):
-    """Weights with a scale per output, activations with a scale per token, found as they pass."""
+    Args:
+        weights: of every linear that is called; see ``quantized_weights``.
+    """
 
     def __init__(self, weights: dict[nn.Linear, Scaled]) -> None:
         self._weights = weights
 
-    def norm(self, x: Tensor, weight: Tensor, eps: float) -> Any:
-        return Scaled(*_kernels().rms_norm(x, weight, eps))
+    def norm_linear(self, x: Tensor, norm: RMSNorm, linear: nn.Linear) -> Tensor:
+        return fp8_ops.linear(fp8_ops.rms_norm(x, norm.weight, norm.eps), self._weights[linear])
 
-    def project(self, normed: Any, linear: nn.Linear) -> Tensor:
-        return self._product(normed, linear)
+    def add_linear(self, x: Tensor, inner: Tensor, linear: nn.Linear) -> Tensor:
+        return x.add_(fp8_ops.linear(fp8_ops.quantize(inner), self._weights[linear]))
 
-    def swiglu(self, gate_up: Tensor) -> Any:
-        return Scaled(*_kernels().swiglu(gate_up))
-
-    def add(self, x: Tensor, inner: Any, linear: nn.Linear) -> Tensor:
-        scaled = inner if isinstance(inner, Scaled) else Scaled(*_kernels().quantized(inner))
-        return x.add_(self._product(scaled, linear))
-
-    def _product(self, x: Scaled, linear: nn.Linear) -> Tensor:
-        weight = self._weights[linear]
-        rows = x.values.flatten(0, -2)
-        out = torch._scaled_mm(
-            rows,
-            weight.values.t(),
-            scale_a=x.scale,
-            scale_b=weight.scale.t(),
-            out_dtype=torch.bfloat16,
-            use_fast_accum=True,
-        )
-        return out.unflatten(0, x.values.shape[:-1])
+    def add_swiglu_linear(self, x: Tensor, gate_up: Tensor, linear: nn.Linear) -> Tensor:
+        return x.add_(fp8_ops.linear(fp8_ops.swiglu(gate_up), self._weights[linear]))
 
 
-class Fp8Attention:
-    """Adds fp8 attention to another arithmetic."""
+@dataclass(frozen=True)
+class Precision:
+    """How a layer computes its matrix products and its attention without a mask."""
 
-    def __init__(self, other: Exact) -> None:
-        self.norm, self.project, self.swiglu, self.add = other.norm, other.project, other.swiglu, other.add
-
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, *, causal: bool) -> Tensor:
-        out: Tensor = attention(query, key, value, causal=True) if causal else _kernels().attention(query, key, value)
-        return out
+    products: Products
+    attend: Attend
 
 
-EXACT = Exact()
+EXACT = Precision(Exact(), attention)
+DIFFERENTIABLE = Precision(Differentiable(), attention)
 
 
+@torch.no_grad()
 def quantized_weights(linears: Iterable[nn.Linear]) -> dict[nn.Linear, Scaled]:
-    """The weight of every linear in fp8."""
-    return {linear: Scaled(*_kernels().quantized(linear.weight)) for linear in linears}
+    """Quantize the weight of every linear, a scale per output."""
+    return {linear: fp8_ops.quantize(linear.weight) for linear in linears}
 
 
 def check_fp8(approximation: Approximation, device: torch.device, config: TransformerConfig) -> None:
@@ -121,13 +112,6 @@ def check_fp8(approximation: Approximation, device: torch.device, config: Transf
     if approximation.fp8_linears and any(width % FP8_MULTIPLE for width in widths):
         expected = f"false, or a model whose layers are multiples of {FP8_MULTIPLE} wide"
         raise InvalidInput("fp8_linears", True, expected, f"this model's are {', '.join(map(str, widths))}")
-    if approximation.fp8_attention and config.head_dim not in (made_for := _kernels().HEAD_DIMS):
-        expected = f"false, or a model with heads of {' or '.join(map(str, made_for))} channels"
+    if approximation.fp8_attention and config.head_dim not in fp8_ops.HEAD_DIMS:
+        expected = f"false, or a model with heads of {' or '.join(map(str, fp8_ops.HEAD_DIMS))} channels"
         raise InvalidInput("fp8_attention", True, expected, f"this model's have {config.head_dim}")
-
-
-def _kernels() -> Any:
-    """Imported late: a machine without a GPU need not have Triton."""
-    from cosmos3_models.kernels import fp8_kernels
-
-    return fp8_kernels

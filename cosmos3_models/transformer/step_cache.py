@@ -5,7 +5,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 Run = Callable[[Tensor, slice], Tensor]
-"""Runs some of the layers on x (b, n, d); may use x's memory for the result."""
+"""Runs some of the layers on x (b, n, d), which the result overwrites."""
 
 
 class StepCache:
@@ -22,7 +22,7 @@ class StepCache:
         self._others: Tensor | None = None
 
     def run(self, x: Tensor, run: Run) -> Tensor:
-        """x after all layers, or after the first and what the others added last time."""
+        """Take x (b, n, d) through all layers, or through the first and add what the others added last time."""
         before = x.clone()
         x = run(x, slice(0, 1))
         first = x - before

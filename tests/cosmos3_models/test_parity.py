@@ -12,7 +12,7 @@ from paths import ROOT
 from cosmos3_models import Cosmos3Pipeline, GenerationParams
 from cosmos3_models.params import SigmaSchedule
 from cosmos3_models.sampling.denoise import draw_noise
-from cosmos3_models.sampling.sampler import make_schedule
+from cosmos3_models.sampling.schedules import make_schedule
 from cosmos3_models.text.prompt import PromptIds
 
 TOLERANCE = 1e-5

@@ -13,12 +13,12 @@ from safetensors.torch import load_file
 
 from benchmarks import reconstruction
 from cosmos3_models import Cosmos3Pipeline
-from cosmos3_models.autoencoders.video_decoder import VideoDecoder
+from cosmos3_models.autoencoders.video_decoder import WanVideoDecoder
 from cosmos3_models.checkpoint.configs import VideoVAEConfig
 from cosmos3_models.checkpoint.folder import Checkpoint
 from cosmos3_models.text.prompt import DEFAULT_NEGATIVE, PromptEncoder
+from cosmos3_models.transformer.generation_tower import Streams
 from cosmos3_models.transformer.joined_linear import JoinedLinear
-from cosmos3_models.transformer.model import Streams
 from training import export, latents, sound_autoencoder, tokenizer, tone, transformer, unpack, video_vae
 from training.latents import Cache
 from training.loop import LOG, WEIGHTS, Gradients, Run, Settings, Task, half_forward, train
@@ -193,7 +193,7 @@ def test_the_decode_in_training_equals_the_served_one(frames: int) -> None:
     with tiny.quiet_reference():
         reference = tiny.randomize(tiny._video_vae(1), 3)
     config = VideoVAEConfig.model_validate(dict(reference.config))
-    decoder = VideoDecoder(config)
+    decoder = WanVideoDecoder(config)
     decoder.load_state_dict({name: reference.state_dict()[name] for name, _ in decoder.named_parameters()})
     normal = torch.randn(1, config.z_dim, frames, 3, 4, generator=torch.Generator().manual_seed(0))
     mean, std = (torch.tensor(v).view(1, -1, 1, 1, 1) for v in (config.latents_mean, config.latents_std))

@@ -12,17 +12,17 @@ from diffusers.models.autoencoders.autoencoder_cosmos3_audio import Cosmos3AVAEA
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from cosmos3_models.autoencoders.video_decoder import VideoDecoder, to_frames
+from cosmos3_models.autoencoders.video_decoder import WanVideoDecoder, to_frames
 from cosmos3_models.checkpoint.folder import Checkpoint
 from cosmos3_models.checkpoint.loading import load_sound_decoder, load_video_decoder
 from cosmos3_models.checkpoint.tensor_files import FoldedWeightNorm, TensorFiles
-from cosmos3_models.kernels import pixel_ops
+from cosmos3_models.kernels import dispatch, pixel_ops
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def decoder(tiny_checkpoint: Path) -> VideoDecoder:
+def decoder(tiny_checkpoint: Path) -> WanVideoDecoder:
     return load_video_decoder(Checkpoint.open(tiny_checkpoint), CPU, torch.float32)
 
 
@@ -30,12 +30,12 @@ def random(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
 
 
-def pixels(decoder: VideoDecoder, latents: Tensor, chunk: int | None = None) -> Tensor:
+def pixels(decoder: WanVideoDecoder, latents: Tensor, chunk: int | None = None) -> Tensor:
     return torch.cat(list(decoder(latents, chunk)), dim=2)
 
 
 @pytest.mark.parametrize("frames", [1, 2, 5])
-def test_pixels_equal_those_of_diffusers(tiny_checkpoint: Path, decoder: VideoDecoder, frames: int) -> None:
+def test_pixels_equal_those_of_diffusers(tiny_checkpoint: Path, decoder: WanVideoDecoder, frames: int) -> None:
     with tiny.quiet_reference():
         reference = AutoencoderKLWan.from_pretrained(tiny_checkpoint / "vae")
     latents = random(1, tiny.LATENT_CHANNELS, frames, 4, 3)
@@ -50,12 +50,12 @@ def test_pixels_equal_those_of_diffusers(tiny_checkpoint: Path, decoder: VideoDe
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 3, 5, 6])
-def test_any_chunk_size_gives_the_same_pixels(decoder: VideoDecoder, chunk: int) -> None:
+def test_any_chunk_size_gives_the_same_pixels(decoder: WanVideoDecoder, chunk: int) -> None:
     latents = random(1, tiny.LATENT_CHANNELS, 6, 3, 3)
     assert tiny.relative_error(pixels(decoder, latents, chunk), pixels(decoder, latents)) <= 1e-6
 
 
-def test_chunks_come_one_by_one_and_bounded(decoder: VideoDecoder) -> None:
+def test_chunks_come_one_by_one_and_bounded(decoder: WanVideoDecoder) -> None:
     sizes = [chunk.shape[2] for chunk in decoder(random(1, tiny.LATENT_CHANNELS, 6, 2, 2), 2)]
     assert sizes == [1, 8, 8, 4]
     large = decoder(random(1, tiny.LATENT_CHANNELS, 3, 32, 33))
@@ -63,7 +63,7 @@ def test_chunks_come_one_by_one_and_bounded(decoder: VideoDecoder) -> None:
 
 
 @pytest.mark.parametrize("frames", [1, 6])
-def test_frames_are_the_pixels_in_order(decoder: VideoDecoder, frames: int) -> None:
+def test_frames_are_the_pixels_in_order(decoder: WanVideoDecoder, frames: int) -> None:
     latents = random(1, tiny.LATENT_CHANNELS, frames, 2, 2)
     got = list(decoder.frames(latents))
     assert [len(chunk) for chunk in got] == [chunk.shape[2] for chunk in decoder(latents)]
@@ -96,24 +96,24 @@ def test_the_kernels_take_one_video_whose_channels_lie_together(
     monkeypatch: pytest.MonkeyPatch, batch: int, layout: bool, taken: bool
 ) -> None:
     calls: list[str] = []
-    kernels = SimpleNamespace(add_bias=lambda *_: calls.append("add_bias"), norm_silu=lambda *_: calls.append("norm"))
-    monkeypatch.setattr(pixel_ops, "fused", lambda _: True)
-    monkeypatch.setattr(pixel_ops, "_kernels", lambda: kernels)
+    kernels = SimpleNamespace(add_bias_=lambda *_: calls.append("add_bias"), norm_silu=lambda *_: calls.append("norm"))
+    monkeypatch.setattr(dispatch, "fused", lambda _: True)
+    monkeypatch.setattr(dispatch, "kernels", lambda _: kernels)
     x = random(batch, 4, 2, 3, 5)
     x = x.contiguous(memory_format=torch.channels_last_3d) if layout else x
-    pixel_ops.add_bias(x, random(4), x)
+    pixel_ops.add_bias_(x, random(4), x)
     pixel_ops.norm_silu(x, None, random(4, 1, 1, 1), torch.empty_like(x))
     assert calls == (["add_bias", "norm"] if taken else [])
 
 
-def test_the_memory_of_a_chunk_is_known_beforehand(decoder: VideoDecoder) -> None:
+def test_the_memory_of_a_chunk_is_known_beforehand(decoder: WanVideoDecoder) -> None:
     none, one, two = (decoder.peak_bytes(chunk, 4, 6) for chunk in (0, 1, 2))
     assert 0 < none < one
     assert two - one == one - none
     assert decoder.peak_bytes(1, 8, 6) == 2 * one
 
 
-def test_a_frame_depends_on_nothing_that_comes_later(decoder: VideoDecoder) -> None:
+def test_a_frame_depends_on_nothing_that_comes_later(decoder: WanVideoDecoder) -> None:
     latents = random(1, tiny.LATENT_CHANNELS, 4, 3, 3)
     changed = latents.clone()
     changed[:, :, 3] += 1
@@ -122,7 +122,7 @@ def test_a_frame_depends_on_nothing_that_comes_later(decoder: VideoDecoder) -> N
     assert not torch.equal(before[:, :, 9:], after[:, :, 9:])
 
 
-def test_latents_are_left_as_they_were(decoder: VideoDecoder) -> None:
+def test_latents_are_left_as_they_were(decoder: WanVideoDecoder) -> None:
     latents = random(1, tiny.LATENT_CHANNELS, 2, 3, 3)
     copy = latents.clone()
     pixels(decoder, latents)

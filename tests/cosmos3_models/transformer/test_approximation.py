@@ -9,10 +9,14 @@ from torch import Tensor
 from cosmos3_models import GenerationParams, InvalidInput
 from cosmos3_models.checkpoint.folder import Checkpoint
 from cosmos3_models.checkpoint.loading import load_transformer
+from cosmos3_models.kernels import fp8_ops
 from cosmos3_models.params import APPROXIMATIONS, Approximation, ApproximationPolicy, GenerationDefaults
 from cosmos3_models.sampling.denoise import VideoDenoiser
+from cosmos3_models.shapes import LatentGrid
 from cosmos3_models.text.prompt import PromptIds
 from cosmos3_models.transformer import model as transformer
+from cosmos3_models.transformer.generation_tower import Streams
+from cosmos3_models.transformer.precision import EXACT, Fp8, Precision, quantized_weights
 from cosmos3_models.transformer.step_cache import StepCache
 
 CPU = torch.device("cpu")
@@ -55,12 +59,25 @@ def test_the_fp8_weights_go_with_the_first_request_that_does_not_want_them(
 ) -> None:
     made: list[int] = []
     monkeypatch.setattr(transformer, "check_fp8", lambda *_: None)
-    monkeypatch.setattr(transformer, "quantized_weights", lambda groups: made.append(len(groups)) or {})
+    monkeypatch.setattr(transformer, "quantized_weights", lambda linears: made.append(len(linears)) or {})
     for fp8 in (True, True, False, False, True):
-        denoiser.transformer.arithmetic(Approximation(fp8_linears=fp8))
-        assert (denoiser.transformer._fp8_linears is not None) is fp8
+        precision = denoiser.transformer.precision(Approximation(fp8_linears=fp8))
+        assert isinstance(precision.products, Fp8) is fp8
+        assert (denoiser.transformer._fp8 is not None) is fp8
     assert len(made) == 2
-    denoiser.transformer.arithmetic(Approximation())
+    denoiser.transformer.precision(Approximation())
+
+
+def test_fp8_as_its_definitions_compute_it_stays_near_bf16(tiny_checkpoint: Path) -> None:
+    """On a CPU nothing is asked of it: this is what a GPU's kernels are compared with."""
+    model = load_transformer(Checkpoint.open(tiny_checkpoint), CPU, torch.bfloat16)
+    condition = model.condition(torch.arange(9)[None], LatentGrid(2, 4, 4), 24.0, None)
+    noise = Streams(torch.randn(1, 8, 2, 4, 4, generator=torch.Generator().manual_seed(0)))
+    products = Fp8(quantized_weights(model.generation.linears))
+    exact = model(noise, 500, condition).video.float()
+    for precision in (Precision(products, EXACT.attend), Precision(EXACT.products, fp8_ops.attention)):
+        off = (model(noise, 500, condition, precision).video.float() - exact).norm() / exact.norm()
+        assert 0.001 < off < 0.1
 
 
 def test_a_checkpoints_own_defaults_hold_where_the_operator_says_nothing() -> None:
@@ -101,7 +118,7 @@ def test_the_cache_reuses_the_other_layers_while_the_first_changes_little() -> N
 
     def run(x: Tensor, layers: slice) -> Tensor:
         calls.append(layers)
-        return x.mul_(2) if layers.start == 0 else x.add_(10)  # in place, as on a GPU
+        return x.mul_(2) if layers.start == 0 else x.add_(10)
 
     cache = StepCache(threshold=0.1)
     assert cache.run(torch.ones(3), run).tolist() == [12, 12, 12]

@@ -1,6 +1,5 @@
 """A text tower in host memory says exactly what one on the device says, and lets the device hold two layers at most."""
 
-import copy
 from pathlib import Path
 
 import pytest
@@ -12,12 +11,14 @@ from cosmos3_models.checkpoint.folder import CardUse, Checkpoint, Offload
 from cosmos3_models.checkpoint.loading import load_transformer
 from cosmos3_models.params import ApproximationPolicy
 from cosmos3_models.shapes import LatentGrid
-from cosmos3_models.transformer.model import OFFLOADED, Condition, Transformer
+from cosmos3_models.transformer.generation_tower import Condition
+from cosmos3_models.transformer.model import Transformer
 from cosmos3_models.transformer.offload import HostLayers
 from serve.app import AppArgs
 from serve.graph import stages
 
-CPU, META, GPU = torch.device("cpu"), torch.device("meta"), torch.device("cuda")
+CPU, META = torch.device("cpu"), torch.device("meta")
+OFFLOADED = ("text.embed_tokens.", "text.layers.")  # how the names of offloaded parameters begin
 LAYERS = 5
 WIDTH = 3
 
@@ -30,9 +31,9 @@ def conditions(transformer: Transformer) -> list[Condition]:
     return transformer.conditions([torch.arange(3, 40)[None], torch.arange(90, 99)[None]], LatentGrid(2, 4, 4), 24.0, 5)
 
 
-def linears(width: int = WIDTH) -> list[nn.Module]:
+def linears() -> list[nn.Module]:
     generator = torch.Generator().manual_seed(0)
-    layers: list[nn.Module] = [nn.Linear(width, width).requires_grad_(False) for _ in range(LAYERS)]
+    layers: list[nn.Module] = [nn.Linear(WIDTH, WIDTH).requires_grad_(False) for _ in range(LAYERS)]
     for parameter in nn.ModuleList(layers).parameters():
         parameter.copy_(torch.randn(parameter.shape, generator=generator))
     return layers
@@ -137,21 +138,3 @@ def test_the_denoisers_log_tells_where_the_text_tower_is(
     policy, patience = ApproximationPolicy(), AppArgs().patience()
     stages.Denoiser(str(tiny_checkpoint), "cpu", policy, offload_text, use, patience)
     assert any("text tower in host memory" in line for line in told) is offload_text
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-@pytest.mark.parametrize("tokens", [1, 20_000])
-def test_on_a_gpu_copies_wait_for_layers_and_layers_for_copies(tokens: int) -> None:
-    """With few tokens the layers are faster than the copies of their weights, with many slower."""
-    layers = linears(width=2048)
-    resident = [copy.deepcopy(layer).to(GPU) for layer in layers]
-    host = HostLayers(layers, GPU, torch.float32)
-    assert all(weight.is_pinned() for layer in layers for weight in layer.parameters())
-    start = torch.randn(tokens, 2048, device=GPU)
-    for _ in range(10):
-        x, expected = start, start
-        for layer in host:
-            x = torch.tanh(layer(x))
-        for layer in resident:
-            expected = torch.tanh(layer(expected))
-        assert torch.equal(x, expected)

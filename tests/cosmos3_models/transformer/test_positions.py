@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from cosmos3_models.checkpoint.configs import TransformerConfig
+from cosmos3_models.kernels.token_ops import rotate
 from cosmos3_models.shapes import LatentGrid
-from cosmos3_models.transformer.positions import rotary, rotate, sound_positions, text_positions, video_positions
+from cosmos3_models.transformer.positions import rotary, sound_positions, text_positions, video_positions
 
 FIELDS = {
     "hidden_size": 64,

@@ -1,5 +1,6 @@
 """Pieces of the transformer against naive computation; the whole is compared with diffusers in test_parity."""
 
+import copy
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,13 +10,16 @@ from torch import Tensor
 
 from cosmos3_models.checkpoint.folder import Checkpoint
 from cosmos3_models.checkpoint.loading import load_transformer
-from cosmos3_models.kernels import token_ops
+from cosmos3_models.kernels import dispatch, token_ops
+from cosmos3_models.kernels.token_ops import HeadNorms, Rotary
 from cosmos3_models.sampling.denoise import guide
 from cosmos3_models.shapes import LatentGrid
 from cosmos3_models.transformer.attention import attention
+from cosmos3_models.transformer.generation_tower import Streams, patchify, unpatchify
 from cosmos3_models.transformer.joined_linear import JoinedLinear, separate_parameters
-from cosmos3_models.transformer.model import RMSNorm, Streams, Transformer, patchify, unpatchify
-from cosmos3_models.transformer.positions import Rotary
+from cosmos3_models.transformer.model import Transformer
+from cosmos3_models.transformer.precision import DIFFERENTIABLE, EXACT, Precision
+from cosmos3_models.transformer.rms_norm import RMSNorm
 
 CPU = torch.device("cpu")
 
@@ -86,15 +90,35 @@ def test_weights_of_one_input_are_one_parameter(transformer: Transformer) -> Non
     for tower in ("text", "generation"):
         layer = f"{tower}.layers.0."
         assert {name.removeprefix(layer) for name in names if name.startswith(layer)} == {
-            "attention_norm.weight",
+            "attention.norm.weight",
             "attention.to_qkv.weight",
             "attention.norm_q.weight",
             "attention.norm_k.weight",
             "attention.to_out.weight",
-            "mlp_norm.weight",
+            "mlp.norm.weight",
             "mlp.gate_up.weight",
             "mlp.down_proj.weight",
         }
+
+
+@pytest.mark.parametrize(("precision", "in_place"), [(EXACT, True), (DIFFERENTIABLE, False)])
+def test_a_layer_overwrites_its_input_unless_gradients_need_it(
+    transformer: Transformer, precision: Precision, in_place: bool
+) -> None:
+    x, positions = random(1, 5, 64), Rotary(torch.ones(5, 8), torch.zeros(5, 8))
+    before = x.clone()
+    out, _ = transformer.generation.layers[0](x, positions, None, precision)
+    assert (out.data_ptr() == x.data_ptr()) is in_place
+    assert torch.equal(x, out if in_place else before)
+    expected, _ = transformer.generation.layers[0](before, positions, None)
+    assert torch.equal(out, expected)
+
+
+def test_gradients_reach_every_weight_of_a_layer(transformer: Transformer) -> None:
+    layer = copy.deepcopy(transformer.generation.layers[0]).requires_grad_()
+    positions = Rotary(torch.ones(5, 8), torch.zeros(5, 8))
+    layer(random(1, 5, 64), positions, None, DIFFERENTIABLE)[0].sum().backward()
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in layer.parameters())
 
 
 def test_text_sees_only_what_comes_before_it(transformer: Transformer) -> None:
@@ -111,11 +135,7 @@ def test_text_sees_only_what_comes_before_it(transformer: Transformer) -> None:
 
 def test_the_last_text_layer_holds_keys_and_values_only(transformer: Transformer) -> None:
     names = {name for name, _ in transformer.text.last.named_parameters()}
-    assert names == {
-        "attention_norm.weight",
-        "attention.to_kv.weight",
-        "attention.norm_k.weight",
-    }
+    assert names == {"norm.weight", "to_kv.weight", "norm_k.weight"}
 
 
 def test_picture_and_sound_hear_of_each_other_and_of_the_text(transformer: Transformer) -> None:
@@ -157,12 +177,14 @@ def test_heads_that_triton_cannot_load_whole_take_the_plain_path(
     monkeypatch: pytest.MonkeyPatch, head_dim: int, fused: bool
 ) -> None:
     calls: list[int] = []
+    nothing = torch.zeros(0)
     kernels = SimpleNamespace(
-        attention_inputs=lambda *_: calls.append(1), rms_norm=lambda x, weight, eps: x * weight.to(x.dtype) + eps
+        attention_inputs=lambda *_: calls.append(1) or (nothing, nothing, nothing),
+        rms_norm=lambda x, weight, eps: x * weight.to(x.dtype) + eps,
     )
-    monkeypatch.setattr(token_ops, "fused", lambda _: True)
-    monkeypatch.setattr(token_ops, "_kernels", lambda: kernels)
+    monkeypatch.setattr(dispatch, "fused", lambda _: True)
+    monkeypatch.setattr(dispatch, "kernels", lambda _: kernels)
     gain = torch.ones(head_dim)
     positions = Rotary(torch.ones(5, head_dim // 2), torch.zeros(5, head_dim // 2))
-    token_ops.attention_inputs(torch.ones(1, 5, 4 * head_dim), 1, token_ops.Norms(gain, gain, 0.0), positions, None)
+    token_ops.attention_inputs(torch.ones(1, 5, 4 * head_dim), 1, HeadNorms(gain, gain, 0.0), positions, None)
     assert bool(calls) is fused

@@ -9,7 +9,8 @@ import torch
 from diffusers import UniPCMultistepScheduler
 
 from cosmos3_models.checkpoint.configs import SchedulerConfig
-from cosmos3_models.sampling.sampler import UniPC, make_schedule
+from cosmos3_models.sampling.schedules import make_schedule
+from cosmos3_models.sampling.solver import UniPC
 
 STEPS = [1, 2, 3, 4, 10, 35, 50, 200]
 CONFIG = {

@@ -1,0 +1,154 @@
+"""The generation tower: noisy latents to velocities, attending to the text.
+
+b  batch           n  media tokens: video, time-major, then sound       c  latent channels
+d  hidden size     h, w  latent rows and columns                        t  latent frames
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from cosmos3_models.checkpoint.configs import TransformerConfig
+from cosmos3_models.kernels.token_ops import KeyValue, Rotary
+from cosmos3_models.shapes import LatentGrid
+from cosmos3_models.transformer.layers import Block
+from cosmos3_models.transformer.precision import EXACT, Precision
+from cosmos3_models.transformer.rms_norm import RMSNorm
+from cosmos3_models.transformer.step_cache import StepCache
+
+TIME_FREQUENCIES = 128
+
+
+class Streams(NamedTuple):
+    """What is denoised together: latents, velocities or noise."""
+
+    video: Tensor  # (b, c, t, h, w)
+    sound: Tensor | None = None  # (b, sound channels, sound frames)
+
+    @property
+    def present(self) -> list[Tensor]:
+        """Video, then sound if there is one."""
+        return [self.video] if self.sound is None else [self.video, self.sound]
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One prompt as the generation tower sees it, for one size of video."""
+
+    text: Sequence[KeyValue]  # one per layer
+    positions: Rotary  # of the media tokens
+
+
+class TimestepEmbedder(nn.Module):
+    """Sinusoid and two-layer MLP, kept in fp32: the timestep is the one input that bf16 would round visibly."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(2 * TIME_FREQUENCIES, config.hidden_size)
+        self.linear_2 = nn.Linear(config.hidden_size, config.hidden_size)
+        self.scale = config.timestep_scale
+
+    def forward(self, timestep: int | Tensor) -> Tensor:
+        """(d,) for one timestep of 0 to 1000, (b, 1, d) for a column (b, 1, 1) of them."""
+        device = self.linear_1.weight.device
+        index = torch.arange(TIME_FREQUENCIES, dtype=torch.float32, device=device)
+        angle = timestep * self.scale * torch.exp(-math.log(10_000) / TIME_FREQUENCIES * index)
+        return self.linear_2(F.silu(self.linear_1(torch.cat([angle.cos(), angle.sin()], dim=-1))))
+
+
+class GenerationTower(nn.Module):
+    """Runs once per sampler step and prompt. Media tokens attend to the text and to each other without a mask."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        d, patch = config.hidden_size, config.patch_latent_dim
+        self.patch_size = config.latent_patch_size
+        self.proj_in = nn.Linear(patch, d)
+        self.proj_out = nn.Linear(d, patch)
+        self.time_embedder = TimestepEmbedder(config)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
+        self.norm = RMSNorm(d, config.rms_norm_eps)
+        if config.sound_gen and config.sound_dim:
+            self.audio_proj_in = nn.Linear(config.sound_dim, d)
+            self.audio_proj_out = nn.Linear(d, config.sound_dim)
+            self.audio_modality_embed = nn.Parameter(torch.empty(d))
+
+    @property
+    def linears(self) -> list[nn.Linear]:
+        """The linears of all layers."""
+        return [module for module in self.layers.modules() if isinstance(module, nn.Linear)]
+
+    def forward(
+        self,
+        streams: Streams,
+        timestep: int | Tensor,
+        condition: Condition,
+        precision: Precision = EXACT,
+        cache: StepCache | None = None,
+    ) -> Streams:
+        """Predict the velocity, noise less data, of noisy latents.
+
+        Args:
+            streams: noisy latents of any float dtype; left as they are.
+            timestep: the noise level, 0 to 1000; one for all, or a column (b, 1, 1).
+            condition: keys and values of the text, and the positions of these streams' tokens.
+            cache: of this prompt and request, or None to compute every layer.
+
+        Returns:
+            Velocities in the model's dtype, shaped like ``streams``.
+        """
+        x = self._tokens(streams)
+        x = x + self.time_embedder(timestep).to(x.dtype)
+
+        def run(x: Tensor, layers: slice) -> Tensor:
+            for layer, text in zip(self.layers[layers], condition.text[layers], strict=True):
+                x = layer(x, condition.positions, text, precision)[0]
+            return x
+
+        x = self.norm(run(x, slice(None)) if cache is None else cache.run(x, run))
+        return self._velocities(x, streams)
+
+    def _tokens(self, streams: Streams) -> Tensor:
+        """(b, n, d)"""
+        dtype = self.proj_in.weight.dtype
+        tokens = [self.proj_in(patchify(streams.video.to(dtype), self.patch_size))]
+        if streams.sound is not None:
+            sound = rearrange(streams.sound.to(dtype), "b c n -> b n c")
+            tokens.append(self.audio_proj_in(sound) + self.audio_modality_embed)
+        return torch.cat(tokens, dim=1)
+
+    def _velocities(self, x: Tensor, streams: Streams) -> Streams:
+        """(b, n, d) to a velocity for each stream."""
+        grid = LatentGrid(*streams.video.shape[2:])
+        split = grid.patches(self.patch_size).cells
+        video = unpatchify(self.proj_out(x[:, :split]), grid, self.patch_size)
+        if streams.sound is None:
+            return Streams(video)
+        return Streams(video, rearrange(self.audio_proj_out(x[:, split:]), "b n c -> b c n"))
+
+
+def patchify(latents: Tensor, size: int) -> Tensor:
+    """(b, c, t, h, w) to tokens (b, n, size * size * c), channels fastest; odd edges get zeros below and right."""
+    height, width = latents.shape[-2:]
+    latents = F.pad(latents, (0, -width % size, 0, -height % size))
+    return rearrange(latents, "b c t (h p) (w q) -> b (t h w) (p q c)", p=size, q=size)
+
+
+def unpatchify(tokens: Tensor, grid: LatentGrid, size: int) -> Tensor:
+    """The inverse of ``patchify``, with the padded edges cut off."""
+    patches = grid.patches(size)
+    latents = rearrange(
+        tokens,
+        "b (t h w) (p q c) -> b c t (h p) (w q)",
+        t=patches.frames,
+        h=patches.height,
+        p=size,
+        q=size,
+    )
+    return latents[..., : grid.height, : grid.width]
