@@ -15,9 +15,9 @@ from answers import raw
 from fakes import fake_application, picklable
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from raw_requests import FUZZED, Raw, any_request, any_video, check_form
 from ray import serve
 from running_server import Server, program
-from test_fuzz import FUZZED, Raw, any_request, any_video, check_form
 
 from serve.app import AppArgs
 
