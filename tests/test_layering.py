@@ -1,9 +1,11 @@
 """Imports go one way, and importing does nothing."""
 
 import ast
+import json
 import subprocess
 import sys
 import tomllib
+from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
@@ -36,6 +38,9 @@ LINUX_ONLY = [
     "splice",
     "unshare",
 ]
+
+# Imported in this order. None of them needs torch.
+LIGHT = ["cosmos3_models", "serve.app", "serve.ingress.ingress", "serve.jobs.runner", "serve.graph.stages"]
 
 
 def imported_packages(path: Path) -> set[str]:
@@ -140,24 +145,44 @@ def test_only_a_stages_worker_touches_torch(path: Path) -> None:
     assert path.name == "worker.py" or "torch" not in imported_packages(path)
 
 
-@pytest.mark.parametrize(
-    "module", ["serve.app", "serve.ingress.ingress", "serve.jobs.runner", "serve.graph.stages", "cosmos3_models"]
-)
-def test_who_builds_or_drives_the_graph_starts_without_torch(module: str) -> None:
-    script = f"import sys, {module}; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", script], cwd=ROOT).returncode == 0
+@dataclass(frozen=True)
+class Imported:
+    """What was there after the modules had been imported one after the other in a new process."""
+
+    packages: dict[str, list[str]]
+    ray_started: bool
+    files: list[Path]
 
 
-@pytest.mark.parametrize("package", ["cosmos3_models", "serve.app"])
-def test_an_import_starts_and_writes_nothing(package: str, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory: pytest.TempPathFactory) -> Imported:
+    folder = tmp_path_factory.mktemp("home")
     script = (
-        f"import sys, threading, {package}\n"
-        "ray = sys.modules.get('ray')\n"
-        "assert ray is None or not ray.is_initialized(), 'Ray was started'\n"
-        "print(sorted(name for name in sys.modules if name in ('ray', 'fastapi')))\n"
+        "import importlib, json, sys\n"
+        "packages = {}\n"
+        f"for module in {LIGHT}:\n"
+        "    importlib.import_module(module)\n"
+        "    packages[module] = [name for name in ('fastapi', 'ray', 'torch') if name in sys.modules]\n"
+        "print(json.dumps({'packages': packages, 'ray_started': sys.modules['ray'].is_initialized()}))\n"
     )
-    environment = {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}
-    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    environment = {"PYTHONPATH": str(ROOT), "HOME": str(folder), "XDG_CACHE_HOME": str(folder)}
+    environment["PYTHONDONTWRITEBYTECODE"] = "1"
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == ("[]" if package == "cosmos3_models" else "['fastapi', 'ray']")
-    assert list(tmp_path.iterdir()) == []
+    return Imported(**json.loads(done.stdout), files=list(folder.iterdir()))
+
+
+def test_the_models_import_neither_ray_nor_fastapi(imported: Imported) -> None:
+    assert imported.packages["cosmos3_models"] == []
+
+
+@pytest.mark.parametrize("module", LIGHT)
+def test_building_and_driving_the_graph_imports_no_torch(imported: Imported, module: str) -> None:
+    assert "torch" not in imported.packages[module]
+
+
+def test_an_import_starts_and_writes_nothing(imported: Imported) -> None:
+    assert imported.packages["serve.app"] == ["fastapi", "ray"]
+    assert not imported.ray_started
+    assert imported.files == []
