@@ -9,6 +9,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable
 
+# One process a core, up to four because each needs 1 GB. Tests that share a server run in one process, in order.
+PYTEST := $(BIN)/pytest --numprocesses logical --maxprocesses 4 --dist loadgroup
+
 SIZE := 1.5 GB on disk; several GB more where PyTorch comes with CUDA.
 
 .PHONY: serve check test test-gpu lint
@@ -16,10 +19,10 @@ serve: $(VENV)/serve.installed
 	@$(BIN)/python -m serve $(CONFIG) $(PORT:%=--port %) $(CHECKPOINT:%=--checkpoint %)
 
 check: lint tests/node_modules
-	$(BIN)/pytest -m "not server and not faults and not gpu"
+	$(PYTEST) -m "not server and not faults and not gpu"
 
 test: lint tests/node_modules
-	$(BIN)/pytest
+	$(PYTEST)
 
 test-gpu: $(VENV)/test.installed
 	$(BIN)/pytest -m gpu

@@ -111,7 +111,8 @@ def test_a_place_that_cannot_be_written_is_refused_before_anything_is_submitted(
 ) -> None:
     done = run(fake.url, "a red ball", "-o", str(tmp_path / name))
     assert done.returncode == 1
-    assert done.stderr.startswith(f"error: --out: got {str(tmp_path / name)!r}, {told}")
+    assert done.stderr.startswith("error: --out: got ")
+    assert f", {told}" in done.stderr
     assert done.stderr.count("\n") == 1
     assert not fake.asked
     assert not list(tmp_path.iterdir())
