@@ -132,7 +132,7 @@ def test_a_direct_request_counts_from_its_arrival_to_its_end() -> None:
         note({"type": "progress", "stage": "denoiser", "step": 3, "steps": 10, "elapsed_s": 0.2})
         (job,) = requests.active()
         assert (job.status, job.stage, job.step) == ("in_progress", "denoiser", 3)
-        assert 0 < job.running_s < 1
+        assert 0 < job.running_s < 60
     assert requests.active() == []
     with pytest.raises(ValueError, match="broken"), requests.counted(COST, 10):
         raise ValueError("broken")

@@ -123,7 +123,7 @@ def test_a_client_that_goes_away_stops_the_denoise_and_the_next_request_starts(s
     events = server.handle.options(stream=True).stream.remote(REQUEST)
     first = next(iter(events))
     assert (first["stage"], first["step"]) == ("denoiser", 0)
-    assert time.monotonic() - gone < 2, "the 200 steps of the first request would take far longer"
+    assert time.monotonic() - gone < 30, "the 200 steps of the first request take minutes"
     assert list(events)[-1]["type"] == "video"
 
 
@@ -135,7 +135,7 @@ def test_a_cancelled_handle_call_stops_the_denoise(server: Server) -> None:
     abandoned.cancel()
     cancelled = time.monotonic()
     assert next(iter(server.handle.options(stream=True).stream.remote(REQUEST)))["step"] == 0
-    assert time.monotonic() - cancelled < 2
+    assert time.monotonic() - cancelled < 30, "200 steps take minutes"
 
 
 def test_one_request_decodes_while_the_next_denoises(server: Server) -> None:

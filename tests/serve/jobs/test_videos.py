@@ -232,7 +232,7 @@ def test_a_deleted_job_frees_the_denoiser_within_a_step(client: httpx.Client, se
     start = time.monotonic()
     client.delete(f"/videos/{video}")
     assert next(iter(server.handle.options(stream=True).stream.remote(REQUEST)))["step"] == 0
-    assert time.monotonic() - start < 3, "200 steps would take far longer"
+    assert time.monotonic() - start < 30, "200 steps take minutes"
     assert client.get(f"/videos/{video}").status_code == 404
 
 
