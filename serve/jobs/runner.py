@@ -238,7 +238,7 @@ class JobRunner:
         self._ended(claim, failed)
 
     def _ended(self, claim: Claim, failed: Sequence[FailedJob]) -> None:
-        """Count a job whose record this runner ended, or that the job is another runner's or was deleted."""
+        """Count a job that this runner failed, or that was deleted or claimed by another runner."""
         if failed:
             self._metrics.ended.failed(failed)
         else:
