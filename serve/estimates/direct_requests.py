@@ -1,4 +1,4 @@
-"""Requests whose clients wait for the video: the sync route's and handle calls'. No table knows them."""
+"""Requests of the sync route and of handle calls, which are not in the job table."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -10,7 +10,7 @@ from serve.schema import Progress
 
 
 class DirectRequests:
-    """Those of one process, as the estimates of stored jobs see them."""
+    """The direct requests of this process, as the estimates of stored jobs need them."""
 
     def __init__(self) -> None:
         self._requests: dict[object, ActiveJob] = {}
@@ -18,7 +18,7 @@ class DirectRequests:
 
     @contextmanager
     def counted(self, cost: Cost, steps: int) -> Iterator[Callable[[Progress], None]]:
-        """Count one request. What is yielded takes the progress events of its graph."""
+        """Count one request. Yields a function that takes the progress events of its graph."""
         request = object()
         self._requests[request] = ActiveJob(0, "queued", None, 0, steps, cost, 0.0)
 
@@ -34,7 +34,7 @@ class DirectRequests:
             self._started.pop(request, None)
 
     def active(self) -> list[ActiveJob]:
-        """All that have not ended, in order of arrival."""
+        """Return all that have not ended, in order of arrival."""
         now = time.monotonic()
         return [
             request._replace(running_s=now - self._started.get(key, now)) for key, request in self._requests.items()

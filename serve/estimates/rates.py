@@ -1,4 +1,4 @@
-"""Seconds that work takes, fitted to what finished jobs took."""
+"""Seconds of work, fitted to the times of completed jobs."""
 
 from collections.abc import Iterable, Sequence
 from itertools import combinations
@@ -8,14 +8,14 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-REACH = 16.0  # work so much larger than any that was measured is not estimated
-SIMPLER = 0.01  # a further part must bring the estimates so much nearer, as a share of the truth
+REACH = 16.0  # work that is larger than the largest measured one by more than this factor is not estimated
+SIMPLER = 0.01  # by how much a further part must reduce the relative error of the estimates
 ROUNDS = 6
-NEAR = 0.1  # smaller misses are noise and averaged; of larger ones the median counts
+NEAR = 0.1  # smaller relative errors are noise and averaged; of larger ones the median counts
 
 
 class Work(NamedTuple):
-    """What takes time: jobs begun, forward passes, floating-point operations."""
+    """What takes time: started jobs, forward passes, floating-point operations."""
 
     jobs: float
     passes: float
@@ -23,10 +23,10 @@ class Work(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """Work that took so long.
+    """Work and the seconds that it took.
 
     Attributes:
-        whole: operations of the whole of what the work is a part of.
+        whole: operations of the complete denoise or decode that the work is a part of.
     """
 
     work: Work
@@ -35,11 +35,11 @@ class Sample(NamedTuple):
 
 
 class Rate:
-    """Seconds of a job, of a pass and of an operation, each zero or more.
+    """Seconds per job, per pass and per operation, each zero or more.
 
-    Jobs differ in size by a factor of thousands, so what counts is how far an estimate is off as a share of the truth.
-    A job that is far off, because others slowed it, says little. All samples of about one size together count as much
-    as those of another. Where the samples are too alike to tell the parts apart, all time goes to the operations.
+    Jobs differ in size by a factor of thousands, so the fit reduces the relative error of the estimates. Outliers, such
+    as jobs slowed by others, count little. All samples of one size together weigh as much as those of another.
+    If the samples are too similar to separate the parts, all time is attributed to the operations.
     """
 
     def __init__(self, samples: Sequence[Sample]) -> None:
@@ -48,15 +48,16 @@ class Rate:
 
     @property
     def per_flop(self) -> float:
+        """Seconds per floating-point operation."""
         return float(self._rates[-1])
 
     def seconds(self, work: Work) -> float:
-        """What ``work`` takes; infinite where it is far more than was measured."""
+        """Return the seconds of ``work``; infinite if it is far larger than anything measured."""
         return float(self._rates @ work) if work.flops <= REACH * self.largest else inf
 
 
 def _fit(samples: Sequence[Sample]) -> NDArray[np.float64]:
-    """The best of all sets of parts; of nearly equal ones the one with the fewest."""
+    """Return the rates of the best set of parts; of nearly equal sets, the one with the fewest parts."""
     rows = np.array([np.array(sample.work) / sample.seconds for sample in samples])
     _, sizes, counts = np.unique([round(log2(sample.work.flops)) for sample in samples], False, True, True)
     shares = 1 / (counts[sizes] * len(counts))
@@ -65,7 +66,7 @@ def _fit(samples: Sequence[Sample]) -> NDArray[np.float64]:
 
 
 def _sets_of_parts(rows: NDArray[np.float64]) -> Iterable[list[int]]:
-    """Columns of ``Work`` that occur; those with the operations come first and win a tie."""
+    """Return sets of columns of ``Work`` that occur; those with the operations come first and win a tie."""
     occurring = [part for part in reversed(range(rows.shape[1])) if rows[:, part].any()]
     return (list(parts) for count in range(1, len(occurring) + 1) for parts in combinations(occurring, count))
 
@@ -73,9 +74,9 @@ def _sets_of_parts(rows: NDArray[np.float64]) -> Iterable[list[int]]:
 def _fit_parts(
     rows: NDArray[np.float64], shares: NDArray[np.float64], parts: list[int]
 ) -> tuple[float, NDArray[np.float64]] | None:
-    """How far this set is off and its rates, for ``rows @ rates`` near 1; None where one would be negative.
+    """Return the error and the rates of a set, for ``rows @ rates`` near 1; None if a rate would be negative.
 
-    Huber's regression, in which each row has its share, by reweighted least squares.
+    Huber regression with a weight for each row, by iteratively reweighted least squares.
     """
     scale = rows[:, parts].max(axis=0)
     scaled = rows[:, parts] / scale

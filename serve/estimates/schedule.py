@@ -1,4 +1,4 @@
-"""How long jobs will take, from what the last ones took."""
+"""When the active jobs will end, from the times of completed ones."""
 
 import heapq
 from collections import defaultdict
@@ -11,17 +11,17 @@ from serve.estimates.observed_jobs import ActiveJob, FinishedJob
 from serve.estimates.rates import Rate, Sample, Work
 from serve.graph.stage_names import DENOISER
 
-UNKNOWN_RETRY_S = 10  # while nothing was measured that could tell
-STEP_AGE_S = 0.5  # a step that is done may be known so much later
-LEAST_S = 1e-3  # two clocks may disagree on a stage that took no time
+UNKNOWN_RETRY_S = 10  # without an estimate
+STEP_AGE_S = 0.5  # by which the record of a step may be late
+LEAST_S = 1e-3  # of a stage: two clocks may disagree on one that took no time
 
 
 class Estimate(NamedTuple):
-    """Where a job stands.
+    """A job's place in the queue and the time to its completion.
 
     Attributes:
-        position: jobs that start before it, and itself; 0 once it runs.
-        eta_s: seconds until its video is there, or None while nothing was measured that could tell.
+        position: 1 starts next; 0 once it runs.
+        eta_s: seconds until its video is complete; None if no comparable job has completed.
     """
 
     position: int
@@ -29,13 +29,13 @@ class Estimate(NamedTuple):
 
 
 class Rates:
-    """What was measured, by kind: a model on a device, and of its denoise the approximation as well."""
+    """Measured times by kind: decodes by model and device, denoises by approximation as well."""
 
     def __init__(self, finished: Iterable[FinishedJob]) -> None:
         self._samples: dict[tuple[str, ...], list[Sample]] = defaultdict(list)
         for job in finished:
             denoise_s = job.stage_durations[DENOISER]
-            # A video that found the decoder busy was decoded after the one before it.
+            # If the decoder was busy, the video was decoded after the one before it.
             decode_s = max(LEAST_S, min(job.wall_s - denoise_s, job.after_last_s))
             self._add_denoise(job.cost, job.steps, job.steps, denoise_s)
             self._samples[("decode", job.cost.model)].append(Sample(_decode_work(job.cost), decode_s, job.cost.decode))
@@ -43,10 +43,11 @@ class Rates:
 
     @property
     def empty(self) -> bool:
+        """Whether no job has completed."""
         return not self._samples
 
     def with_running(self, active: Iterable[ActiveJob]) -> "Rates":
-        """These, and what is known of running jobs that are larger than any that has finished."""
+        """Return these rates, with samples of running jobs that are larger than any completed one."""
         larger = [job for job in active if _is_denoising(job) and job.step and job.cost and not self._covers(job)]
         if not larger:
             return self
@@ -55,33 +56,33 @@ class Rates:
             rates._samples[kind] = list(samples)
         for job in larger:
             assert job.cost is not None
-            # When it was looked at, half a step more was done on average.
+            # At a random moment, half of the next step is done on average.
             rates._add_denoise(job.cost, job.step + 0.5, job.steps, job.running_s)
         return rates
 
     def denoise(self, cost: Cost) -> Rate:
-        """Of this approximation or, before it has been measured, of all."""
+        """Return the rate of this approximation or, before it has been measured, of all."""
         exactly = ("denoise", cost.model, cost.mode)
         return self._rate(exactly if exactly in self._samples else ("denoise", cost.model))
 
     def denoise_s(self, cost: Cost | None, steps: int) -> float:
-        """Seconds of a whole denoise; infinite where nothing was measured that could tell."""
+        """Return the seconds of a whole denoise; infinite without a comparable sample."""
         if cost is None:
             return inf
         return self.denoise(cost).seconds(_denoise_work(cost, steps))
 
     def decode_s(self, cost: Cost | None) -> float:
-        """Seconds of all that follows the denoise; before that was measured, an operation takes as long in both."""
+        """Return the seconds after the denoise; before those are measured, at the denoiser's speed."""
         if cost is None:
             return inf
         measured = self._rate(("decode", cost.model)).seconds(_decode_work(cost))
         return measured if isfinite(measured) else self.denoise(cost).per_flop * cost.decode
 
     def remaining_s(self, job: ActiveJob) -> float:
-        """Seconds of denoise that a denoising job still needs.
+        """Return the remaining seconds of a running denoise.
 
-        The clock tells how far it is, between the step that is done and the next one; a job that is ahead of that or
-        behind it goes on at its own pace.
+        Between two recorded steps, its running time tells the progress. A job that is faster or slower than estimated
+        is expected to continue at its own pace.
         """
         whole = self.denoise_s(job.cost, job.steps)
         if job.cost is None or not isfinite(whole):
@@ -112,13 +113,14 @@ class Rates:
 class Schedule:
     """When the active jobs are expected to end.
 
-    The denoisers take what waits in order of arrival, as many at a time as are denoising now, and one video decoder
-    takes what they leave. Requests that their clients wait for do not wait in the table but before the denoisers, and
-    so come before the jobs that do.
+    The denoisers take waiting jobs in order of arrival, as many at a time as are denoising now, and one video decoder
+    takes their results. Requests of the sync route and of handle calls wait before the denoisers instead of in the
+    table, and so start before the jobs there.
 
     Args:
+        rates: measured times.
         active: jobs in order of arrival.
-        direct: requests that their clients wait for.
+        direct: requests of the sync route and of handle calls.
     """
 
     def __init__(self, rates: Rates, active: Sequence[ActiveJob], direct: Sequence[ActiveJob] = ()) -> None:
@@ -135,23 +137,23 @@ class Schedule:
         self._ends = self._decoded(denoised)
 
     def estimate(self, seq: int) -> Estimate:
-        """Of the active job ``seq``; nothing of one that is not."""
+        """Return the estimate of an active job; position 0 and no time for any other."""
         eta_s = self._ends.get(seq, inf)
         return Estimate(self._positions.get(seq, 0), eta_s if isfinite(eta_s) else None)
 
     @property
     def retry_after_s(self) -> int:
-        """Whole seconds until the first of the queued jobs is expected to start and leaves its place."""
+        """Whole seconds, at least 1, until the first queued job is expected to start and free its place."""
         return max(1, ceil(self._next_start_s)) if isfinite(self._next_start_s) else UNKNOWN_RETRY_S
 
     def _denoised_s(self, job: ActiveJob) -> float:
-        """When a running job's latents are there; they may have been for a while."""
+        """Return the seconds until a running job is denoised; zero or less if it already is."""
         if _is_denoising(job):
             return self._rates.remaining_s(job)
         return min(0.0, self._rates.denoise_s(job.cost, job.steps) - job.running_s)
 
     def _take(self, free: list[float], job: ActiveJob, denoised: list[tuple[float, ActiveJob]]) -> float:
-        """Give a job to the denoiser that is free first; when that is."""
+        """Assign a job to the denoiser that is free first; return when that is."""
         start = free[0]
         end = start + self._rates.denoise_s(job.cost, job.steps)
         heapq.heapreplace(free, end)
@@ -159,7 +161,7 @@ class Schedule:
         return start
 
     def _decoded(self, denoised: list[tuple[float, ActiveJob]]) -> dict[int, float]:
-        """When each job ends."""
+        """Return when each job ends, by ``seq``."""
         ends, free = {}, -inf
         for end, job in sorted(denoised, key=lambda each: each[0]):
             free = max(0.0, max(free, end) + self._rates.decode_s(job.cost))

@@ -222,6 +222,7 @@ class _Clock:
         self._last = now
 
     def progress(self, stage: str, step: int, steps: int) -> Progress:
+        """A progress event at this moment."""
         elapsed = round(time.perf_counter() - self._start, 3)
         return {"type": "progress", "stage": stage, "step": step, "steps": steps, "elapsed_s": elapsed}
 

@@ -1,4 +1,4 @@
-"""What the stages hand over. Nothing here needs PyTorch."""
+"""What the stages return. Nothing here needs PyTorch."""
 
 from dataclasses import dataclass
 
@@ -33,6 +33,7 @@ class DecodedVideo:
 
     @classmethod
     def of(cls, track: VideoTrack, frames: NDArray[np.uint8] | None = None) -> "DecodedVideo":
+        """The message for an encoded track and its pictures."""
         pictures = Artifact.of("thumbnail", track.thumbnail), Artifact.of("spritesheet", track.spritesheet)
         return cls(track.mp4, pictures, frames)
 

@@ -149,6 +149,7 @@ class Denoiser:
         return self._budget
 
     async def check_health(self) -> None:
+        """Raise ``Broken`` if the replica must be replaced; Serve calls this periodically."""
         self._worker.check()
 
     def _first_step_s(self, ids: PromptIds, params: GenerationParams) -> float:
@@ -188,6 +189,7 @@ class VideoDecoder:
         return await self._worker.run(lambda turn: self._decode(latents, params, arrays, turn), longest_s)
 
     async def check_health(self) -> None:
+        """Raise ``Broken`` if the replica must be replaced; Serve calls this periodically."""
         self._worker.check()
 
     def _warm_up(self) -> None:
@@ -200,19 +202,19 @@ class VideoDecoder:
         return _longest_s(video_decode_flops(self._decoder.config, LatentGrid(*latents.shape[2:])), self._device)
 
     def _decode(self, latents: NDArray[np.float32], params: GenerationParams, arrays: bool, turn: Turn) -> DecodedVideo:
-        kept, longest_s = [], self._longest_s(latents)
+        collected, longest_s = [], self._longest_s(latents)
 
         def chunks() -> Iterator[NDArray[np.uint8]]:
             for frames in self._decoder.frames(latents):
                 turn.raise_if_stopped()
                 turn.step(longest_s)
                 if arrays:
-                    kept.append(frames)
+                    collected.append(frames)
                 yield frames
 
         with VideoWriter(params.num_frames, params.height, params.width, params.fps) as writer:
             track = encode_chunks(writer, chunks())
-        return DecodedVideo.of(track, np.concatenate(kept) if arrays else None)
+        return DecodedVideo.of(track, np.concatenate(collected) if arrays else None)
 
 
 class SoundDecoder:
@@ -251,6 +253,7 @@ class SoundDecoder:
         return await self._worker.run(lambda _: self._decode(latents, arrays), longest_s)
 
     async def check_health(self) -> None:
+        """Raise ``Broken`` if the replica must be replaced; Serve calls this periodically."""
         if self._worker is not None:
             self._worker.check()
 

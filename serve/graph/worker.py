@@ -53,12 +53,15 @@ class Turn:
         self._since = time.monotonic()
 
     def stop(self) -> None:
+        """Ask the job to end before its next step."""
         self._stop.set()
 
     def stopped(self) -> bool:
+        """Tell whether the job must end."""
         return self._stop.is_set()
 
     def raise_if_stopped(self) -> None:
+        """Raise ``Stopped`` if the job must end."""
         if self.stopped():
             raise Stopped
 

@@ -48,11 +48,13 @@ class Database(Protocol):
         """Write while no other ``write_alone`` of any process runs."""
         ...
 
-    async def close(self) -> None: ...
+    async def close(self) -> None:
+        """Close the connections."""
+        ...
 
 
 def open_database(url: str) -> Database:
-    """Open the database at ``url``, which ``migrations.prepare`` has seen."""
+    """Open the database at ``url``, which ``migrations.prepare`` has prepared."""
     return Sqlite(url) if is_sqlite(url) else Postgresql(url)
 
 
@@ -152,6 +154,7 @@ def _unavailable() -> DatabaseUnavailable:
 
 
 def is_sqlite(database_url: str) -> bool:
+    """Tell whether the URL names an SQLite file."""
     return make_url(database_url).get_backend_name() == "sqlite"
 
 

@@ -116,6 +116,7 @@ class Job:
 
     @property
     def ended(self) -> bool:
+        """Whether it has completed or failed."""
         return self.status not in ACTIVE
 
     @property

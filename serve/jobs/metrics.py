@@ -21,10 +21,12 @@ class EndedJobs:
         self._ended = Counter("cosmos3_jobs_total", "Ended jobs by state.", ("state",))
 
     def completed(self, job: Job, **fields: Any) -> None:
+        """Count and log a completed job, with further fields for the log."""
         self._ended.inc(tags={"state": "completed"})
         log_job("completed", job.id, job.request_id, **fields)
 
     def failed(self, jobs: Iterable[FailedJob]) -> None:
+        """Count and log failed jobs by reason."""
         for job in jobs:
             code = job.outcome.code
             self._ended.inc(tags={"state": code})
@@ -59,15 +61,18 @@ class JobMetrics:
         self._bytes = Counter("cosmos3_stored_bytes_total", "Bytes of media stored.")
 
     def queued(self, jobs: int) -> None:
+        """Set the number of queued jobs."""
         self._queued.set(jobs)
 
     def started(self, started: Started) -> None:
+        """Count a started denoise: its wait if it is the job's first, a retry otherwise."""
         if started.attempts == 1:
             self._wait.observe(started.waited_s)
         else:
             self._retries.inc()
 
     def completed(self, job: Job, stage_durations: dict[str, float], stored_bytes: int) -> None:
+        """Count and log a completed job, its seconds by stage and its stored bytes."""
         self.ended.completed(
             job, bytes=stored_bytes, **{f"{stage}_s": seconds for stage, seconds in stage_durations.items()}
         )
@@ -77,9 +82,11 @@ class JobMetrics:
         self._bytes.inc(stored_bytes)
 
     def retried(self) -> None:
+        """Count a released job."""
         self._retries.inc()
 
     def revoked(self) -> None:
+        """Count a job that was taken from its runner."""
         self._stopped.inc()
 
 

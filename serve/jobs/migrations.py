@@ -45,10 +45,10 @@ FILES_OF_VERSION_2 = (
 
 
 def _list_of_artifacts(connection: Connection) -> None:
-    """Up to version 2 a row held what the names of its three files start with, and the sum of their sizes.
+    """Replace the common prefix of a row's three files, and the sum of their sizes, by a list of artifacts.
 
-    Both columns go: a process of the older release that still runs must not find them, or its sweep of files without
-    a record would remove the files of new rows.
+    Both columns are dropped: if a running process of the older release still found them, its sweep of files without a
+    record would remove the files of new rows.
     """
     connection.exec_driver_sql("ALTER TABLE jobs ADD COLUMN artifacts JSON")
     jobs = table("jobs", column("seq"), column("media"), column("artifacts", JSON))

@@ -19,7 +19,7 @@ def make_private_folder(folder: Path) -> None:
         path.mkdir(mode=FOLDER_MODE, exist_ok=True)
     mode = folder.stat().st_mode
     if mode & OTHERS:
-        logger.warning(f"{folder}: others may look into it (mode {mode & 0o777:o}); chmod 700 ends that.")
+        logger.warning(f"Other users can read {folder} (mode {mode & 0o777:o}); chmod 700 prevents it.")
 
 
 def make_private_file(file: Path) -> None:

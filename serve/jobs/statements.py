@@ -1,4 +1,4 @@
-"""The job table's statements. Their conditions say who may change what."""
+"""The job table's statements. Their conditions define which claim may change which row."""
 
 from collections.abc import Iterator
 from functools import cached_property
@@ -120,7 +120,7 @@ class Statements:
         return failed.returning(JOBS.c.id, JOBS.c.request_id)
 
     def reasons_to_fail(self) -> list[tuple[Outcome, ColumnElement[bool]]]:
-        """Return why an active job may not run again, and the condition of each reason."""
+        """Return the reasons for which an active job must not be retried, each with its condition."""
         return [
             (CANCELLED, JOBS.c.cancel_requested),
             (DEADLINE, JOBS.c.deadline_at <= Now()),

@@ -51,7 +51,7 @@ T = TypeVar("T")
 
 
 class JobTable:
-    """The jobs of one model, in a database that ``migrations.prepare`` has seen.
+    """The jobs of one model, in a database that ``migrations.prepare`` has prepared.
 
     Applications with other checkpoints may share the table: each one claims, counts, and fails for their attempts, only
     the jobs of its own model.

@@ -29,7 +29,7 @@ IDEMPOTENCY_KEY = r"^[ -~]{1,255}$"
 MAX_REQUEST_ID_CHARS = 255
 WATCH_PERIOD_S = 0.25
 SILENCE_S = 15.0  # proxies close connections that are silent for a minute or so
-RATES_PERIOD_S = 2.0  # the age at which the rates are read again
+RATES_PERIOD_S = 2.0  # between two reads of what completed jobs took
 EVENTS_OF_AN_ATTEMPT = 1000  # event numbers: steps from 0, then the stages after the denoiser
 STAGE_EVENTS = {stage: number for number, stage in enumerate(REPORTED[1:], start=500)}
 QUEUED_EVENT, LAST_EVENT = 998, 999
@@ -305,4 +305,4 @@ def _events(state: JobState, video: Video | None) -> Iterator[NumberedEvent]:
 
 
 def _unknown(video_id: str) -> NotFound:
-    return NotFound(f"video_id: got {video_id[:80]!r}, expected the id of a video that is kept here", "video_id")
+    return NotFound(f"video_id: got {video_id[:80]!r}, expected the id of a stored video", "video_id")

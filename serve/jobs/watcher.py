@@ -1,4 +1,4 @@
-"""One reader of the job table for all open streams of events."""
+"""One reader of the job table for all open event streams."""
 
 import asyncio
 import contextvars
@@ -35,6 +35,7 @@ class _Follower:
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def update(self, state: JobState | None) -> None:
+        """Take the state that was just read, and wake the stream if it reports a change."""
         if state is None or self.state is None or state.reported != self.state.reported:
             self.state = state
             self.changed.set()
@@ -55,7 +56,7 @@ class Watcher:
         self._task: asyncio.Task[None] | None = None
 
     async def follow(self, video_id: str, silence_s: float) -> AsyncGenerator[JobState | None, None]:
-        """Yield the job's state, and again when it changed; None after ``silence_s`` without a change.
+        """Yield the job's state now and after each change; None after ``silence_s`` seconds without one.
 
         Ends when the job is no longer in the table. While the database is unavailable nothing changes.
         """

@@ -453,4 +453,4 @@ def test_an_older_table_is_closed_and_a_folder_of_others_is_left_but_told(
     with local_client(tmp_path):
         assert (folder / "jobs.sqlite").stat().st_mode & 0o777 == 0o600
         assert folder.stat().st_mode & 0o777 == 0o755
-    assert f"{folder}: others may look into it (mode 755)" in caplog.text
+    assert f"Other users can read {folder} (mode 755)" in caplog.text

@@ -108,7 +108,7 @@ def test_the_openai_client_works_unmodified(sdk: openai.OpenAI, server: Server, 
     assert sdk.videos.list(limit=1, order="asc").data[0].id == video.id
     deleted = sdk.videos.delete(video.id)
     assert (deleted.id, deleted.deleted, deleted.object) == (video.id, True, "video.deleted")
-    with pytest.raises(openai.NotFoundError, match="expected the id of a video that is kept here"):
+    with pytest.raises(openai.NotFoundError, match="expected the id of a stored video"):
         sdk.videos.retrieve(video.id)
     with pytest.raises(openai.BadRequestError, match="model: got 'sora-2', expected 'tiny-cosmos3' or no model"):
         sdk.videos.create(prompt="x", model="sora-2")
