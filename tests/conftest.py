@@ -17,7 +17,7 @@ PARALLEL = "PYTEST_XDIST_WORKER" in os.environ
 if PARALLEL:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # else each process computes in as many threads as there are cores
 
-SERVER_FIXTURES = {"cluster", "browser", "launch", "two_nodes"}
+SERVER_FIXTURES = {"cluster", "browser", "launch", "two_nodes", "documented"}
 
 
 @pytest.fixture(scope="session")
@@ -31,12 +31,19 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return folder if folder.exists() else tiny.write_checkpoint(folder)
 
 
+def process_of(item: pytest.Item) -> str:
+    """The group of a server test. Each group runs in one process, so that a server never serves two tests at once."""
+    if item.get_closest_marker("faults"):
+        return "faults"
+    return "server" if {"cluster", "browser"} & set(getattr(item, "fixturenames", ())) else "launch"
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests that start a server or a browser, and those in tests/gpu; one process runs all of a marker."""
     for item in items:
         if SERVER_FIXTURES & set(getattr(item, "fixturenames", ())):
             item.add_marker("server")
-            item.add_marker(pytest.mark.xdist_group("faults" if item.get_closest_marker("faults") else "server"))
+            item.add_marker(pytest.mark.xdist_group(process_of(item)))
         if item.path.is_relative_to(Path(__file__).parent / "gpu"):
             item.add_marker("gpu")
 
@@ -44,7 +51,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print the relative errors against the references, and what was counted under faults and load."""
     for report in terminalreporter.getreports("passed"):
-        case = report.nodeid.rpartition("::")[2].removesuffix("@server").removesuffix("@faults")
+        case = report.nodeid.rpartition("::")[2].partition("@")[0]
         case = case.rpartition("[")[2].rstrip("]")
         for name, figures in report.user_properties if report.when == "call" else ():
             shown = (
