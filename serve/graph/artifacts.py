@@ -15,7 +15,10 @@ MEDIA_TYPES: dict[ArtifactName, str] = {
     "thumbnail": "image/jpeg",
     "spritesheet": "image/jpeg",
 }
-"""Every artifact that a request can have, and what its bytes are."""
+"""Every artifact that a request can have, and its media type."""
+
+EXTENSIONS = {"video/mp4": ".mp4", "image/jpeg": ".jpg"}
+"""What the names of files end in, by media type."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,11 @@ class Artifact:
     def of(cls, name: ArtifactName, data: bytes) -> "Artifact":
         """The artifact with the media type that belongs to its name."""
         return cls(name, MEDIA_TYPES[name], data)
+
+    @property
+    def extension(self) -> str:
+        """What its file's name ends in, such as ``.jpg``."""
+        return EXTENSIONS[self.media_type]
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,6 @@ from serve.graph.artifacts import Artifact
 
 ACTIVE = ("queued", "in_progress")
 
-EXTENSIONS = {"video/mp4": ".mp4", "image/jpeg": ".jpg"}
-
 
 @dataclass(frozen=True)
 class JobSettings:
@@ -50,13 +48,7 @@ class StoredArtifact(NamedTuple):
     def of(cls, artifact: Artifact, prefix: str) -> "StoredArtifact":
         """The entry for an artifact whose file's name starts with ``prefix``."""
         kind = "" if artifact.name == "video" else f".{artifact.name}"
-        file = f"{prefix}{kind}{EXTENSIONS[artifact.media_type]}"
-        return cls(artifact.name, artifact.media_type, len(artifact.data), file)
-
-    @property
-    def token(self) -> str:
-        """The token of the claim that stored the file."""
-        return token_of(self.file)
+        return cls(artifact.name, artifact.media_type, len(artifact.data), f"{prefix}{kind}{artifact.extension}")
 
     @property
     def suffix(self) -> str:

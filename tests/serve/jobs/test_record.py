@@ -10,6 +10,7 @@ import pytest
 from local_api import URL, LocalClient, local_client
 
 from cosmos3_models.params import MAX_SEED
+from serve.graph.artifacts import EXTENSIONS, MEDIA_TYPES
 from serve.http.routes import timing_headers
 from serve.schema import ListQuery
 
@@ -220,6 +221,13 @@ def test_metadata_belongs_to_the_request_that_an_idempotency_key_names(client: L
     first = record(client, key, metadata={"a": "1", "b": "2"})
     assert record(client, key, metadata={"b": "2", "a": "1"}) == first
     assert client.post("/v1/videos", json=SMALL | {"metadata": {"a": "2"}}, headers=key).status_code == 409
+
+
+def test_the_document_names_every_artifact(client: LocalClient) -> None:
+    content = client.get("/openapi.json").json()["paths"]["/v1/videos/{video_id}/content"]["get"]
+    (variant,) = [parameter["schema"] for parameter in content["parameters"] if parameter["name"] == "variant"]
+    assert (variant["enum"], variant["default"]) == (list(MEDIA_TYPES), "video")
+    assert set(content["responses"]["200"]["content"]) == set(MEDIA_TYPES.values()) == set(EXTENSIONS)
 
 
 def test_the_document_names_every_filter(client: LocalClient) -> None:
