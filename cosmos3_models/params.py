@@ -1,14 +1,16 @@
-"""What a caller may ask for, with every limit in one place."""
+"""What a caller may ask for: every field of a video with its type, limits, default, reason and description.
 
-import re
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal, Self, get_args
+Whatever else knows a field derives it from here (``fields.py``) or is compared with it by a test: the defaults of
+checkpoints, HTTP requests and records, the command line, the page's form, the documentation.
+"""
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import ErrorDetails
+from typing import Annotated, Any, Literal, Self, get_args
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from cosmos3_models import shapes
 from cosmos3_models.errors import InvalidInput
+from cosmos3_models.fields import CheckedModel, Number, Why, optional, with_fields
 
 SigmaSchedule = Literal["flow", "phyai", "karras", "checkpoint"]
 ApproximationName = Literal["fp8_linears", "fp8_attention", "step_cache"]
@@ -20,31 +22,10 @@ MAX_FRAMES = 1201
 MAX_STEPS = 200
 MAX_SEED = 2**32 - 1
 
-# The reason behind each field's rule, for the error text.
-WHY = {
-    "prompt": f"the prompt is text of 1 to {MAX_PROMPT_CHARS} characters that describes the video",
-    "negative_prompt": f"it is text of at most {MAX_PROMPT_CHARS} characters that describes what to avoid",
-    "num_frames": f"a video has 1 to {MAX_FRAMES} frames",
-    "height": f"a picture is {shapes.PIXELS_PER_LATENT} to {MAX_SIDE} pixels high",
-    "width": f"a picture is {shapes.PIXELS_PER_LATENT} to {MAX_SIDE} pixels wide",
-    "fps": "the model knows 1 to 60 frames per second",
-    "num_inference_steps": f"the sampler takes 1 to {MAX_STEPS} steps",
-    "guidance_scale": "1 switches guidance off and more than 20 only saturates the picture",
-    "flow_shift": "the shift divides the noise schedule, so it is positive and finite",
-    "seed": "the noise generator takes an unsigned 32-bit seed",
-    "generate_sound": "sound is either generated or not",
-    "append_metadata": "the sentences about length and size are either appended or not",
-    "sigma_schedule": "these are the noise schedules there are",
-    "fp8_linears": "matrix products are either in fp8 or not",
-    "fp8_attention": "attention is either in fp8 or not",
-    "step_cache": "the threshold is a share of a change, and 0 switches the cache off",
-    "allowed": "these are the approximations there are",
-}
-
 
 def _check_text(value: str) -> str:
     if not value.strip():
-        raise InvalidInput("prompt", value, "some text", WHY["prompt"])
+        raise InvalidInput("prompt", value, "some text", GenerationParams.reasons["prompt"])
     return value
 
 
@@ -73,62 +54,29 @@ def _check_side(value: int) -> int:
     return value
 
 
-def _plain_number(value: object) -> object:
-    """Refuse what pydantic takes for a number and nobody writes as one: true, "1_000", " 5 ", "nan"."""
-    if isinstance(value, bool) or (isinstance(value, str) and not NUMBER_TEXT.fullmatch(value)):
-        raise ValueError("a number")
-    return value
-
-
-NUMBER_TEXT = re.compile(r"-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?")
-Number = BeforeValidator(_plain_number)
 Text = Annotated[str, Field(max_length=MAX_PROMPT_CHARS)]
-Prompt = Annotated[Text, AfterValidator(_check_text)]
-Frames = Annotated[int, Number, Field(ge=1, le=MAX_FRAMES), AfterValidator(_check_frames)]
-Side = Annotated[int, Number, Field(ge=shapes.PIXELS_PER_LATENT, le=MAX_SIDE), AfterValidator(_check_side)]
-FrameRate = Annotated[float, Number, Field(ge=1, le=60)]
-Steps = Annotated[int, Number, Field(ge=1, le=MAX_STEPS)]
-Guidance = Annotated[float, Number, Field(ge=1, le=20)]
-Shift = Annotated[float, Number, Field(ge=0.01, le=100)]
-CacheThreshold = Annotated[float, Number, Field(ge=0, le=1)]
-Seed = Annotated[int, Number, Field(ge=0, le=MAX_SEED)]
-
-
-class CheckedModel(BaseModel):
-    """A frozen model without unknown fields whose constructor raises ``InvalidInput``.
-
-    Attributes:
-        reasons: why each field has its rule, for the error text. A class with a field that is not in it is an error.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    reasons: ClassVar[Mapping[str, str]] = WHY
-
-    @classmethod
-    def __pydantic_init_subclass__(cls, **_: Any) -> None:
-        if missing := set(cls.model_fields) - set(cls.reasons):
-            raise TypeError(f"{cls.__name__}.reasons: got none for {sorted(missing)}, expected one for each field")
-
-    def __init__(self, /, **fields: Any) -> None:  # the slash, so that a client's field may be called self
-        try:
-            super().__init__(**fields)
-        except ValidationError as error:
-            raise _invalid_input(error.errors()[0], type(self)) from None
+Side = Annotated[int, Field(ge=shapes.PIXELS_PER_LATENT, le=MAX_SIDE), Number, AfterValidator(_check_side)]
 
 
 class Approximation(CheckedModel):
-    """What a request lets the denoiser give up for speed; by default nothing. The parts compose freely.
+    """What a request lets the denoiser give up for speed; by default nothing. The parts compose freely."""
 
-    Attributes:
-        fp8_linears: matrix products of the generation tower in fp8. Hopper or newer.
-        fp8_attention: its attention in fp8. Hopper or newer, heads of 128 channels.
-        step_cache: a step reuses the last one's work behind the first layer where that layer's change has moved by
-            less than this share of itself; 0 never does.
-    """
-
-    fp8_linears: bool = False
-    fp8_attention: bool = False
-    step_cache: CacheThreshold = 0.0
+    fp8_linears: Annotated[
+        bool,
+        Field(description="compute the generation tower's matrix products in fp8; not exact, needs Hopper or newer"),
+        Why("matrix products are either in fp8 or not"),
+    ] = False
+    fp8_attention: Annotated[
+        bool,
+        Field(description="compute attention in fp8; not exact, needs Hopper or newer and heads of 128 channels"),
+        Why("attention is either in fp8 or not"),
+    ] = False
+    step_cache: Annotated[
+        float,
+        Field(ge=0, le=1, description="reuse a step whose first layer changes by less than this share; 0: exact"),
+        Number,
+        Why("the threshold is a share of a change, and 0 switches the cache off"),
+    ] = 0.0
 
     @property
     def label(self) -> str:
@@ -141,39 +89,83 @@ class Approximation(CheckedModel):
 
 
 class GenerationParams(Approximation):
-    """One video to make, and what may be given up for speed. Defaults are NVIDIA's for Cosmos3-Nano, and exact.
-
-    Attributes:
-        prompt: what the video shows; plain text or a JSON object of the model's structured captions.
-        negative_prompt: what to avoid. ``None`` is the default structured one, ``""`` an empty one.
-        num_frames: 4k + 1.
-        height, width: pixels, multiples of 16 (of 32 to waste no tokens).
-        fps: frames per second, 1 to 60; also paces the temporal positions.
-        num_inference_steps: steps of the sampler.
-        guidance_scale: weight of the prompt against the negative one; 1 runs the prompt alone.
-        flow_shift: how much the ``flow`` and ``phyai`` schedules favour high noise.
-        sigma_schedule: ``flow`` (official), ``phyai``, ``karras`` or ``checkpoint`` (scheduler_config.json).
-        seed: fixes the noise, and with it the video.
-        generate_sound: also make a synchronised stereo sound track.
-        append_metadata: tell the model length, frame rate and size at the end of the prompt.
+    """One video to make; each field's description says what it is. Defaults are NVIDIA's for Cosmos3-Nano, and exact.
 
     Raises:
-        InvalidInput: naming the field, what came, what was expected and why.
+        InvalidInput: names the field, the value, what was expected and why.
     """
 
-    prompt: Prompt
-    negative_prompt: Text | None = None
-    num_frames: Frames = 189
-    height: Side = 720
-    width: Side = 1280
-    fps: FrameRate = 24.0
-    num_inference_steps: Steps = 35
-    guidance_scale: Guidance = 6.0
-    flow_shift: Shift = 10.0
-    sigma_schedule: SigmaSchedule = "flow"
-    seed: Seed = 42
-    generate_sound: bool = False
-    append_metadata: bool = True
+    prompt: Annotated[
+        Text,
+        Field(description="what the video shows: text, or a JSON object of the model's structured captions"),
+        AfterValidator(_check_text),
+        Why(f"the prompt is text of 1 to {MAX_PROMPT_CHARS} characters that describes the video"),
+    ]
+    negative_prompt: Annotated[
+        Text | None,
+        Field(description='what to avoid; absent: a structured default, "": nothing'),
+        Why(f"it is text of at most {MAX_PROMPT_CHARS} characters that describes what to avoid"),
+    ] = None
+    num_frames: Annotated[
+        int,
+        Field(ge=1, le=MAX_FRAMES, description="number of frames, 4k + 1"),
+        Number,
+        AfterValidator(_check_frames),
+        Why(f"a video has 1 to {MAX_FRAMES} frames"),
+    ] = 189
+    height: Annotated[
+        Side,
+        Field(description="height in pixels, a multiple of 16"),
+        Why(f"a picture is {shapes.PIXELS_PER_LATENT} to {MAX_SIDE} pixels high"),
+    ] = 720
+    width: Annotated[
+        Side,
+        Field(description="width in pixels, a multiple of 16"),
+        Why(f"a picture is {shapes.PIXELS_PER_LATENT} to {MAX_SIDE} pixels wide"),
+    ] = 1280
+    fps: Annotated[
+        float,
+        Field(ge=1, le=60, description="frames per second"),
+        Number,
+        Why("the model knows 1 to 60 frames per second"),
+    ] = 24.0
+    num_inference_steps: Annotated[
+        int,
+        Field(ge=1, le=MAX_STEPS, description="steps of the sampler"),
+        Number,
+        Why(f"the sampler takes 1 to {MAX_STEPS} steps"),
+    ] = 35
+    guidance_scale: Annotated[
+        float,
+        Field(ge=1, le=20, description="weight of the prompt against the negative prompt; 1 switches guidance off"),
+        Number,
+        Why("1 switches guidance off and more than 20 only saturates the picture"),
+    ] = 6.0
+    flow_shift: Annotated[
+        float,
+        Field(ge=0.01, le=100, description="how much the schedules flow and phyai favour high noise"),
+        Number,
+        Why("the shift divides the noise schedule, so it is positive and finite"),
+    ] = 10.0
+    sigma_schedule: Annotated[
+        SigmaSchedule,
+        Field(description="noise schedule: NVIDIA's (flow), or the one in scheduler_config.json (checkpoint)"),
+        Why("these are the noise schedules there are"),
+    ] = "flow"
+    seed: Annotated[
+        int,
+        Field(ge=0, le=MAX_SEED, description="fixes the noise, and with it the video"),
+        Number,
+        Why("the noise generator takes an unsigned 32-bit seed"),
+    ] = 42
+    generate_sound: Annotated[
+        bool, Field(description="make a stereo sound track as well"), Why("sound is either generated or not")
+    ] = False
+    append_metadata: Annotated[
+        bool,
+        Field(description="append length, frame rate and size to the prompt"),
+        Why("the sentences about length and size are either appended or not"),
+    ] = True
 
     @property
     def pixel_frames(self) -> int:
@@ -182,10 +174,15 @@ class GenerationParams(Approximation):
 
     @property
     def grid(self) -> shapes.LatentGrid:
-        """That of its latents."""
+        """The grid of its video latents."""
         return shapes.LatentGrid.of_video(self.num_frames, self.height, self.width)
 
 
+OF_A_REQUEST = ("prompt", "negative_prompt", "seed", "generate_sound", "append_metadata")
+"""Fields for which no checkpoint has a default of its own."""
+
+
+@with_fields(optional(GenerationParams, without=OF_A_REQUEST))
 class GenerationDefaults(BaseModel):
     """A checkpoint's own defaults (``generation_config.json``), in the names of ``GenerationParams``.
 
@@ -194,30 +191,23 @@ class GenerationDefaults(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    num_frames: Frames | None = None
-    height: Side | None = None
-    width: Side | None = None
-    fps: FrameRate | None = None
-    num_inference_steps: Steps | None = None
-    guidance_scale: Guidance | None = None
-    flow_shift: Shift | None = None
-    sigma_schedule: SigmaSchedule | None = None
-    fp8_linears: bool | None = None
-    fp8_attention: bool | None = None
-    step_cache: CacheThreshold | None = None
-
     @property
     def approximation(self) -> Approximation:
+        """What the checkpoint gives up for speed by default."""
         return Approximation(**self.model_dump(include=set[str](APPROXIMATIONS), exclude_none=True))
 
     @model_validator(mode="after")
     def _both_sides(self) -> Self:
-        if (self.height is None) != (self.width is None):
+        if len({"height", "width"} & set(self.model_dump(exclude_none=True))) == 1:
             raise ValueError("height and width come together")
         return self
 
     def params(self, **given: Any) -> GenerationParams:
-        """``given`` over these defaults over those of ``GenerationParams``."""
+        """``given`` over these defaults over those of ``GenerationParams``.
+
+        Raises:
+            InvalidInput: a given value is invalid.
+        """
         return GenerationParams(**(self.model_dump(exclude_none=True) | given))
 
 
@@ -225,12 +215,13 @@ class ApproximationPolicy(Approximation):
     """What a server's requests give up for speed unless they say otherwise, and what they may give up.
 
     Fields that are not given are the checkpoint's defaults. What is not allowed is off whatever the checkpoint says.
-
-    Attributes:
-        allowed: the approximations that a request may ask for.
     """
 
-    allowed: tuple[ApproximationName, ...] = APPROXIMATIONS
+    allowed: Annotated[
+        tuple[ApproximationName, ...],
+        Field(description="the approximations that a request may ask for"),
+        Why("these are the approximations there are"),
+    ] = APPROXIMATIONS
 
     @model_validator(mode="after")
     def _keep_to_allowed(self) -> Self:
@@ -243,7 +234,7 @@ class ApproximationPolicy(Approximation):
         return defaults.model_copy(update=self.model_dump(exclude_unset=True, exclude={"allowed"}) | forbidden)
 
     def check(self, asked: Approximation) -> None:
-        """Raise ``InvalidInput`` for what is not allowed."""
+        """Raise ``InvalidInput`` for an approximation that is not allowed."""
         for name in APPROXIMATIONS:
             got, off = getattr(asked, name), getattr(EXACTLY, name)
             if name not in self.allowed and got != off:
@@ -269,37 +260,3 @@ def check_device(approximation: Approximation, device: str) -> None:
     for field in ("fp8_linears", "fp8_attention"):
         if device == "cpu" and getattr(approximation, field):
             raise InvalidInput(field, True, "false", "the model runs on CPUs here, which have no fp8 tensor cores")
-
-
-# How pydantic's messages begin, and how a noun in their place does.
-STARTS = (
-    ("Input should be ", ""),
-    ("Value error, ", ""),
-    ("String should match pattern ", "text to match pattern "),
-    ("String should have ", "text of "),
-    ("Dictionary should have ", ""),
-)
-
-
-def expected_by_pydantic(message: str) -> str:
-    """What pydantic would have accepted, as a noun."""
-    for start, noun in STARTS:
-        if message.startswith(start):
-            return noun + message.removeprefix(start)
-    return message
-
-
-def _invalid_input(error: ErrorDetails, model: type[CheckedModel]) -> InvalidInput:
-    """The first thing that pydantic found, in our one form."""
-    original = error.get("ctx", {}).get("error")
-    param = str(error["loc"][0]) if error["loc"] else "request"
-    if isinstance(original, InvalidInput):
-        named = param if original.param == "size" else original.param
-        return InvalidInput(named, original.got, original.expected, original.why)
-    if error["type"] == "extra_forbidden":
-        known = ", ".join(model.model_fields)
-        return InvalidInput(param, error["input"], f"one of the fields {known}", "this field is unknown")
-    why = model.reasons[param]
-    if error["type"] == "missing":
-        return InvalidInput(param, None, "a value", why)
-    return InvalidInput(param, error["input"], expected_by_pydantic(error["msg"]), why)

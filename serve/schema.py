@@ -3,31 +3,15 @@
 import hashlib
 import json
 import secrets
-from typing import Annotated, Any, ClassVar, Literal, NotRequired, TypedDict
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, BeforeValidator, Field
 
 from cosmos3_models import GenerationParams, InvalidInput
-from cosmos3_models.params import (
-    MAX_SEED,
-    WHY,
-    CacheThreshold,
-    CheckedModel,
-    FrameRate,
-    Frames,
-    GenerationDefaults,
-    Guidance,
-    Number,
-    Prompt,
-    Seed,
-    Shift,
-    Side,
-    SigmaSchedule,
-    Steps,
-    Text,
-)
+from cosmos3_models.fields import CheckedModel, Number, Why, optional, unchecked, with_fields
+from cosmos3_models.params import MAX_SEED, GenerationDefaults
 from cosmos3_models.shapes import nearest_frame_counts
 from serve.errors import invalid_input_refused
 
@@ -42,62 +26,39 @@ MAX_TIME = 253_402_300_799  # the end of the year 9999
 MetadataKey = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:-]{1,64}$")]
 MetadataValue = Annotated[str, Field(max_length=512, pattern=r"^[^\x00]*$")]  # PostgreSQL compares no text with NUL
 Metadata = Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)]
+OF_METADATA = Why(
+    "a video has up to 16 texts of up to 512 characters, under names of up to 64 letters, digits and _.:-"
+)
 Status = Literal["queued", "in_progress", "completed", "failed"]
-Time = Annotated[int, Number, Field(ge=0, le=MAX_TIME)]
-
-OF_LISTS = {
-    "after": "a page begins after a video, which is named by its id",
-    "limit": "a page holds 1 to 100 videos",
-    "order": "videos are listed from the oldest or from the newest",
-    "status": "these are the states of a video",
-    "created_after": "times are whole seconds since 1970, up to the year 9999",
-    "created_before": "times are whole seconds since 1970, up to the year 9999",
-    "metadata": "a video has up to 16 texts of up to 512 characters, under names of up to 64 letters, digits and _.:-",
-}
-OF_REQUESTS = WHY | {
-    "model": "a model is chosen by its name",
-    "size": "a size is its width, an x and its height, in pixels",
-    "seconds": "a length is at most four digits of seconds, with up to six more behind a decimal point",
-    "metadata": OF_LISTS["metadata"],
-}
+Time = Annotated[int, Field(ge=0, le=MAX_TIME), Number]
+OF_TIMES = Why("times are whole seconds since 1970, up to the year 9999")
 
 
+@with_fields(optional(GenerationParams))
 class VideoRequest(CheckedModel):
-    """The body of a request; an absent field is the served checkpoint's default.
+    """The body of a request; an absent field is the served checkpoint's default, and an absent seed is drawn.
 
-    Attributes:
-        prompt: what the video shows.
-        model: the served model's name, or nothing.
-        size: ``"WIDTHxHEIGHT"`` in pixels; or ``width`` and ``height``.
-        seconds: length, rounded to the nearest 4k + 1 frames; or ``num_frames``.
-        seed: drawn if it is absent.
-        metadata: up to 16 texts under names of the client's own, by which lists can be filtered.
-
-    The other fields are those of ``cosmos3_models.GenerationParams``.
+    The fields that follow these are those of ``cosmos3_models.GenerationParams``.
     """
 
-    reasons: ClassVar = OF_REQUESTS
-
-    prompt: Prompt
-    model: str | None = None
-    size: Annotated[str, Field(pattern=r"^[1-9][0-9]{0,4}x[1-9][0-9]{0,4}$", examples=["1280x720"])] | None = None
-    width: Side | None = None
-    height: Side | None = None
-    seconds: Annotated[str, BeforeValidator(_number_text), Field(pattern=r"^[0-9]{1,4}(\.[0-9]{1,6})?$")] | None = None
-    num_frames: Frames | None = None
-    fps: FrameRate | None = None
-    negative_prompt: Text | None = None
-    num_inference_steps: Steps | None = None
-    guidance_scale: Guidance | None = None
-    flow_shift: Shift | None = None
-    sigma_schedule: SigmaSchedule | None = None
-    seed: Seed | None = None
-    generate_sound: bool | None = None
-    append_metadata: bool | None = None
-    fp8_linears: bool | None = None
-    fp8_attention: bool | None = None
-    step_cache: CacheThreshold | None = None
-    metadata: Metadata | None = None
+    model: Annotated[
+        str | None, Field(description="the served model's name, or nothing"), Why("a model is chosen by its name")
+    ] = None
+    size: Annotated[
+        Annotated[str, Field(pattern=r"^[1-9][0-9]{0,4}x[1-9][0-9]{0,4}$", examples=["1280x720"])] | None,
+        Field(description="WIDTHxHEIGHT in pixels, instead of width and height"),
+        Why("a size is its width, an x and its height, in pixels"),
+    ] = None
+    seconds: Annotated[
+        Annotated[str, Field(pattern=r"^[0-9]{1,4}(\.[0-9]{1,6})?$"), BeforeValidator(_number_text)] | None,
+        Field(description="length, rounded to the nearest 4k + 1 frames, instead of num_frames"),
+        Why("a length is at most four digits of seconds, with up to six more behind a decimal point"),
+    ] = None
+    metadata: Annotated[
+        Metadata | None,
+        Field(description="up to 16 texts under names of your own, by which lists can be filtered"),
+        OF_METADATA,
+    ] = None
 
     def params(self, defaults: GenerationDefaults) -> GenerationParams:
         """The complete request over a checkpoint's defaults, with a seed drawn if none is given.
@@ -105,36 +66,41 @@ class VideoRequest(CheckedModel):
         Raises:
             InvalidInput: fields that contradict each other, or a size or length that the model cannot make.
         """
-        given = self.model_dump(exclude_none=True, exclude={"model", "size", "seconds", "metadata"})
+        given = {name: value for name, value in self.given.items() if name in GenerationParams.model_fields}
         given.setdefault("seed", secrets.randbelow(MAX_SEED + 1))
-        given |= self._picture_size()
+        given |= self._picture_size(given.get("width"), given.get("height"))
         if self.seconds is not None:
-            if self.num_frames is not None:
-                raise _conflict("seconds", self.seconds, "num_frames", self.num_frames)
-            fps = self.fps or defaults.params(prompt=self.prompt).fps
+            if "num_frames" in given:
+                raise _conflict("seconds", self.seconds, "num_frames", given["num_frames"])
+            fps = given.get("fps") or defaults.params(prompt="-").fps
             given["num_frames"] = _nearest_frame_count(float(self.seconds) * fps)
         return defaults.params(**given)
 
     def record(self, params: GenerationParams) -> dict[str, Any]:
-        """The fields of a record that tell what was asked for."""
+        """The request's fields of a record."""
         return described(params, self.seconds, self.metadata)
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The fields that were given, by name."""
+        return self.model_dump(exclude_none=True)
 
     @property
     def fingerprint(self) -> str:
         """A hash of the fields that were given; a repeated request has the same one, whatever seed is drawn."""
-        fields = json.dumps(self.model_dump(exclude_none=True), sort_keys=True)
-        return hashlib.sha256(fields.encode()).hexdigest()
+        return hashlib.sha256(json.dumps(self.given, sort_keys=True).encode()).hexdigest()
 
-    def _picture_size(self) -> dict[str, int]:
-        if (self.width is None) != (self.height is None):
-            one = "width" if self.height is None else "height"
-            raise InvalidInput(one, getattr(self, one), "both width and height", "a size has two sides")
+    def _picture_size(self, width: int | None, height: int | None) -> dict[str, int]:
+        """The sides that ``size`` names, checked against those that were given."""
+        if (width is None) != (height is None):
+            one, got = ("width", width) if height is None else ("height", height)
+            raise InvalidInput(one, got, "both width and height", "a size has two sides")
         if self.size is None:
             return {}
-        width, height = map(int, self.size.split("x"))
-        if self.width is not None and (self.width, self.height) != (width, height):
-            raise _conflict("size", self.size, "width and height", f"{self.width}x{self.height}")
-        return {"width": width, "height": height}
+        sides = tuple(map(int, self.size.split("x")))
+        if width is not None and (width, height) != sides:
+            raise _conflict("size", self.size, "width and height", f"{width}x{height}")
+        return {"width": sides[0], "height": sides[1]}
 
 
 def read_request(fields: dict[str, Any]) -> VideoRequest:
@@ -150,15 +116,23 @@ def read_request(fields: dict[str, Any]) -> VideoRequest:
 class ListQuery(CheckedModel):
     """Which videos a page shows, in order of arrival. All filters that are given must match."""
 
-    reasons: ClassVar = OF_LISTS
-
-    after: Annotated[str | None, Field(description="id of the last video of the page before")] = None
-    limit: Annotated[int, Number, Field(ge=1, le=100)] = 20
-    order: Literal["asc", "desc"] = "desc"
-    status: Status | None = None
-    created_after: Annotated[Time | None, Field(description="seconds since the epoch: at this time or later")] = None
-    created_before: Annotated[Time | None, Field(description="seconds since the epoch: before this time")] = None
-    metadata: Metadata = Field(default={}, description="metadata[name]=text: this text under this name")
+    after: Annotated[
+        str | None,
+        Field(description="id of the last video of the page before"),
+        Why("a page begins after a video, which is named by its id"),
+    ] = None
+    limit: Annotated[int, Field(ge=1, le=100), Number, Why("a page holds 1 to 100 videos")] = 20
+    order: Annotated[Literal["asc", "desc"], Why("videos are listed from the oldest or from the newest")] = "desc"
+    status: Annotated[Status | None, Why("these are the states of a video")] = None
+    created_after: Annotated[
+        Time | None, Field(description="seconds since the epoch: at this time or later"), OF_TIMES
+    ] = None
+    created_before: Annotated[Time | None, Field(description="seconds since the epoch: before this time"), OF_TIMES] = (
+        None
+    )
+    metadata: Annotated[Metadata, OF_METADATA] = Field(
+        default={}, description="metadata[name]=text: this text under this name"
+    )
 
 
 class VideoError(BaseModel):
@@ -168,8 +142,9 @@ class VideoError(BaseModel):
     message: str
 
 
+@with_fields(unchecked(GenerationParams))  # what is stored may be of another release
 class Video(BaseModel):
-    """A job or the video that it made, in the fields of OpenAI's video object and this server's own.
+    """A job or the video that it made: the fields of OpenAI's video object, this server's own, and the request's.
 
     Attributes:
         progress: percent.
@@ -195,7 +170,6 @@ class Video(BaseModel):
     started_at: int | None
     completed_at: int | None
     expires_at: int | None
-    prompt: str
     seconds: str
     duration_s: float
     size: str
@@ -209,21 +183,6 @@ class Video(BaseModel):
     stage_durations: dict[str, float] | None
     request_id: str | None
     metadata: dict[str, str]
-    width: int
-    height: int
-    num_frames: int
-    fps: float
-    num_inference_steps: int
-    guidance_scale: float
-    flow_shift: float
-    sigma_schedule: str  # a stored one may be of another release
-    seed: int
-    negative_prompt: str | None
-    generate_sound: bool
-    append_metadata: bool
-    fp8_linears: bool
-    fp8_attention: bool
-    step_cache: float
 
 
 class VideoList(BaseModel):

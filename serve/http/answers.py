@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from cosmos3_models.params import expected_by_pydantic
+from cosmos3_models.fields import expected_by_pydantic
 from serve.errors import InvalidRequest, MethodNotAllowed, NotFound, NotReady, ServingError
 
 logger = logging.getLogger("ray.serve")

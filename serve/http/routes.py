@@ -14,7 +14,7 @@ from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
-from cosmos3_models.params import Number
+from cosmos3_models.fields import Number
 from serve.errors import QueueFull, ServingError
 from serve.graph.artifacts import MEDIA_TYPES, ArtifactName
 from serve.graph.stage_names import QUEUE

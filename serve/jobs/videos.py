@@ -109,7 +109,7 @@ class Videos:
         if job is None:
             wait_s = (await self._snapshots(None)).schedule.retry_after_s
             raise QueueFull("as many videos wait as this server takes; try again later", retry_after_s=wait_s)
-        if not _same_request(job, new, request.seed):
+        if not _same_request(job, new, request.given.get("seed")):
             raise Conflict("Idempotency-Key: got a key of another request, expected a new key for new fields")
         return await self._record(job)
 
