@@ -16,7 +16,7 @@ SIZE := 1.5 GB on disk; several GB more where PyTorch comes with CUDA.
 
 .PHONY: serve check test test-gpu lint
 serve: $(VENV)/serve.installed
-	@$(BIN)/python -m serve $(CONFIG) $(PORT:%=--port %) $(CHECKPOINT:%=--checkpoint %)
+	@$(BIN)/cosmos3 serve $(CONFIG) $(PORT:%=--port %) $(CHECKPOINT:%=--checkpoint %)
 
 check: lint tests/node_modules
 	$(PYTEST) -m "not server and not faults and not gpu"

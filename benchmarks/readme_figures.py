@@ -36,7 +36,7 @@ FIGURES = {
     "denoise": "of that: denoise",
     "decode": "of that: decode and encode",
     "rest": "of that: all else",
-    "library": "the same video by `python -m cosmos3_models`, with imports and loading",
+    "library": "the same video by `cosmos3 generate`, with imports and loading",
     "queue": f"{QUEUE} of these videos, posted at once, until all have ended",
 }
 Seconds = dict[str, float]
@@ -84,7 +84,7 @@ def of_requests(client: httpx.Client, body: dict[str, Any], times: int) -> Secon
 
 def of_library(body: dict[str, Any], out: Path) -> float:
     """Seconds of the same video without a server."""
-    command = [sys.executable, "-m", "cosmos3_models", "--prompt", body["prompt"], "--sound", "-o", str(out)]
+    command = [sys.executable, "-m", "serve", "generate", body["prompt"], "--sound", "-o", str(out)]
     command.append(f"--seed={body['seed']}")
     return _timed(lambda: subprocess.run(command, check=True, capture_output=True))
 

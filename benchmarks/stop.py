@@ -19,7 +19,7 @@ from sqlalchemy import create_engine, select
 from benchmarks.server import SERVE_RUN, descendants, runs, server, wait_until
 from serve.jobs.columns import JOBS
 
-COMMANDS = {"python -m serve": ("-m", "serve"), "serve run": SERVE_RUN}
+COMMANDS = {"cosmos3 serve": ("-m", "serve", "serve"), "serve run": SERVE_RUN}
 SIGNALS = {"SIGTERM": signal.SIGTERM, "Ctrl-C": signal.SIGINT}
 REQUEST = {"prompt": "A large red ball bounces slowly on the floor.", "generate_sound": True}
 PATIENCE_S = 300.0

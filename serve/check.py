@@ -1,7 +1,5 @@
-"""``python -m serve.check deploy.yaml``: refuse what would not start, and misspelt keys, which Ray Serve ignores."""
+"""Find what would not start in a deployment file, and misspelt keys, which Ray Serve ignores."""
 
-import argparse
-import sys
 import typing
 from collections.abc import Iterator
 from typing import Any
@@ -14,13 +12,17 @@ from ray.serve.schema import ServeDeploySchema
 from cosmos3_models.checkpoint.folder import Checkpoint
 from cosmos3_models.text.prompt import PromptEncoder
 from serve.app import AppArgs
-from serve.cli import deploy_file
+from serve.cli.deploy_file import is_ours
 
 SECRET = ("api_keys", "database_url")
 
 
 def problems(text: str) -> list[str]:
-    """What is wrong with a deploy.yaml: unknown keys, values that Ray Serve or ``AppArgs`` refuse, the checkpoint."""
+    """Find unknown keys, values that Ray Serve or ``AppArgs`` refuse, and errors of the checkpoint; one line each.
+
+    Args:
+        text: a deployment file.
+    """
     try:
         config = yaml.safe_load(text)
         if not isinstance(config, dict):
@@ -31,7 +33,7 @@ def problems(text: str) -> list[str]:
         return [f"not YAML: {error}"]
     except ValidationError as error:
         return found + [f"{'.'.join(map(str, e['loc']))}: got {e['input']!r}, {e['msg']}" for e in error.errors()]
-    ours = [application for application in config["applications"] if deploy_file.is_ours(application["import_path"])]
+    ours = [application for application in config["applications"] if is_ours(application["import_path"])]
     return found + [problem for application in ours for problem in _argument_problems(application.get("args") or {})]
 
 
@@ -87,18 +89,3 @@ def _model_within(annotation: Any) -> type[BaseModel] | None:
         return annotation
     models = (_model_within(part) for part in typing.get_args(annotation))
     return next((model for model in models if model is not None), None)
-
-
-def main() -> int:
-    """Print the problems of the file; the exit status is 1 if there are some."""
-    parser = argparse.ArgumentParser(prog="python -m serve.check", description=__doc__)
-    deploy_file.add_options(parser)
-    options = parser.parse_args()
-    found = problems(deploy_file.read(options))
-    for problem in found:
-        sys.stderr.write(f"{options.file}: {problem}\n")
-    return 1 if found else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from paths import ROOT
 
+from serve.cli.main import COMMANDS
+
 PAGES = sorted(
     path.relative_to(ROOT)
     for pattern in ("*.md", "docs/*.md", "benchmarks/*.md", "training/README.md", "cosmos3_models/demo/README.md")
@@ -17,6 +19,7 @@ LINK = re.compile(r"\]\(([^)\s]+)\)")
 FOLDERS = "serve|cosmos3_models|tests|benchmarks|training|deploy|docs"
 FILE = re.compile(rf"`((?:{FOLDERS})/[\w./*]*)`")
 MODULE = re.compile(rf"python -m ((?:{FOLDERS})[\w.]*)")
+COMMAND = re.compile(r"(?:^|[`/ ])cosmos3 ([a-z]+)", re.MULTILINE)
 
 
 def anchors(page: Path) -> set[str]:
@@ -43,6 +46,8 @@ def test_every_file_and_module_that_is_named_exists(page: Path) -> None:
         assert list(ROOT.glob(file)), file
     for module in MODULE.findall(text):
         assert find_spec(module.rstrip(".")), module
+    for command in COMMAND.findall(text):
+        assert command in COMMANDS, command
 
 
 def test_every_page_can_be_reached_from_readme() -> None:

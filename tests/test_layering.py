@@ -15,6 +15,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from paths import ROOT
 
+from serve.cli.main import COMMANDS
+
 # Imported late and only on a GPU: the first comes with PyTorch for CUDA, the second is optional.
 ON_A_GPU = {"triton", "flash_attn"}
 
@@ -40,7 +42,15 @@ LINUX_ONLY = [
 ]
 
 # Imported in this order. None of them needs torch.
-LIGHT = ["cosmos3_models", "serve.app", "serve.ingress.ingress", "serve.jobs.runner", "serve.graph.stages"]
+COMMAND_LINE = [f"serve.cli.{name}" for name in ("main", *COMMANDS)]
+LIGHT = [
+    "cosmos3_models",
+    *COMMAND_LINE,
+    "serve.app",
+    "serve.ingress.ingress",
+    "serve.jobs.runner",
+    "serve.graph.stages",
+]
 
 
 def imported_packages(path: Path) -> set[str]:
@@ -100,9 +110,9 @@ def test_imports_and_a_whole_video_need_no_call_that_linux_alone_has(tmp_path: P
         "for package in (serve, cosmos3_models):\n"
         "    for module in pkgutil.walk_packages(package.__path__, f'{package.__name__}.'):\n"
         "        if not module.name.endswith(('_kernels', '__main__')): importlib.import_module(module.name)\n"
-        "from cosmos3_models.__main__ import main\n"
-        "assert main('--prompt x --sound --num-frames 1 --height 32 --width 32 --num-inference-steps 1 --device cpu '\n"
-        "            '--out made.mp4'.split()) == 0\n"
+        "from serve.cli.main import main\n"
+        "main('generate x --sound --num-frames 1 --size 32x32 --num-inference-steps 1 --device cpu '\n"
+        "     '-o made.mp4'.split())\n"
     )
     environment = {"PYTHONPATH": str(ROOT), "HOME": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True)
@@ -141,8 +151,8 @@ def test_the_client_imports_nothing_of_the_server() -> None:
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "serve").rglob("*.py")), ids=lambda path: path.name)
-def test_only_a_stages_worker_touches_torch(path: Path) -> None:
-    assert path.name == "worker.py" or "torch" not in imported_packages(path)
+def test_only_a_stages_worker_and_the_command_without_a_server_touch_torch(path: Path) -> None:
+    assert path.name in ("worker.py", "generate.py") or "torch" not in imported_packages(path)
 
 
 @dataclass(frozen=True)
@@ -175,6 +185,11 @@ def imported(tmp_path_factory: pytest.TempPathFactory) -> Imported:
 
 def test_the_models_import_neither_ray_nor_fastapi(imported: Imported) -> None:
     assert imported.packages["cosmos3_models"] == []
+
+
+@pytest.mark.parametrize("module", COMMAND_LINE)
+def test_a_command_starts_before_ray_is_imported(imported: Imported, module: str) -> None:
+    assert imported.packages[module] == []
 
 
 @pytest.mark.parametrize("module", LIGHT)

@@ -1,39 +1,67 @@
-"""The deployment file that a command line names, with what the command line changes in it."""
+"""The deployment file that a command line names, and what the command line changes in it."""
 
-import argparse
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import click
 import yaml
 
 DEMO = "demo"
 BUILDER = "serve.app.build_app"
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", type=Path)
-    parser.add_argument("--port", type=int, help="of HTTP, in place of the one in the file")
-    parser.add_argument("--checkpoint", help="a folder, or demo, in place of the one in the file")
+class Change(NamedTuple):
+    """A deployment file, and values that stand for those in it.
+
+    Attributes:
+        port: of HTTP.
+        checkpoint: a folder, also a relative one, or ``demo``.
+    """
+
+    file: Path
+    port: int | None = None
+    checkpoint: str | None = None
+
+    @property
+    def arguments(self) -> list[str]:
+        """The same as arguments of a command line."""
+        given = {"--port": self.port, "--checkpoint": self.checkpoint}
+        options = [f"{name}={value}" for name, value in given.items() if value is not None]
+        return [*options, "--", str(self.file)]
 
 
-def read(options: argparse.Namespace) -> str:
-    """The file as YAML. Where it is too wrong to be changed it stays as it is, and the check says why."""
-    text: str = options.file.read_text()
+def options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorate a command with FILE, --port and --checkpoint, which it gets as one ``change``."""
+
+    @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+    @click.option("--port", type=int, help="HTTP port, instead of the one in the file.")
+    @click.option("--checkpoint", help="Folder of the checkpoint, or demo, instead of the one in the file.")
+    def with_options(file: Path, port: int | None, checkpoint: str | None) -> Any:
+        return command(Change(file, port, checkpoint))
+
+    with_options.__doc__ = command.__doc__
+    return with_options
+
+
+def read(change: Change) -> str:
+    """The changed file as YAML. A file that is too wrong to be changed stays as it is, and the check says why."""
+    text = change.file.read_text()
     try:
         config = yaml.safe_load(text)
-        _change(config, options)
+        _apply(change, config)
     except (yaml.YAMLError, AttributeError, KeyError, TypeError):
         return text
     return yaml.safe_dump(config, sort_keys=False)
 
 
-def _change(config: dict[str, Any], options: argparse.Namespace) -> None:
-    if options.port is not None:
-        config["http_options"] = (config.get("http_options") or {}) | {"port": options.port}
-    if options.checkpoint is not None:
+def _apply(change: Change, config: dict[str, Any]) -> None:
+    if change.port is not None:
+        config["http_options"] = (config.get("http_options") or {}) | {"port": change.port}
+    if change.checkpoint is not None:
         for application in filter(lambda application: is_ours(application["import_path"]), config["applications"]):
-            application["args"] = (application.get("args") or {}) | {"checkpoint": _folder(options.checkpoint)}
+            application["args"] = (application.get("args") or {}) | {"checkpoint": _folder(change.checkpoint)}
 
 
 def is_ours(import_path: str) -> bool:
@@ -42,5 +70,5 @@ def is_ours(import_path: str) -> bool:
 
 
 def _folder(checkpoint: str) -> str:
-    """On a command line a path may be relative."""
+    """The absolute form of a path on a command line, where it may be relative."""
     return checkpoint if checkpoint == DEMO else os.path.abspath(os.path.expanduser(checkpoint))

@@ -1,56 +1,44 @@
-"""Make a video on a server: ``python -m serve.cli.submit "prompt" --sound -o out.mp4``. Ctrl-C cancels it."""
+"""``cosmos3 submit``: make a video on a server, show its progress, and save it."""
 
-import argparse
-import os
 import sys
 import uuid
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Never
 
+import click
 from tqdm import tqdm
 
 from cosmos3_models.errors import InvalidInput
 from cosmos3_models.media.output_file import check_output_file
+from serve.cli.options import out_option, request_options
 from serve.client.videos import RemoteError, RemoteVideos
 
 KEY_VARIABLE = "COSMOS3_API_KEY"
 INTERRUPTED = 130
 BAR = "{desc} {percentage:3.0f}%|{bar}| {elapsed}{postfix}"
 
-FIELDS: dict[str, tuple[type, str]] = {
-    "size": (str, "WIDTHxHEIGHT in pixels"),
-    "width": (int, "or width and height"),
-    "height": (int, ""),
-    "num_frames": (int, "4k + 1"),
-    "seconds": (str, "or the length"),
-    "fps": (float, "frames a second"),
-    "num_inference_steps": (int, ""),
-    "guidance_scale": (float, "1 is off"),
-    "flow_shift": (float, ""),
-    "sigma_schedule": (str, "flow, karras, phyai or checkpoint"),
-    "seed": (int, "the same seed gives the same video; drawn if absent"),
-    "step_cache": (float, "reuse steps that change less than this share; not exact"),
-    "negative_prompt": (str, "what to avoid"),
-    "model": (str, "the served name"),
-}
-FLAGS = {"fp8_linears": "matrix products in fp8; not exact", "fp8_attention": "attention in fp8; not exact"}
 
+@click.command("submit")
+@request_options()
+@out_option
+@click.option("--url", default="http://127.0.0.1:8000", show_default=True, help="URL of the server.")
+@click.option("--api-key", envvar=KEY_VARIABLE, help=f"API key; {KEY_VARIABLE} is safer, since process lists omit it.")
+def command(fields: dict[str, Any], out: Path, url: str, api_key: str | None) -> None:
+    """Make a video on a server.
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns the exit status."""
-    args = _parser().parse_args(arguments)
-    fields = {name: value for name in FIELDS if (value := getattr(args, name)) is not None}
-    fields |= {name: True for name in FLAGS if getattr(args, name)}
-    fields |= {"prompt": args.prompt} | ({"generate_sound": True} if args.sound else {})
+    Shows its progress and saves it; Ctrl-C cancels the job. The exit status is 1 if there is no video, and 130 after
+    Ctrl-C.
+    """
     try:
-        check_output_file(args.out)
-        _make(RemoteVideos(args.url, args.api_key, _tell), fields, args.out)
+        check_output_file(out)
+        with closing(RemoteVideos(url, api_key, _tell)) as server:
+            _make(server, fields, out)
     except (InvalidInput, RemoteError, OSError) as error:
         _tell(f"error: {error}")
-        return 1
+        sys.exit(1)
     except KeyboardInterrupt:
-        return INTERRUPTED
-    return 0
+        sys.exit(INTERRUPTED)
 
 
 def _make(server: RemoteVideos, fields: dict[str, Any], out: Path) -> None:
@@ -109,22 +97,3 @@ def _reason(end: dict[str, Any]) -> str:
 
 def _tell(line: str) -> None:
     tqdm.write(line, file=sys.stderr)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m serve.cli.submit", description=__doc__)
-    parser.add_argument("prompt")
-    parser.add_argument("-o", "--out", type=Path, required=True, help="the mp4 to write, in a folder that exists")
-    parser.add_argument("--sound", action="store_true", help="make a sound track as well")
-    parser.add_argument("--url", default="http://127.0.0.1:8000", help="of the server (%(default)s)")
-    key = os.environ.get(KEY_VARIABLE)
-    parser.add_argument("--api-key", default=key, help=f"better given as {KEY_VARIABLE}, which no process list shows")
-    for name, (kind, told) in FIELDS.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, help=told)
-    for name, told in FLAGS.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", action="store_true", help=told)
-    return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -60,6 +60,10 @@ class RemoteVideos:
         self._notice = notice
         self._heard_at = time.monotonic()
 
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
     def submit(self, fields: dict[str, Any], key: str) -> str:
         """The id of the new job. The same key again gives the same job, so that a lost answer can be asked for again.
 

@@ -1,6 +1,5 @@
 """deploy.yaml is strict: every key is one that Ray Serve or this project reads."""
 
-import argparse
 import inspect
 import os
 import shutil
@@ -8,6 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 import ray
 import yaml
@@ -87,11 +87,14 @@ def test_a_checkpoint_that_would_not_load_is_told(tmp_path: Path, needed: str, t
 
 
 def read(*options: str, text: str = TEXT) -> str:
-    parser = argparse.ArgumentParser()
-    deploy_file.add_options(parser)
-    file = Path(tempfile.mkdtemp()) / "deploy.yaml"
+    file, changes = Path(tempfile.mkdtemp()) / "deploy.yaml", []
     file.write_text(text)
-    return deploy_file.read(parser.parse_args([str(file), *options]))
+    command = click.command()(deploy_file.options(changes.append))
+    command.main([str(file), *options], standalone_mode=False)
+    (change,) = changes
+    command.main(change.arguments, standalone_mode=False)
+    assert changes == [change, change], "arguments give the same change again"
+    return deploy_file.read(change)
 
 
 def test_the_command_line_chooses_port_and_checkpoint_and_leaves_the_rest() -> None:

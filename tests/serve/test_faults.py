@@ -117,7 +117,7 @@ def command_line_client(url: str, out: Path) -> subprocess.Popen[bytes]:
     """The client's process for the request of seed 0."""
     fields = {name: value for name, value in REQUEST.items() if name not in ("prompt", "generate_sound")}
     options = [f"--{name.replace('_', '-')}={value}" for name, value in fields.items()]
-    command = [sys.executable, "-m", "serve.cli.submit", str(REQUEST["prompt"]), "--sound", "--seed=0", *options]
+    command = [sys.executable, "-m", "serve", "submit", str(REQUEST["prompt"]), "--sound", "--seed=0", *options]
     return subprocess.Popen([*command, f"--url={url}", f"--out={out}"], stderr=subprocess.PIPE)
 
 

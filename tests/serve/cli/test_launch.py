@@ -1,4 +1,4 @@
-"""``python -m serve`` as its user meets it: a real process, real signals, what it prints and what it leaves behind."""
+"""``cosmos3 serve`` as its user meets it: a real process, real signals, what it prints and what it leaves behind."""
 
 import shutil
 import signal
@@ -18,8 +18,12 @@ import psutil
 import pytest
 import yaml
 from answers import check_error
+from click.testing import CliRunner, Result
 from paths import ROOT
 from running_server import free_port, serve_config
+
+from serve.cli.main import main
+from serve.cli.serve import SEVERAL_MACHINES
 
 START_S = 240  # where much else goes on
 STOP_S = 120
@@ -36,7 +40,7 @@ class Launched:
         config = yaml.safe_load(serve_config(8000, checkpoint, self.data))
         config["applications"][0]["args"] |= args
         (folder / "deploy.yaml").write_text(yaml.safe_dump(config))
-        command = [sys.executable, "-m", "serve", str(folder / "deploy.yaml"), f"--port={port}"]
+        command = [sys.executable, "-m", "serve", "serve", str(folder / "deploy.yaml"), f"--port={port}"]
         self._log = folder / "log"
         with self._log.open("w") as log:
             self.process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
@@ -184,21 +188,38 @@ def test_a_stage_that_fails_while_it_starts_ends_the_server_with_one_sentence(
     assert "JobRunner: NotADirectoryError: " in told
 
 
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Result]]:
+    """Calls the command here; it must not end the Ray that other tests use, and its signal handlers do not stay."""
+    monkeypatch.setattr("serve.cli.launch._end", lambda *_: None)
+    monkeypatch.setenv(SEVERAL_MACHINES, "0")
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield lambda *arguments: CliRunner().invoke(main, ["serve", *map(str, arguments)])
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
 def test_a_broken_checkpoint_is_refused_before_ray_starts(
-    launch: Callable[..., Launched], tiny_checkpoint: Path, tmp_path: Path
+    in_this_process: Callable[..., Result], tiny_checkpoint: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     broken = Path(shutil.copytree(tiny_checkpoint, tmp_path / "broken"))
     for weights in (broken / "vae").glob("*.safetensors*"):
         weights.unlink()
-    server = launch(broken)
-    assert server.process.wait(60) == 1
-    assert server.printed == f"{tmp_path / 'deploy.yaml'}: {broken / 'vae'}: no safetensors file in this folder\n"
+    done = in_this_process(ROOT / "deploy.yaml", f"--checkpoint={broken}")
+    assert (done.exit_code, done.output) == (1, "")
+    assert capfd.readouterr().err == f"{ROOT / 'deploy.yaml'}: {broken / 'vae'}: no safetensors file in this folder\n"
 
 
-def test_a_port_that_is_taken_is_refused_before_ray_starts() -> None:
+def test_a_port_that_is_taken_is_refused_before_ray_starts(in_this_process: Callable[..., Result]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
-        command = [sys.executable, "-m", "serve", "deploy.yaml", f"--port={other.getsockname()[1]}"]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 1
-    assert done.stdout.startswith(f"The server cannot start. http_options: got port {command[-1].split('=')[1]} of ")
+        port = other.getsockname()[1]
+        done = in_this_process(ROOT / "deploy.yaml", f"--port={port}")
+    assert done.exit_code == 1
+    assert done.stdout.startswith(f"The server cannot start. http_options: got port {port} of ")
     assert "Starting Ray" not in done.stdout
+
+
+def test_a_file_that_is_not_there_is_refused_with_the_usage(in_this_process: Callable[..., Result]) -> None:
+    done = in_this_process("nowhere.yaml")
+    assert done.exit_code == 2
+    assert "'nowhere.yaml' does not exist" in done.stderr

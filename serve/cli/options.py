@@ -1,0 +1,57 @@
+"""The command lines' options for the fields of a request, derived from their declaration."""
+
+import functools
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any
+
+import click
+
+from serve.schema import VideoRequest
+
+ARGUMENT = "prompt"
+SHORT = {"generate_sound": ["--sound"]}
+KINDS = {"integer": click.INT, "number": click.FLOAT, "string": click.STRING}
+
+out_option = click.option(
+    "-o", "--out", type=click.Path(path_type=Path), required=True, help="The mp4 to write, in a folder that exists."
+)
+
+
+def request_options(without: Collection[str] = ()) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorate a command with PROMPT and an option for each other field that has a single value.
+
+    The command gets the given fields, not yet checked, as ``fields``.
+    """
+    properties = VideoRequest.model_json_schema()["properties"]
+    schemas = {name: _given(schema) for name, schema in properties.items() if name not in (ARGUMENT, *without)}
+    options = {name: schema for name, schema in schemas.items() if schema["type"] != "object"}
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(command)
+        def with_fields(**given: Any) -> Any:
+            values = {name: given.pop(name) for name in (ARGUMENT, *options)}
+            return command(fields={name: value for name, value in values.items() if value is not None}, **given)
+
+        decorated: Callable[..., Any] = with_fields
+        for name, schema in reversed(options.items()):
+            decorated = _option(name, schema)(decorated)
+        return click.argument(ARGUMENT)(decorated)
+
+    return decorate
+
+
+def _given(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema of a field's value where it is given, with the field's description."""
+    return schema | schema.get("anyOf", [schema])[0]
+
+
+def _option(name: str, schema: dict[str, Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    flag, told = f"--{name.replace('_', '-')}", schema["description"]
+    told = told[:1].upper() + told[1:]
+    if schema["type"] == "boolean":
+        return click.option(name, f"{flag}/--no-{flag[2:]}", *SHORT.get(name, []), default=None, help=f"{told}.")
+    if "maximum" in schema:
+        told += f" ({schema['minimum']} to {schema['maximum']})"
+    kind = click.Choice(schema["enum"]) if "enum" in schema else KINDS[schema["type"]]
+    return click.option(name, flag, type=kind, help=f"{told}.")

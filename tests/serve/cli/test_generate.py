@@ -1,0 +1,71 @@
+"""``cosmos3 generate``, called in this process."""
+
+from pathlib import Path
+
+import av
+import pytest
+from click.testing import CliRunner, Result
+
+from cosmos3_models import Cosmos3Pipeline, GenerationParams, InvalidInput
+from cosmos3_models.media.mp4 import encode_video
+from cosmos3_models.media.output_file import check_output_file
+from serve.cli.main import main
+
+REQUEST = {"num_frames": 5, "height": 32, "width": 48, "num_inference_steps": 2, "seed": 7}
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(main, ["generate", *arguments])
+
+
+def test_a_video_with_sound_is_written_with_a_progress_bar_and_a_timing_table(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "x.mp4"
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in REQUEST.items()]
+    done = run("--checkpoint", str(tiny_checkpoint), "a ball", "--sound", "--device=cpu", "--out", str(out), *options)
+    assert done.exit_code == 0, done.stderr
+    assert "2/2" in done.stderr
+    stages = [line.split("  ")[0] for line in done.stdout.splitlines() if line.endswith(" s")]
+    assert {"model_load", "preprocess", "inference", "to_cpu", "encode", "per step", "total"} <= set(stages)
+    with av.open(out) as video:
+        assert [stream.type for stream in video.streams] == ["video", "audio"]
+    alone = Cosmos3Pipeline.from_pretrained(tiny_checkpoint, "cpu")(
+        GenerationParams(prompt="a ball", generate_sound=True, **REQUEST)
+    )
+    assert out.read_bytes() == encode_video(alone.frames, alone.waveform, alone.fps, alone.sample_rate)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("x", "--num-frames", "10"), "error: num_frames: got 10, expected 4k + 1 frames"),
+        (("x", "--checkpoint", "nowhere"), f"error: {Path.cwd() / 'nowhere'}: no such folder"),
+        (("x", "--seed", "many"), "Error: Invalid value for '--seed': 'many' is not a valid integer."),
+        (("x", "--size", "big"), "error: size: got 'big', expected text to match pattern"),
+        (("",), "error: prompt: got '', expected some text"),
+    ],
+)
+def test_a_mistake_is_one_line_on_stderr(arguments: tuple[str, ...], told: str, tmp_path: Path) -> None:
+    done = run(*arguments, "--out", str(tmp_path / "x.mp4"))
+    assert done.exit_code == 2
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_folder_is_created_for_the_video(tmp_path: Path) -> None:
+    out = tmp_path / "mistyped" / "x.mp4"
+    done = run("--checkpoint", "nowhere", "x", "-o", str(out))
+    assert done.exit_code == 2
+    told = f"--out: got {str(out)!r}, expected a file in a folder that exists, because there is no folder {out.parent}"
+    assert done.stderr == f"error: {told}\n"
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("name", "why"), [(".", "this is a folder"), ("one.mp4/x.mp4", "there is no folder")])
+def test_what_is_no_file_in_a_folder_is_refused(name: str, why: str, tmp_path: Path) -> None:
+    (tmp_path / "one.mp4").touch()
+    check_output_file(tmp_path / "one.mp4")  # a video of an earlier run is replaced
+    with pytest.raises(InvalidInput, match=why):
+        check_output_file(tmp_path / name)
