@@ -28,7 +28,6 @@ ID_WITH_ORDER = re.compile(r"video_(0000[0-9a-f]{8})[0-9a-f]{20}")  # ids of old
 IDEMPOTENCY_KEY = r"^[ -~]{1,255}$"
 MAX_REQUEST_ID_CHARS = 255
 WATCH_PERIOD_S = 0.25
-SILENCE_S = 15.0  # proxies close connections that are silent for a minute or so
 RATES_PERIOD_S = 2.0  # between two reads of what completed jobs took
 EVENTS_OF_AN_ATTEMPT = 1000  # event numbers: steps from 0, then the stages after the denoiser
 STAGE_EVENTS = {stage: number for number, stage in enumerate(REPORTED[1:], start=500)}
@@ -175,17 +174,14 @@ class Videos:
             read=partial(self._media.read, artifact.file),
         )
 
-    async def events(self, video_id: str, last_event: int | None) -> AsyncGenerator[NumberedEvent | None, None]:
-        """Yield numbered events after ``last_event``: every step, then the end. None after ``SILENCE_S`` without one.
+    async def events(self, video_id: str, last_event: int | None) -> AsyncGenerator[NumberedEvent, None]:
+        """Yield numbered events after ``last_event``: every step, then the end.
 
         They follow from the job's row alone, so a client that reconnects to any replica misses none.
         """
         last, position = -1 if last_event is None else last_event, None
-        async with aclosing(self._watcher.follow(video_id, SILENCE_S)) as states:
+        async with aclosing(self._watcher.follow(video_id)) as states:
             async for state in states:
-                if state is None:
-                    yield None
-                    continue
                 ended = state.job if isinstance(state.job, Job) and state.job.ended else None
                 for number, event in _events(state, await self._record(ended) if ended else None):
                     if number > last or (number == last and event.get("queue_position") != position):

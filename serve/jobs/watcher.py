@@ -4,6 +4,7 @@ import asyncio
 import contextvars
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -55,8 +56,8 @@ class Watcher:
         self._joined = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
-    async def follow(self, video_id: str, silence_s: float) -> AsyncGenerator[JobState | None, None]:
-        """Yield the job's state now and after each change; None after ``silence_s`` seconds without one.
+    async def follow(self, video_id: str) -> AsyncGenerator[JobState, None]:
+        """Yield the job's state now and after each change.
 
         Ends when the job is no longer in the table. While the database is unavailable nothing changes.
         """
@@ -66,10 +67,7 @@ class Watcher:
         if self._task is None or self._task.done():
             self._task = asyncio.get_running_loop().create_task(self._watch(), context=contextvars.Context())
         try:
-            while True:
-                if not await _set_within(follower.changed, silence_s):
-                    yield None
-                    continue
+            while await follower.changed.wait():
                 follower.changed.clear()
                 if follower.state is None:
                     return
@@ -88,12 +86,6 @@ class Watcher:
             else:
                 for follower in followers:
                     follower.update(states.get(follower.video_id))
-            await _set_within(self._joined, self._period_s)
-
-
-async def _set_within(event: asyncio.Event, timeout_s: float) -> bool:
-    try:
-        async with asyncio.timeout(timeout_s):
-            return await event.wait()
-    except TimeoutError:
-        return False
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._period_s):
+                    await self._joined.wait()

@@ -19,7 +19,7 @@ OF_REQUESTS_ALONE = {"model", "size", "seconds", "metadata"}
 NOT_ON_THE_PAGE = {"flow_shift", "sigma_schedule", "append_metadata", "fp8_linears", "fp8_attention", "step_cache"}
 
 DECLARED = GenerationParams.model_fields
-PAGE = (files("serve.http") / "page.html").read_text("utf-8")
+PAGE = (files("serve.http.pages") / "page.html").read_text("utf-8")
 NAMED = re.search(r"const FIELDS = \[(.*?)\]", PAGE)
 ON_THE_PAGE = re.findall(r'"(\w+)"', NAMED[1] if NAMED else "")
 INPUTS = {

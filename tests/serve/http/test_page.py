@@ -44,7 +44,7 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-PAGE = ROOT / "serve" / "http" / "page.html"
+PAGE = ROOT / "serve" / "http" / "pages" / "page.html"
 KEY = "0123456789abcdef"
 MARKUP = "<script>document.title = 'owned'</script><img src=x onerror=\"document.title='owned'\">"
 SMALL = {"Width": "96", "Height": "64", "Frames": "9", "Steps": "4"}

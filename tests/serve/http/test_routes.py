@@ -7,13 +7,14 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
+import fastapi
 import pytest
 from answers import check_error
 from local_api import MP4, LocalClient, local_client
 
-from serve.errors import DatabaseUnavailable, QueueFull
+from serve.errors import DatabaseUnavailable
 from serve.graph.artifacts import MEDIA_TYPES
-from serve.http import routes as api
+from serve.http import events as events_module
 from serve.schema import VideoRequest
 
 GETS = [
@@ -335,6 +336,12 @@ def test_a_server_that_is_stopping_refuses_videos_and_shows_those_that_it_has(
     assert lines(caplog) == [(logging.WARNING, False), (logging.INFO, False)], "a refusal is no error"
 
 
+def scope_of(path: str, method: str = "GET") -> dict[str, Any]:
+    """A request as a web server hands it to an application."""
+    scope: dict[str, Any] = {"type": "http", "method": method, "path": path, "headers": [], "root_path": ""}
+    return scope | {"query_string": b"", "scheme": "http", "server": ("127.0.0.1", 1), "client": None}
+
+
 def test_a_client_that_hangs_up_during_its_upload_is_no_error(
     client: LocalClient, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -350,9 +357,7 @@ def test_a_client_that_hangs_up_during_its_upload_is_no_error(
         async def send(message: Any) -> None:
             assert message.get("status", 400) == 400
 
-        scope: dict[str, Any] = {"type": "http", "method": "POST", "path": "/v1/videos", "headers": [], "root_path": ""}
-        scope |= {"query_string": b"", "scheme": "http", "server": ("127.0.0.1", 1), "client": None}
-        await client.app(scope, receive, send)
+        await client.app(scope_of("/v1/videos", "POST"), receive, send)
 
     client.call(upload)
     assert lines(caplog) == [(logging.WARNING, False)]
@@ -363,41 +368,70 @@ def test_a_client_that_hangs_up_during_its_upload_is_no_error(
 
 
 def test_streams_of_events_are_counted_before_they_start_and_released_whatever_happens(
-    monkeypatch: pytest.MonkeyPatch,
+    client: LocalClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(api, "MAX_STREAMS", 2)
-    streams = api.EventStreams()
-    scope: dict[str, Any] = {"type": "http", "asgi": {"spec_version": "2.4"}}
+    monkeypatch.setattr(events_module, "MAX_STREAMS", 2)
+    path = f"/v1/videos/{client.submit()}/events"
+    scope = scope_of(path)
 
-    async def endless() -> AsyncIterator[bytes]:
-        while True:
-            yield b"event"
-            await asyncio.sleep(3600)
-
-    async def broken() -> AsyncIterator[bytes]:
+    async def broken(*_: Any) -> AsyncIterator[None]:
         raise RuntimeError("broken")
-        yield b""
+        yield
 
-    async def follow(events: AsyncIterator[bytes]) -> None:
-        async def send(_: Any) -> None:
-            await asyncio.sleep(0)
+    async def status(scope: dict[str, Any]) -> int:
+        """The status of an answer; a stream is open from then on."""
+        started = asyncio.get_running_loop().create_future()
 
-        await api.EventResponse(streams, events)(scope, asyncio.Event().wait, send)  # type: ignore[arg-type]
+        async def send(message: Any) -> None:
+            if not started.done():
+                started.set_result(message["status"])
+
+        streams.append(asyncio.create_task(client.app(scope, asyncio.Event().wait, send)))
+        return int(await started)
+
+    async def close() -> None:
+        for stream in streams:
+            stream.cancel()
+        await asyncio.wait(streams)
+        streams.clear()
 
     async def scenario() -> None:
-        tasks = [asyncio.create_task(follow(endless())) for _ in range(10)]
-        done, waiting = await asyncio.wait(tasks, timeout=0.1)
-        assert len(waiting) == 2
-        assert all(isinstance(task.exception(), QueueFull) for task in done)
-        for task in waiting:
-            task.cancel()
-        await asyncio.wait(waiting)
+        for _ in range(3):
+            assert [await status(scope) for _ in range(4)] == [200, 200, 429, 429]
+            assert await status({**scope, "method": "HEAD"}) == 200
+            await close()
+        monkeypatch.setattr(client.service.videos, "events", broken)
         for _ in range(5):
-            with pytest.raises(RuntimeError, match="broken"):
-                await follow(broken())
-        assert streams._open == 0
+            assert await status(scope) == 200
+            with pytest.raises(BaseExceptionGroup, match="unhandled errors"):
+                await streams.pop()
 
-    asyncio.run(scenario())
+    streams: list[asyncio.Task[None]] = []
+    client.call(scenario)
+
+
+def test_a_silent_stream_is_kept_open(client: LocalClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fastapi.routing, "_PING_INTERVAL", 0.05)
+    path, sent = f"/v1/videos/{client.submit()}/events", asyncio.Queue[Any]()
+
+    async def listen() -> None:
+        stream = asyncio.create_task(client.app(scope_of(path), asyncio.Event().wait, sent.put))
+        blocks = [(await sent.get()).get("body", b"") for _ in range(4)]
+        assert b"queued" in blocks[1]
+        assert blocks[2:] == [b": ping\n\n"] * 2
+        stream.cancel()
+        await asyncio.wait([stream])
+
+    client.call(listen)
+
+
+def test_events_have_their_numbers_and_resume_after_the_last_one(client: LocalClient) -> None:
+    path = f"/v1/videos/{finished(client)}/events"
+    blocks = client.get(path).text.strip().split("\n\n")
+    assert [block.split("\n")[-1].split(": ")[0] for block in blocks] == ["id"] * len(blocks)
+    *_, before, _ = blocks
+    last = before.split("id: ")[1]
+    assert client.get(path, headers={"Last-Event-ID": last}).text.strip() == blocks[-1]
 
 
 @pytest.mark.parametrize("order", ["desc", "asc"])

@@ -116,14 +116,3 @@ def test_a_stream_outlasts_an_outage_of_the_database(tmp_path: Path, monkeypatch
         assert (await stream)[-1][1]["type"] == "completed"
 
     with_videos(tmp_path, scenario)
-
-
-def test_a_silent_stream_is_kept_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(videos_module, "SILENCE_S", 0.05)
-
-    async def scenario(videos: Videos) -> None:
-        async with aclosing(videos.events(await submitted(videos), None)) as events:
-            heard = [await anext(events) for _ in range(3)]
-        assert [numbered and numbered[1]["type"] for numbered in heard] == ["queued", None, None]
-
-    with_videos(tmp_path, scenario)

@@ -1,0 +1,1 @@
+"""The web page and the page of the API's description."""
