@@ -11,11 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 from batch import JOBS, RECOVERY_S, REQUEST, Batch
-from fakes import DeadlyDenoiser, fake_application, picklable
-from ray import serve
 from running_server import Server, free_port, ray_process, serve_config, wait_until_healthy
-
-from serve.app import AppArgs
 
 pytestmark = pytest.mark.faults
 
@@ -57,21 +53,6 @@ def test_no_job_is_lost_when_a_process_dies(
         "fault",
         {"in flight": JOBS, "lost": 0, "changed": 0, "begun again": again, "all done after s": round(took_s, 1)},
     )
-
-
-def test_a_job_that_kills_whoever_works_on_it_fails_with_a_reason(
-    server: Server, tiny_checkpoint: Path, tmp_path: Path
-) -> None:
-    args = AppArgs(checkpoint=str(tiny_checkpoint), data_dir=str(tmp_path), max_attempts=2)
-    with picklable():
-        serve.run(fake_application(args, 0.1, denoiser=DeadlyDenoiser), name="deadly", route_prefix="/deadly")
-        batch = Batch(f"{server.url}/deadly")
-        batch.submit(1)
-        (record,) = batch.finish()
-        serve.delete("deadly")
-    assert (record["status"], record["attempts"]) == ("failed", 2)
-    assert record["error"]["code"] == "stage_failed"
-    assert record["error"]["message"] == "the denoiser was lost 2 times while it worked on this request"
 
 
 class WholeServer:

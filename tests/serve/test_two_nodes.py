@@ -31,7 +31,9 @@ def two_nodes(tiny_checkpoint: Path, tmp_path: Path) -> Iterator[tuple[str, Clus
         pytest.skip("PostgreSQL is not installed")
     postgres = Postgres(free_port())
     postgres.start()
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    head: dict[str, Any] = {"num_cpus": 2, "include_dashboard": False}
+    head["_system_config"] = {"health_check_period_ms": 1000}  # five in vain, and the node is dead
+    cluster = Cluster(initialize_head=True, head_node_args=head)
     second = cluster.add_node(num_cpus=2)
     port = free_port()
     config = yaml.safe_load(serve_config(port, tiny_checkpoint, tmp_path / "data"))

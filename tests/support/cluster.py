@@ -12,6 +12,7 @@ import ray
 from paths import ROOT
 from running_server import Server, free_port, serve_config, wait_until_healthy
 
+os.environ["RAY_metrics_report_interval_ms"] = "2000"  # noqa: SIM112  # by default ten seconds
 # Ray starts its workers at niceness 15, and anything else that computes on the machine would starve them.
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
 

@@ -14,6 +14,8 @@ from ray import cloudpickle
 from serve import app
 from serve.graph import stages
 
+DIE = "die in every step"
+
 
 class Fault:
     """What shall happen in one process of a stage.
@@ -26,9 +28,13 @@ class Fault:
         self._order = Path(order)
         self._kind = ""
 
-    def happen(self) -> None:
+    def happen(self, in_a_step: bool = False) -> None:
         """Called where the model computes."""
-        if not self._kind and self._order.exists():
+        order = self._order.read_text() if not self._kind and self._order.exists() else ""
+        if order == DIE:  # it stays for the next process
+            if in_a_step:
+                os._exit(1)
+        elif order:
             taken = self._order.with_suffix(f".{os.getpid()}")
             self._order.rename(taken)
             self._kind = taken.read_text()
@@ -65,7 +71,7 @@ class Faulty:
     def arrays(self, ids: Any, params: Any, on_step: Callable[[int, int], None], **options: Any) -> Any:
         def step(done: int, steps: int) -> None:
             on_step(done, steps)
-            self._fault.happen()
+            self._fault.happen(in_a_step=True)
 
         return self._model.arrays(ids, params, on_step=step, **options)
 

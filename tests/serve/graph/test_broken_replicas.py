@@ -126,6 +126,19 @@ def test_a_failure_that_does_not_come_again_is_retried_on_the_same_replica(
     batch.delete()
 
 
+def test_a_job_that_kills_its_denoiser_each_time_fails_with_a_reason(faulty: FaultyServer) -> None:
+    faulty.order("Denoiser", "die in every step")
+    batch = Batch(faulty.url)
+    batch.submit(1)
+    (record,) = batch.finish()
+    (faulty.orders / "Denoiser").unlink()
+    attempts = AppArgs().max_attempts
+    assert (record["status"], record["attempts"]) == ("failed", attempts)
+    assert record["error"]["code"] == "stage_failed"
+    assert record["error"]["message"] == f"the denoiser was lost {attempts} times while it worked on this request"
+    batch.delete()
+
+
 @pytest.fixture
 def freed(server: Server, record_property: Callable[[str, object], None]) -> Callable[[float], None]:
     """Checks that the denoiser takes another request soon after the moment of a death."""
