@@ -38,6 +38,7 @@ def process_of(item: pytest.Item) -> str:
     return "server" if {"cluster", "browser"} & set(getattr(item, "fixturenames", ())) else "launch"
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests that start a server or a browser, and those in tests/gpu; one process runs all of a marker."""
     for item in items:

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -111,16 +112,22 @@ class Reference:
     waveform: np.ndarray | None
 
 
+@lru_cache(maxsize=1)
+def _reference_pipeline(folder: Path) -> Cosmos3OmniPipeline:
+    pipeline = Cosmos3OmniPipeline.from_pretrained(str(folder), enable_safety_checker=False)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
 @quiet_reference()
 def run_diffusers(folder: Path, params: GenerationParams, noise: torch.Tensor, sound: torch.Tensor | None) -> Reference:
     """Run diffusers' pipeline on the checkpoint's files, with the noise (1, c, t, h, w) and (1, d, t) given."""
-    pipeline = Cosmos3OmniPipeline.from_pretrained(str(folder), enable_safety_checker=False)
-    pipeline.set_progress_bar_config(disable=True)
-    if params.sigma_schedule == "flow":
-        pipeline.register_to_config(use_native_flow_schedule=True)
-        pipeline.scheduler = UniPCMultistepScheduler.from_config(
-            pipeline.scheduler.config, use_karras_sigmas=False, flow_shift=params.flow_shift
-        )
+    pipeline = _reference_pipeline(folder)
+    flow = params.sigma_schedule == "flow"
+    pipeline.register_to_config(use_native_flow_schedule=flow)
+    pipeline.scheduler = UniPCMultistepScheduler.from_pretrained(
+        folder / "scheduler", **({"use_karras_sigmas": False, "flow_shift": params.flow_shift} if flow else {})
+    )
     request: dict[str, Any] = {
         "prompt": params.prompt,
         "negative_prompt": params.negative_prompt,
@@ -137,10 +144,15 @@ def run_diffusers(folder: Path, params: GenerationParams, noise: torch.Tensor, s
         "add_resolution_template": False,
         "add_duration_template": False,
     }
-    latents = pipeline(**request, output_type="latent")
-    decoded = pipeline(**request, output_type="pt")
+    last_step: dict[str, torch.Tensor] = {}
+
+    def keep(_: Any, __: int, ___: Any, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        last_step.update(tensors)
+        return {}
+
+    decoded = pipeline(**request, output_type="pt", callback_on_step_end=keep)
     return Reference(
-        latents.video.numpy().reshape(noise.shape),
+        last_step["latents"].numpy().reshape(noise.shape),
         decoded.video.numpy(),
         None if decoded.sound is None else decoded.sound.numpy(),
     )
