@@ -9,20 +9,33 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable
 
-# One process a core, up to four because each needs 1 GB. Tests that share a server run in one process, in order.
-PYTEST := $(BIN)/pytest --numprocesses logical --maxprocesses 4 --dist loadgroup
-
 SIZE := 1.5 GB on disk; several GB more where PyTorch comes with CUDA.
 
-.PHONY: serve check test test-gpu lint
+.PHONY: serve check test test-gpu lint fast-lane server-lane faults-lane
 serve: $(VENV)/serve.installed
 	@$(BIN)/cosmos3 serve $(CONFIG) $(PORT:%=--port %) $(CHECKPOINT:%=--checkpoint %)
 
-check: lint tests/node_modules
-	$(PYTEST) -m "not server and not faults and not gpu"
+# One process a core, up to four because each needs 1 GB.
+FAST := --numprocesses=logical --maxprocesses=4 --dist=worksteal -m
 
+check: lint tests/node_modules
+	$(BIN)/pytest $(FAST) "not server and not faults and not gpu"
+
+# Two lanes at a time, because tests of servers wait more than they compute. A lane's output is printed when it ends.
 test: lint tests/node_modules
-	$(PYTEST)
+	@$(MAKE) --no-print-directory --jobs=2 server-lane faults-lane fast-lane
+
+lane = @echo "The $(1) tests run."; log=$$(mktemp); \
+	$(BIN)/pytest --durations=8 $(2) >$$log 2>&1; status=$$?; cat $$log; rm $$log; exit $$status
+
+server-lane:
+	$(call lane,server,-m "server and not faults")
+
+faults-lane:
+	$(call lane,faults,-m faults)
+
+fast-lane:
+	$(call lane,other,$(FAST) "not server and not faults")
 
 test-gpu: $(VENV)/test.installed
 	$(BIN)/pytest -m gpu

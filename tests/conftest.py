@@ -31,29 +31,18 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return folder if folder.exists() else tiny.write_checkpoint(folder)
 
 
-def process_of(item: pytest.Item) -> str:
-    """The group of a server test. Each group runs in one process, so that a server never serves two tests at once."""
-    if item.get_closest_marker("faults"):
-        return "faults"
-    return "server" if {"cluster", "browser"} & set(getattr(item, "fixturenames", ())) else "launch"
-
-
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that start a server or a browser, and those in tests/gpu; one process runs all of a marker."""
-    for item in items:
-        if SERVER_FIXTURES & set(getattr(item, "fixturenames", ())):
-            item.add_marker("server")
-            item.add_marker(pytest.mark.xdist_group(process_of(item)))
-        if item.path.is_relative_to(Path(__file__).parent / "gpu"):
-            item.add_marker("gpu")
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Mark a test that starts a server or a browser, and one in tests/gpu."""
+    if SERVER_FIXTURES & set(getattr(item, "fixturenames", ())):
+        item.add_marker("server")
+    if item.path.is_relative_to(Path(__file__).parent / "gpu"):
+        item.add_marker("gpu")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print the relative errors against the references, and what was counted under faults and load."""
     for report in terminalreporter.getreports("passed"):
-        case = report.nodeid.rpartition("::")[2].partition("@")[0]
-        case = case.rpartition("[")[2].rstrip("]")
+        case = report.nodeid.rpartition("::")[2].rpartition("[")[2].rstrip("]")
         for name, figures in report.user_properties if report.when == "call" else ():
             shown = (
                 f"{what} {figure:.1e}" if name == "relative errors" else f"{what}: {figure}"
