@@ -38,7 +38,7 @@ fast-lane:
 	$(call lane,other,$(FAST) "not server and not faults")
 
 test-gpu: $(VENV)/test.installed
-	$(BIN)/pytest -m gpu
+	$(BIN)/pytest -m gpu tests/gpu
 
 lint: $(VENV)/test.installed
 	$(BIN)/ruff format --check .

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from benchmarks.judge import Verdict, judge, rounded
 from cosmos3_models import Cosmos3Pipeline
-from cosmos3_models.autoencoders.video_decoder import to_frames
+from cosmos3_models.autoencoders.frames import to_frames
 from training.captions import states
 from training.latents import Encoders, recipe_of
 from training.recipe import Recipe

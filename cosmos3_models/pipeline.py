@@ -30,7 +30,7 @@ from cosmos3_models.transformer.generation_tower import Streams
 
 @dataclass(frozen=True)
 class GenerationResult:
-    """What one call made.
+    """The result of one call.
 
     Attributes:
         video_latents: fp32 (1, c, t, h, w).
@@ -84,8 +84,8 @@ class Cosmos3Pipeline:
         Args:
             device: a torch device, or ``"auto"`` for the GPU where there is one.
             dtype: of the weights; None is bf16 on a GPU and fp32 on the CPU.
-            offload_text: keep the text tower in host memory while it idles; ``"auto"`` where the checkpoint's default
-                video would not fit the GPU otherwise.
+            offload_text: keep the text tower in host memory; ``"auto"`` if the checkpoint's default video would not fit
+                the GPU otherwise.
 
         Raises:
             CheckpointError: naming the file and the tensor at fault.
@@ -118,7 +118,7 @@ class Cosmos3Pipeline:
             sound_latents: initial sound noise (1, d, t), given with ``latents`` when sound is made.
 
         Raises:
-            InvalidInput: what is asked for cannot be made from this checkpoint.
+            InvalidInput: this checkpoint or device cannot make the request.
         """
         timings: dict[str, float] = {}
         if self._budget is not None:

@@ -31,16 +31,22 @@ class LatentGrid:
 
     @property
     def cells(self) -> int:
+        """Latents of one channel."""
         return self.frames * self.height * self.width
 
 
 def nearest_frame_counts(num_frames: int) -> tuple[int, int]:
-    """The largest 4k + 1 not above, and the smallest not below."""
+    """The largest 4k + 1 that is not above ``num_frames``, and the smallest that is not below, both at least 1."""
     above = max(1, -(-(num_frames - 1) // FRAMES_PER_LATENT) * FRAMES_PER_LATENT + 1)
     below = max(1, (num_frames - 1) // FRAMES_PER_LATENT * FRAMES_PER_LATENT + 1)
     return below, above
 
 
 def sound_latent_frames(num_frames: int, fps: float, sample_rate: int, hop: int) -> int:
-    """Latent frames of the sound that covers the video: whole samples, rounded up to ``hop``."""
+    """Latent frames of the sound that covers a video: whole samples, rounded up to ``hop`` samples to a frame.
+
+    Args:
+        fps: pictures per second.
+        sample_rate: samples per second.
+    """
     return math.ceil(int(num_frames / fps * sample_rate) / hop)

@@ -1,7 +1,7 @@
 """The decoder of the causal video autoencoder (Wan 2.2): latents to pixels, a chunk of latent frames at a time.
 
-Every convolution in time looks back only. What it must remember of one chunk for the next lives in a ``History``,
-so any chunking gives the same video. Shapes are (b, channels, frames, height, width) throughout.
+Every convolution in time looks back only. A ``History`` holds the frames of one chunk that the next chunk needs, so any
+chunking gives the same video. Shapes are (b, channels, frames, height, width) throughout.
 """
 
 from collections.abc import Iterator
@@ -15,6 +15,7 @@ from einops import rearrange
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from cosmos3_models.autoencoders.frames import HostCopy, to_frames
 from cosmos3_models.checkpoint.configs import VideoVAEConfig
 from cosmos3_models.kernels import pixel_ops
 from cosmos3_models.kernels.pixel_ops import channels_last
@@ -28,13 +29,18 @@ ELEMENTS = 2**31 - 1  # of one tensor: 32-bit indices reach them. One latent fra
 
 
 class Norm(nn.Module):
-    """Each pixel's channels scaled to length sqrt(channels), then by a learnt gain."""
+    """``pixel_ops.norm`` with a learnt gain.
+
+    Args:
+        extra_dims: of the gain behind its channels: 2 for pictures, 3 for videos.
+    """
 
     def __init__(self, channels: int, extra_dims: int) -> None:
         super().__init__()
         self.gamma = nn.Parameter(torch.empty(channels, *(1,) * extra_dims))
 
     def forward(self, x: Tensor) -> Tensor:
+        """(b, channels, ...) to the same."""
         return pixel_ops.norm(x, self.gamma)
 
 
@@ -46,9 +52,16 @@ class History:
         self._frames: dict[nn.Module, Tensor] = {}
 
     def extend(self, convolution: nn.Module, x: Tensor, norm: Norm | None = None, bias: Tensor | None = None) -> Tensor:
-        """x with the frames before it in front; before the first there are zeros.
+        """Put the last two frames before x in front of it; before the first frame there are zeros.
 
-        With ``norm``, x is silu(norm(x + bias)) on the way.
+        Args:
+            convolution: reads the result; its frames are remembered under it.
+            x: (b, c, t, h, w)
+            norm: None, or x is first replaced by silu(norm(x + bias)).
+            bias: (c,) or None.
+
+        Returns:
+            (b, c, t + 2, h, w)
         """
         kept = TIME_KERNEL - 1
         _, channels, frames, height, width = x.shape
@@ -70,21 +83,27 @@ class CausalConv3d(nn.Conv3d):
         super().__init__(inputs, outputs, kernel, padding=self._sides)
 
     def step(self, x: Tensor, history: History, norm: Norm | None = None) -> Tensor:
+        """Convolve the next frames (b, inputs, t, h, w) of a video to (b, outputs, t, h, w)."""
         return self(history.extend(self, x, norm))
 
     @property
     def shift(self) -> Tensor:
+        """The bias (outputs,), which every instance has."""
         assert self.bias is not None
         return self.bias
 
     def forward(self, x: Tensor) -> Tensor:
+        """(b, inputs, t + kernel[0] - 1, h, w) to (b, outputs, t, h, w)."""
         return pixel_ops.convolve(x, self.weight, self.bias, self._sides)
 
     def without_bias(self, x: Tensor) -> Tensor:
+        """The call, but for the bias."""
         return pixel_ops.convolve(x, self.weight, None, self._sides)
 
 
 class ResidualBlock(nn.Module):
+    """Two normed causal convolutions, plus the input or, if the width changes, a convolution of it."""
+
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
         self.norm1 = Norm(inputs, 3)
@@ -95,6 +114,7 @@ class ResidualBlock(nn.Module):
             self.conv_shortcut = CausalConv3d(inputs, outputs, (1, 1, 1))
 
     def forward(self, x: Tensor, history: History) -> Tensor:
+        """(b, inputs, t, h, w) to (b, outputs, t, h, w)."""
         # The biases are added by the operation that follows: on a GPU each would be a pass over memory of its own.
         hidden = self.conv1.without_bias(history.extend(self.conv1, x, self.norm1))
         hidden = self.conv2.without_bias(history.extend(self.conv2, hidden, self.norm2, self.conv1.shift))
@@ -114,6 +134,7 @@ class FrameAttention(nn.Module):
         self.proj = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(b, c, t, h, w) to the same."""
         frames = rearrange(x, "b c t h w -> (b t) c h w")
         query, key, value = rearrange(self.to_qkv(self.norm(frames)), "n (three c) h w -> three n 1 (h w) c", three=3)
         out = F.scaled_dot_product_attention(query, key, value)
@@ -122,12 +143,15 @@ class FrameAttention(nn.Module):
 
 
 class MidBlock(nn.Module):
+    """Attention between two residual blocks."""
+
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.resnets = nn.ModuleList([ResidualBlock(channels, channels), ResidualBlock(channels, channels)])
         self.attentions = nn.ModuleList([FrameAttention(channels)])
 
     def forward(self, x: Tensor, history: History) -> Tensor:
+        """(b, c, t, h, w) to the same."""
         x = self.attentions[0](self.resnets[0](x, history))
         return self.resnets[1](x, history)
 
@@ -144,7 +168,11 @@ class Upsampler(nn.Module):
             self.time_conv = CausalConv3d(channels, 2 * channels, (TIME_KERNEL, 1, 1))
 
     def forward(self, x: Tensor, source: Tensor, history: History) -> Tensor:
-        """The larger x plus ``source``, the block's input, spread over the larger grid without weights."""
+        """Enlarge x (b, c, t, h, w) and add ``source``, the block's input, spread over the larger grid.
+
+        Returns:
+            (b, c, t', 2 h, 2 w); with ``in_time`` t' is 2 t, or t for the video's first frame.
+        """
         # The first frame is neither doubled nor remembered: time_conv takes the second to be the start.
         if hasattr(self, "time_conv") and not history.first_chunk:
             x = rearrange(self.time_conv.step(x, history), "b (two c) t h w -> (b t two) h w c", two=2)
@@ -157,6 +185,8 @@ class Upsampler(nn.Module):
 
 
 class UpBlock(nn.Module):
+    """Residual blocks, then an upsampler unless the block is the last."""
+
     def __init__(self, inputs: int, outputs: int, blocks: int, *, upsample: bool, in_time: bool) -> None:
         super().__init__()
         widths = [inputs] + [outputs] * blocks
@@ -165,6 +195,7 @@ class UpBlock(nn.Module):
             self.upsampler = Upsampler(outputs, in_time=in_time)
 
     def forward(self, x: Tensor, history: History) -> Tensor:
+        """(b, inputs, t, h, w) to (b, outputs, ...) on the grid that ``Upsampler`` says."""
         source = x
         for block in self.resnets:
             x = block(x, history)
@@ -172,6 +203,8 @@ class UpBlock(nn.Module):
 
 
 class Decoder3d(nn.Module):
+    """The layers of the decoder, with the names that they have in the checkpoint."""
+
     def __init__(self, config: VideoVAEConfig) -> None:
         super().__init__()
         widths = [config.decoder_base_dim * m for m in (config.dim_mult[-1], *reversed(config.dim_mult))]
@@ -187,6 +220,7 @@ class Decoder3d(nn.Module):
         self.conv_out = CausalConv3d(widths[-1], config.out_channels)
 
     def forward(self, x: Tensor, history: History) -> Tensor:
+        """Latents (b, z_dim, t, h, w) to pixels (b, out_channels, frames, 8 h, 8 w), about -1 to 1, in patches."""
         x = self.mid_block(self.conv_in.step(x, history), history)
         for block in self.up_blocks:
             x = block(x, history)
@@ -225,41 +259,54 @@ class WanVideoDecoder(nn.Module):
             yield ((pixels.float().clamp(-1, 1) + 1) / 2).clamp(0, 1)
 
     def frames(self, latents: Tensor | NDArray[np.float32]) -> Iterator[NDArray[np.uint8]]:
-        """The video as uint8 (t, 16 h, 16 w, 3) in host memory, chunk by chunk as from the call.
+        """Decode to pictures in host memory, chunk by chunk as the call does.
 
-        A chunk is handed over once the next one is under way, so that a GPU need not wait for whoever takes it.
+        A chunk is yielded once the next one has been launched, so that a GPU need not wait for the caller.
+
+        Args:
+            latents: (1, c, t, h, w)
+
+        Yields:
+            uint8 RGB (frames, 16 h, 16 w, 3).
         """
         latents = latents if isinstance(latents, Tensor) else torch.tensor(latents)
-        landings = (_Landing(to_frames(pixels)) for pixels in self(latents))
-        last = next(landings)
-        for landing in landings:
+        copies = (HostCopy(to_frames(pixels)) for pixels in self(latents))
+        last = next(copies)
+        for copy in copies:
             yield last.frames()
-            last = landing
+            last = copy
         yield last.frames()
 
     def warm_up(self) -> None:
-        """Load and compile what a request needs, on the smallest video that has every kind of chunk."""
+        """Load and compile what a request needs, by decoding the smallest video that has every kind of chunk."""
         for _ in self.frames(torch.zeros(1, self.config.z_dim, 2, 1, 1)):
             pass
 
     def chunk_size(self, height: int, width: int) -> int:
-        """Latent frames that are decoded together, at this latent height and width, on this device."""
+        """Latent frames that are decoded together on this device: 1 to ``LATENTS_PER_CHUNK`` on a GPU.
+
+        Args:
+            height, width: latent rows and columns.
+        """
         device = self.post_quant_conv.weight.device
         if device.type != "cuda":
             return max(1, CELLS_PER_CHUNK // (height * width))
         return self.chunk_on_card(height, width, torch.cuda.get_device_properties(device).total_memory)
 
     def chunk_on_card(self, height: int, width: int, card_bytes: int) -> int:
-        """``chunk_size`` on a GPU of that much memory."""
+        """``chunk_size`` on a GPU with ``card_bytes`` of memory."""
         kept, more = self.peak_bytes(0, height, width), self.peak_bytes(1, height, width)
         fitting = int((CARD_SHARE * card_bytes - kept) // (more - kept))
         countable = (ELEMENTS // self._elements(height, width) - TIME_KERNEL + 1) // FRAMES_PER_LATENT
         return max(1, min(LATENTS_PER_CHUNK, fitting, countable))
 
     def peak_bytes(self, latents_per_chunk: int, height: int, width: int) -> int:
-        """Memory that decoding takes at most, besides the weights and cuDNN's scratch.
+        """Bytes that decoding takes at most, besides the weights and cuDNN's scratch memory.
 
-        A chunk is widest where the last block starts: its input, the same normed, and half as many channels twice.
+        A chunk is largest where the last block starts: its input, the same normed, and half as many channels twice.
+
+        Args:
+            height, width: latent rows and columns.
         """
         itemsize = self.post_quant_conv.weight.dtype.itemsize
         frames = latents_per_chunk * FRAMES_PER_LATENT + TIME_KERNEL - 1
@@ -271,7 +318,7 @@ class WanVideoDecoder(nn.Module):
         return itemsize * (chunk + history)
 
     def _elements(self, height: int, width: int) -> int:
-        """Numbers in a frame of the last block's input, the largest tensor."""
+        """Count the numbers in a frame of the last block's input, the largest tensor."""
         inputs = self.config.decoder_base_dim * self.config.dim_mult[1]
         return inputs * height * width * 4 ** len(self.config.temporal_downsample)
 
@@ -283,24 +330,3 @@ class WanVideoDecoder(nn.Module):
         )
         latents = latents.to(weight.device, torch.float32) * std + mean
         return self.post_quant_conv(latents.to(weight.dtype))
-
-
-class _Landing:
-    """A chunk on its way to host memory. On a GPU the copy is only begun: what is launched next need not wait."""
-
-    def __init__(self, frames: Tensor) -> None:
-        self._host = torch.empty(frames.shape, dtype=frames.dtype, pin_memory=frames.is_cuda)
-        self._host.copy_(frames, non_blocking=True)
-        self._done = torch.cuda.current_stream(frames.device).record_event() if frames.is_cuda else None
-
-    def frames(self) -> NDArray[np.uint8]:
-        """Wait for the copy."""
-        if self._done is not None:
-            self._done.synchronize()
-        return self._host.numpy()
-
-
-def to_frames(pixels: Tensor) -> Tensor:
-    """(1, 3, t, h, w) in [0, 1] to uint8 (t, h, w, 3), rounded to nearest."""
-    frames = rearrange(pixels, "1 c t h w -> t h w c")
-    return (frames * 255).round().to(torch.uint8).contiguous()

@@ -1,4 +1,4 @@
-"""The tensors of a checkpoint become modules. Strict: every surprise is an error that names file and tensor."""
+"""Load a checkpoint's tensors into modules. Anything unexpected is an error that names the file and the tensor."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -31,7 +31,7 @@ from cosmos3_models.transformer.model import Transformer
 KEPT_IN_FP32 = "generation.time_embedder."
 
 PLAIN_TYPES = ("F64", "F32", "F16", "BF16")
-"""What safetensors calls numbers that mean what they say. Integers and 8-bit floats need scales to be weights."""
+"""Types that safetensors stores weights in. Integers and 8-bit floats would need scales to be weights."""
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
@@ -39,7 +39,7 @@ AnyModule = TypeVar("AnyModule", bound=nn.Module)
 def resolve_device(
     device: str | torch.device = "auto", dtype: torch.dtype | None = None
 ) -> tuple[torch.device, torch.dtype]:
-    """Fill in ``"auto"`` (a GPU if there is one) and None (bf16 on a GPU, fp32 on the CPU)."""
+    """Resolve ``"auto"`` to a GPU if there is one, and None to bf16 on a GPU and fp32 on the CPU."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(device)
@@ -71,19 +71,27 @@ def load_transformer(
 
 
 def one_process(checkpoint: Checkpoint) -> CardUse:
-    """The checkpoint's default video, with whatever a request may give up for speed."""
+    """The use of a GPU by one process that makes the checkpoint's default video, with every approximation allowed."""
     return CardUse(checkpoint.defaults.params(prompt="-").pixel_frames, "same process", APPROXIMATIONS)
 
 
 def load_video_decoder(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> WanVideoDecoder:
-    """Load the decoder of ``vae/``; raises ``CheckpointError``."""
+    """Load the decoder of ``vae/``, every weight in ``dtype``.
+
+    Raises:
+        CheckpointError: naming the file and the tensor at fault.
+    """
     component = _video_decoder(checkpoint)
     component.check()
     return component.load(device, dtype)
 
 
 def load_sound_decoder(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> OobleckSoundDecoder:
-    """Load the decoder of ``sound_tokenizer/``; raises ``CheckpointError``, also if there is no such folder."""
+    """Load the decoder of ``sound_tokenizer/``, every weight in ``dtype``, with its weight norms folded.
+
+    Raises:
+        CheckpointError: there is no such folder, or naming the file and the tensor at fault.
+    """
     if checkpoint.sound is None:
         raise CheckpointError(checkpoint.folder / "sound_tokenizer", "no such folder, so there is no sound decoder")
     component = _sound_decoder(checkpoint, checkpoint.sound)
@@ -92,7 +100,7 @@ def load_sound_decoder(checkpoint: Checkpoint, device: torch.device, dtype: torc
 
 
 def check_weights(checkpoint: Checkpoint) -> None:
-    """Refuse what loading refuses, without reading a tensor.
+    """Check all files as loading does, without reading a tensor.
 
     Raises:
         CheckpointError: a file is missing or broken, or holds a tensor of another name, type or shape.
@@ -108,7 +116,7 @@ class _Component(Generic[AnyModule]):
     Attributes:
         checkpoint_name: gives the checkpoint's name of a tensor for ours, which is that of a parameter or of a part of
             one: the files hold separately what a ``JoinedLinear`` joins.
-        skipped: patterns of the names that the files may hold besides.
+        skipped: regular expressions for the tensors that the files may hold besides.
     """
 
     module: AnyModule
@@ -117,11 +125,11 @@ class _Component(Generic[AnyModule]):
     skipped: tuple[str, ...]
 
     def tensors(self) -> dict[str, Tensor]:
-        """What each tensor of the files fills, by the checkpoint's name: a parameter, or some rows of one."""
+        """The target of each tensor of the files, by its name there: a parameter, or some rows of one."""
         return {self.checkpoint_name(ours): place for ours, place in separate_parameters(self.module).items()}
 
     def check(self) -> None:
-        """Raise ``CheckpointError`` unless the files hold exactly these tensors, and some skipped ones."""
+        """Raise ``CheckpointError`` unless the files hold exactly these tensors and perhaps skipped ones."""
         expected = self.tensors()
         for name in sorted(set(expected).intersection(self.source)):
             _check_type(name, self.source)  # before the names: scales of quantised weights are unexpected tensors
@@ -130,7 +138,7 @@ class _Component(Generic[AnyModule]):
             _check_shape(name, place.shape, self.source)
 
     def load(self, device: torch.device, dtype: torch.dtype) -> AnyModule:
-        """Fill every parameter: where it is, or on the device if it is nowhere yet."""
+        """Fill every parameter: where its memory is, or on the device if it has none yet."""
         self.module.eval().requires_grad_(False)
         allocate(self.module, device, dtype)
         Transfer(device).fill((place, partial(self.source.read, name)) for name, place in self.tensors().items())
@@ -138,7 +146,11 @@ class _Component(Generic[AnyModule]):
 
 
 def allocate(module: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
-    """Give every parameter on the meta device memory on another one, without values."""
+    """Allocate memory on a device for every parameter on the meta device, without values.
+
+    Args:
+        dtype: of the parameters, but for those of ``KEPT_IN_FP32``.
+    """
     state = {
         name: torch.empty(meta.shape, dtype=torch.float32 if name.startswith(KEPT_IN_FP32) else dtype, device=device)
         for name, meta in module.named_parameters()

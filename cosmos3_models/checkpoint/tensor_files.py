@@ -20,21 +20,27 @@ class TensorSource(Protocol):
 
     def __iter__(self) -> Iterator[str]: ...
 
-    def file(self, name: str) -> Path: ...
+    def file(self, name: str) -> Path:
+        """The file that holds a tensor."""
 
-    def shape(self, name: str) -> tuple[int, ...]: ...
+    def shape(self, name: str) -> tuple[int, ...]:
+        """A tensor's shape, without reading it."""
 
-    def types(self, name: str) -> set[str]: ...
+    def types(self, name: str) -> set[str]:
+        """How the numbers of a tensor are stored, in safetensors' terms, without reading it."""
 
-    def read(self, name: str) -> Tensor: ...
+    def read(self, name: str) -> Tensor:
+        """A tensor in host memory."""
 
 
 class TensorFiles:
-    """The tensors of one folder: one safetensors file, or the shards that an index lists.
+    """The ``TensorSource`` of one folder: one safetensors file, or the shards that an index lists.
+
+    What ``read`` returns is mapped from the file where safetensors can do that, and shared with other processes.
 
     Raises:
-        CheckpointError: a file is missing, cut short or no safetensors file, a download did not end, two shards
-            hold the same name, or the index promises a tensor that its shard does not hold.
+        CheckpointError: a file is missing, truncated or no safetensors file, a download did not finish, two shards
+            hold the same name, or the index lists a tensor that its shard does not hold.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -63,7 +69,6 @@ class TensorFiles:
         return tuple(self._open[self._file[name]].get_slice(name).get_shape())
 
     def types(self, name: str) -> set[str]:
-        """How the numbers of a tensor are stored, in the words of safetensors."""
         return {self._open[self._file[name]].get_slice(name).get_dtype()}
 
     def read(self, name: str) -> Tensor:
@@ -83,7 +88,9 @@ class TensorFiles:
 
 
 class FoldedWeightNorm:
-    """A source whose weight-normed tensors (g, v) appear as the plain weight g * v / |v|, in fp32.
+    """A ``TensorSource`` whose weight-normed tensors (g, v) appear as the plain weight g * v / |v|, in fp32.
+
+    The formula is that of Salimans and Kingma (2016), with a norm for each output channel.
 
     Both of torch's spellings are read: ``weight_g``/``weight_v`` and ``parametrizations.weight.original0``/``1``.
     """

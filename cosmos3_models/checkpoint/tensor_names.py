@@ -1,4 +1,4 @@
-"""What the public checkpoint calls our parameters, and which of its tensors generation does not use."""
+"""The public checkpoint's names for our parameters, and its tensors that generation does not use."""
 
 import re
 
@@ -48,5 +48,5 @@ def transformer_name(ours: str, layers: int) -> str:
 
 
 def transformer_skipped(layers: int) -> tuple[str, ...]:
-    """Patterns of the transformer's tensors that are not read."""
+    """Regular expressions for the transformer's tensors that are not read; see ``transformer_name`` for ``layers``."""
     return (*TRANSFORMER_SKIPPED, LAST_TEXT_LAYER_SKIPPED.format(last=layers - 1))

@@ -1,4 +1,4 @@
-"""What a request takes of a GPU at least, in plain numbers: whoever takes requests can know it without PyTorch."""
+"""The least memory of a GPU that a request takes, in plain numbers that can be known without PyTorch."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -14,11 +14,13 @@ LATENT_COPIES = 12  # fp32: the noise, the velocities, what the solver remembers
 SOUND_COPIES = 6.5  # of the widest activation: a residual unit's input, and what its snake computes with
 
 Decoders = Literal["same process", "same GPU", "another GPU"]
-"""Where both decoders compute. Processes that share a GPU do not take each other's idle memory."""
+"""Where both decoders compute. Processes that share a GPU cannot use each other's idle memory."""
 
 
 def denoised_bytes(config: TransformerConfig, cells: int, text_tokens: int, itemsize: int) -> int:
-    """The MLP of a layer over all tokens, beside the text's keys and values, rotary tables and latents.
+    """Count the bytes of a denoise at its peak, besides the weights.
+
+    The MLP of a layer over all tokens, the text's keys and values, rotary tables and latents.
 
     Args:
         cells: latent frames x rows x columns.
@@ -33,17 +35,22 @@ def denoised_bytes(config: TransformerConfig, cells: int, text_tokens: int, item
 
 
 def cached_bytes(config: TransformerConfig, cells: int, itemsize: int) -> int:
-    """The step cache: two hidden states for each prompt, and one more while a step runs."""
+    """Count the bytes of the step cache: two hidden states for each prompt, and one more while a step runs.
+
+    Args:
+        cells: latent frames x rows x columns.
+        itemsize: bytes of one of the model's numbers.
+    """
     return (2 * PROMPTS + 1) * (cells // config.latent_patch_size**2) * config.hidden_size * itemsize
 
 
 def sounded_bytes(config: SoundDecoderConfig | None, latent_frames: int, itemsize: int) -> int:
-    """The sound decoder, which takes the whole track at once."""
+    """Count the bytes of a sound decode, which takes the whole track at once, besides the weights; 0 without sound."""
     return 0 if config is None else int(SOUND_COPIES * latent_frames * config.widest * itemsize)
 
 
 def request_sound_bytes(config: SoundDecoderConfig | None, params: GenerationParams, itemsize: int) -> int:
-    """``sounded_bytes`` of a request, if it asks for sound."""
+    """Count ``sounded_bytes`` of a request; 0 unless it asks for sound."""
     if config is None or not params.generate_sound:
         return 0
     frames = sound_latent_frames(params.num_frames, params.fps, config.sample_rate, config.hop)
@@ -51,9 +58,13 @@ def request_sound_bytes(config: SoundDecoderConfig | None, params: GenerationPar
 
 
 def together(decoders: Decoders, weights: int, decoder_weights: int, denoise: int, decode: int) -> int:
-    """The most that is in use on one GPU, of all weights and what both parts of a request work with.
+    """Add up the bytes in use on one GPU at the peak of a request, or on the fuller one of two like it.
 
-    Decoders on another GPU are taken to have one like this.
+    Args:
+        weights: of the transformer.
+        decoder_weights: of both decoders.
+        denoise: besides weights.
+        decode: besides weights.
     """
     if decoders == "another GPU":
         return max(weights + denoise, decoder_weights + decode)
@@ -63,7 +74,7 @@ def together(decoders: Decoders, weights: int, decoder_weights: int, denoise: in
 
 @dataclass(frozen=True)
 class Budget:
-    """One GPU and what lies on it.
+    """One GPU and the weights in its memory.
 
     Attributes:
         card_bytes: memory of the denoiser's GPU.
@@ -85,7 +96,7 @@ class Budget:
     sound: SoundDecoderConfig | None
 
     def check(self, params: GenerationParams) -> None:
-        """Raise ``InvalidInput`` where even what the request cannot do without exceeds the GPU."""
+        """Raise ``InvalidInput`` if ``least`` of the request exceeds the GPU's memory."""
         if (least := self.least(params)) > self.card_bytes:
             raise InvalidInput(
                 "size",
@@ -95,7 +106,7 @@ class Budget:
             )
 
     def least(self, params: GenerationParams) -> int:
-        """Tensors of denoise and decode with the smallest chunk and the shortest prompt, without any slack."""
+        """Count the bytes of weights, denoise and decode with the smallest chunk and no text, without any slack."""
         grid = params.grid
         weights = self.weights + self.fp8_weights * params.fp8_linears
         denoise = denoised_bytes(self.transformer, grid.cells, 0, self.itemsize)

@@ -1,7 +1,7 @@
 """Floating-point operations of a request, counted from the checkpoint's configs. A multiply-add is two.
 
 Only matrix products, convolutions and attention count: everything else is a few percent of them. The formulas follow
-the layers of ``transformer``, ``video_vae`` and ``sound_decoder`` one by one.
+the layers of ``transformer``, ``video_decoder`` and ``sound_decoder`` one by one.
 """
 
 from collections.abc import Sequence
@@ -38,6 +38,9 @@ def request_flops(checkpoint: Checkpoint, params: GenerationParams, prompt_token
 
     Args:
         prompt_tokens: length of each prompt that runs: the positive one and, with guidance, the negative one.
+
+    Raises:
+        InvalidInput: sound from a checkpoint without sound.
     """
     grid = LatentGrid.of_video(params.num_frames, params.height, params.width)
     decode = video_decode_flops(checkpoint.video_vae, grid)
@@ -48,7 +51,7 @@ def request_flops(checkpoint: Checkpoint, params: GenerationParams, prompt_token
 
 
 def step_flops(checkpoint: Checkpoint, params: GenerationParams, prompt_tokens: Sequence[int]) -> int:
-    """One sampler step: a forward pass of the generation tower for each prompt. See ``request_flops``."""
+    """Count one sampler step: a forward pass of the generation tower for each prompt. See ``request_flops``."""
     config = checkpoint.transformer
     grid = LatentGrid.of_video(params.num_frames, params.height, params.width)
     video = grid.patches(config.latent_patch_size).cells
@@ -57,7 +60,7 @@ def step_flops(checkpoint: Checkpoint, params: GenerationParams, prompt_tokens: 
 
 
 def pass_flops(config: TransformerConfig, video_tokens: int, sound_tokens: int, text_tokens: int) -> int:
-    """One forward pass of the generation tower: every media token attends to the text and to all media tokens."""
+    """Count one forward pass of the generation tower: every media token attends to the text and all media tokens."""
     media, d = video_tokens + sound_tokens, config.hidden_size
     layers = config.num_hidden_layers * _layer_flops(config, media, text_tokens + media)
     ends = 4 * d * (video_tokens * config.patch_latent_dim + sound_tokens * (config.sound_dim or 0))
@@ -66,7 +69,7 @@ def pass_flops(config: TransformerConfig, video_tokens: int, sound_tokens: int, 
 
 
 def text_flops(config: TransformerConfig, tokens: int) -> int:
-    """The text tower on one prompt. Its last layer makes only keys and values.
+    """Count the text tower on one prompt of ``tokens``. Its last layer makes only keys and values.
 
     Attention counts as if it had no mask; a causal kernel may skip up to half of it.
     """
@@ -75,7 +78,7 @@ def text_flops(config: TransformerConfig, tokens: int) -> int:
 
 
 def video_decode_flops(config: VideoVAEConfig, grid: LatentGrid) -> int:
-    """The video decoder on latents of this grid."""
+    """Count the video decoder on latents of this grid."""
     widths = [config.decoder_base_dim * m for m in (config.dim_mult[-1], *reversed(config.dim_mult))]
     doubles_time = (*reversed(config.temporal_downsample), False)
     frames, area, channels = grid.frames, grid.height * grid.width, widths[0]
@@ -100,7 +103,7 @@ def video_decode_flops(config: VideoVAEConfig, grid: LatentGrid) -> int:
 
 
 def sound_decode_flops(config: SoundDecoderConfig, latent_frames: int) -> int:
-    """The sound decoder on this many latent frames."""
+    """Count the sound decoder on this many latent frames."""
     widths = [config.dec_dim * m for m in reversed((1, *config.dec_c_mults))]
     length = latent_frames
     total = 2 * length * SOUND_KERNEL * config.latent_dim * widths[0]

@@ -1,7 +1,7 @@
-"""How much of a GPU's memory a checkpoint and a request take, from the configs alone.
+"""The memory of a GPU that a checkpoint and its requests take, from the configs alone.
 
-Each sum names the tensors that are alive together at its peak. ``SLACK`` and ``PROCESS_BYTES`` stand for what no config
-says; both were measured. A test compares the sums with the peaks of one H100 at Cosmos3-Nano's size.
+Each sum names the tensors that are alive together at its peak. ``SLACK`` and ``PROCESS_BYTES`` cover what the configs
+do not say; both were measured. A test compares the sums with the peaks of one H100 at Cosmos3-Nano's size.
 """
 
 from collections.abc import Iterable
@@ -28,16 +28,22 @@ from cosmos3_models.text.prompt import MAX_PROMPT_TOKENS
 from cosmos3_models.transformer.attention import HOPPER
 from cosmos3_models.transformer.model import Transformer
 
-PROCESS_BYTES = int(1.35 * GIB)  # besides its tensors: CUDA's context, compiled kernels, what a warm-up leaves behind
+PROCESS_BYTES = int(1.35 * GIB)  # besides its tensors: CUDA's context, compiled kernels, leftovers of the warm-up
 SLACK = 1.2  # of a request's tensors: cuDNN's scratch, and memory that PyTorch keeps between its blocks
 
 
 class Footprint:
-    """What one checkpoint takes on the GPU of its denoiser.
+    """Bytes that one checkpoint takes on the GPU of its denoiser.
 
     Args:
         dtype: of the weights.
         use: what else the GPU is for.
+
+    Attributes:
+        transformer: bytes of both towers' weights.
+        text: those of them that can stay in host memory.
+        decoders: bytes of both decoders' weights.
+        fp8: bytes of the generation tower's copy in fp8.
     """
 
     def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype, use: CardUse) -> None:
@@ -52,7 +58,9 @@ class Footprint:
         self.fp8 = sum(linear.weight.numel() for linear in transformer.generation.linears)  # a byte each
 
     def offloads(self, choice: Offload, device: torch.device) -> bool:
-        """Whether the text tower must wait in host memory: as chosen, or where the longest video does not fit."""
+        """Whether the text tower stays in host memory: as chosen or, with ``"auto"``, if the longest video would not
+        fit the GPU otherwise.
+        """
         if choice != "auto":
             return choice
         if device.type != "cuda":
@@ -61,11 +69,11 @@ class Footprint:
         return self.most(card_bytes, fp8=torch.cuda.get_device_capability(device) >= HOPPER) > card_bytes
 
     def most(self, card_bytes: int, *, fp8: bool) -> int:
-        """Memory in use at the peak of the longest accepted video of the default picture, the text tower on the GPU.
+        """Bytes in use at the peak of the longest accepted video of the default size, the text tower on the GPU.
 
         Args:
-            card_bytes: of the GPU; the decoder takes larger chunks where there is more.
-            fp8: whether the GPU can compute in it.
+            card_bytes: memory of the GPU; the decoder takes larger chunks if there is more.
+            fp8: whether the GPU can compute in fp8.
         """
         params, allowed = self._largest(), self._use.approximations
         grid, cells = params.grid, params.grid.cells
@@ -79,10 +87,10 @@ class Footprint:
         return peak + processes * PROCESS_BYTES
 
     def budget(self, device: torch.device, *, offloaded: bool) -> Budget | None:
-        """What requests are checked against: None on the CPU, whose memory others use as well.
+        """The budget that requests are checked against; None on the CPU, whose memory other processes use as well.
 
         Args:
-            offloaded: whether the text tower waits in host memory.
+            offloaded: whether the text tower stays in host memory.
         """
         if device.type != "cuda":
             return None
@@ -107,7 +115,11 @@ class Footprint:
         return cached_bytes(self._checkpoint.transformer, cells, self._itemsize)
 
     def decoded(self, height: int, width: int, card_bytes: int) -> int:
-        """The video decoder's chunk, of latent rows and columns, on a GPU of that much memory."""
+        """Bytes of a video decode, besides the weights, on a GPU with ``card_bytes`` of memory.
+
+        Args:
+            height, width: latent rows and columns.
+        """
         return self._video.peak_bytes(self._video.chunk_on_card(height, width, card_bytes), height, width)
 
     def sounded(self, latent_frames: int) -> int:
@@ -115,7 +127,7 @@ class Footprint:
         return sounded_bytes(self._checkpoint.sound, latent_frames, self._itemsize)
 
     def _largest(self) -> GenerationParams:
-        """The longest video of the default picture, with sound where there is any."""
+        """The longest accepted video of the default size, with sound if the checkpoint can make it."""
         defaults = self._checkpoint.defaults.params(prompt="-", generate_sound=self._checkpoint.sound is not None)
         frames = min(MAX_FRAMES, max(1, self._use.pixel_frames // (defaults.height * defaults.width)))
         return defaults.model_copy(update={"num_frames": nearest_frame_counts(frames)[0]})

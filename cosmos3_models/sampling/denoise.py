@@ -22,16 +22,20 @@ OnStep = Callable[[int, int], None]
 """Called after each sampler step with the number of steps done and of all steps."""
 
 ShouldStop = Callable[[], bool]
-"""Asked before each sampler step."""
+"""Called before each sampler step; True ends the run with ``Stopped``."""
 
 Velocity = Callable[[Streams, int], list[Streams]]
-"""What the model says at noisy latents and a timestep, for every prompt."""
+"""The model's velocities at noisy latents and a timestep, one for each prompt."""
 
 WARM_UP_TOKENS = 16
 
 
 class VideoDenoiser:
-    """The transformer with what a request needs around it."""
+    """Denoises requests: prompts' token ids and parameters in, clean latents out.
+
+    Args:
+        sound: the config of the checkpoint's sound decoder; None if it cannot make sound.
+    """
 
     def __init__(
         self,
@@ -52,15 +56,18 @@ class VideoDenoiser:
         on_step: OnStep = lambda _done, _steps: None,
         should_stop: ShouldStop = lambda: False,
     ) -> Streams:
-        """The clean latents of one video, fp32 on the model's device.
+        """Make the clean latents of one video.
 
         Args:
-            noise: initial latents to use in place of those that ``params.seed`` gives.
+            noise: initial latents of ``latent_shapes``; by default ``draw_noise`` of ``params.seed``.
+
+        Returns:
+            fp32 streams of ``latent_shapes`` on the model's device.
 
         Raises:
             InvalidInput: sound from a checkpoint without sound, noise of the wrong shape, or an approximation that
                 this device or model cannot compute.
-            Stopped: ``should_stop`` said so.
+            Stopped: ``should_stop`` returned True.
         """
         shapes = self.latent_shapes(params)
         noise = draw_noise(shapes, params.seed) if noise is None else _checked(noise, shapes)
@@ -76,15 +83,15 @@ class VideoDenoiser:
     def arrays(
         self, ids: PromptIds, params: GenerationParams, *, on_step: OnStep, should_stop: ShouldStop
     ) -> list[NDArray[np.float32]]:
-        """The same as contiguous fp32 arrays in host memory: video, then sound if there is any."""
+        """Make the latents as the call does, as contiguous fp32 arrays in host memory: video, then sound if any."""
         latents = self(ids, params, on_step=on_step, should_stop=should_stop)
         return [to_numpy(stream) for stream in latents.present]
 
     def warm_up(self, approximation: Approximation = EXACTLY) -> None:
-        """Compile and load what a request of this kind needs, on the smallest one.
+        """Compile and load what requests with this approximation need, by running the smallest one.
 
         Raises:
-            InvalidInput: this device or model cannot.
+            InvalidInput: this device or model cannot compute it.
         """
         ids = np.zeros(WARM_UP_TOKENS, dtype=np.int64)
         side = 2 * PIXELS_PER_LATENT
@@ -92,7 +99,11 @@ class VideoDenoiser:
         self(PromptIds(ids, ids), small.model_copy(update=approximation.model_dump()))
 
     def latent_shapes(self, params: GenerationParams) -> list[tuple[int, ...]]:
-        """(1, c, t, h, w) of the video and, with sound, (1, d, t) of the sound."""
+        """The shapes of a request's latents: (1, c, t, h, w) of the video and, with sound, (1, d, t) of the sound.
+
+        Raises:
+            InvalidInput: sound from a checkpoint without sound.
+        """
         config = self.transformer.config
         grid = params.grid
         video = (1, config.latent_channel, grid.frames, grid.height, grid.width)
@@ -106,7 +117,11 @@ class VideoDenoiser:
 def velocity_function(
     transformer: Transformer, conditions: Sequence[Condition], approximation: Approximation = EXACTLY
 ) -> Velocity:
-    """The velocities of the prompt and, unless it runs alone, the negative prompt. Good for one request."""
+    """Bind the model to the conditions of one request: that of its prompt and, with guidance, of the negative one.
+
+    Raises:
+        InvalidInput: an approximation that this device or model cannot compute.
+    """
     precision = transformer.precision(approximation)
     threshold = approximation.step_cache
     caches = [StepCache(threshold) if threshold else None for _ in conditions]
@@ -129,7 +144,18 @@ def denoise(
     on_step: OnStep,
     should_stop: ShouldStop,
 ) -> Streams:
-    """Follow the velocity from noise, fp32 on the model's device, to data."""
+    """Follow the velocity from noise to data with one UniPC solver for each stream.
+
+    Args:
+        noise: fp32 on the model's device; left as it is.
+        guidance_scale: of ``guide``.
+
+    Returns:
+        Clean latents, fp32, shaped like ``noise``.
+
+    Raises:
+        Stopped: ``should_stop`` returned True.
+    """
     solvers = [UniPC(schedule.sigmas, stream) for stream in noise.present]
     streams = noise
     for done, timestep in enumerate(schedule.timesteps, start=1):
@@ -144,13 +170,23 @@ def denoise(
 
 
 def _wait(device: torch.device) -> None:
-    """Let the device finish the step: progress would run ahead of it otherwise, and a stop would come late."""
+    """Wait until the device has finished the step. Otherwise progress would run ahead of it, and a stop come late."""
     if device.type == "cuda":
         torch.cuda.current_stream(device).synchronize()
 
 
 def guide(branches: Sequence[Tensor], scale: float) -> Tensor:
-    """Classifier-free guidance in fp32: away from the velocity of the negative prompt, if there is one."""
+    """Extrapolate from the negative prompt's velocity past the prompt's: classifier-free guidance in fp32.
+
+    The formula is that of Ho and Salimans (2022).
+
+    Args:
+        branches: velocities of the prompt and, with guidance, of the negative prompt, in any float dtype.
+        scale: 1 gives the prompt's velocity.
+
+    Returns:
+        fp32, shaped like each branch.
+    """
     positive, *negative = (branch.float() for branch in branches)
     if not negative:
         return positive
@@ -158,7 +194,14 @@ def guide(branches: Sequence[Tensor], scale: float) -> Tensor:
 
 
 def draw_noise(shapes: Sequence[tuple[int, ...]], seed: int) -> Streams:
-    """Standard normal noise, fp32; every stream starts numpy's legacy generator anew, as the official code does."""
+    """Draw standard normal noise, fp32 in host memory.
+
+    Every stream has a fresh numpy ``RandomState``, as in the official code.
+
+    Args:
+        shapes: of the video and, with sound, of the sound.
+        seed: 0 to 2**32 - 1.
+    """
     draws = (np.random.RandomState(seed).standard_normal(shape).astype(np.float32) for shape in shapes)
     return Streams(*(torch.from_numpy(draw) for draw in draws))
 
@@ -171,5 +214,5 @@ def _checked(noise: Streams, shapes: Sequence[tuple[int, ...]]) -> Streams:
 
 
 def to_numpy(latents: Tensor) -> NDArray[np.float32]:
-    """A contiguous fp32 copy in host memory."""
+    """Copy latents to a contiguous fp32 array in host memory."""
     return latents.detach().float().cpu().contiguous().numpy()

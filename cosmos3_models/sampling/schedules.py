@@ -19,18 +19,24 @@ class Schedule(NamedTuple):
     """The noise levels of a run."""
 
     sigmas: NDArray[np.float32]  # (steps + 1,), falling, the last one 0
-    timesteps: list[int]  # (steps,), what the model is told
+    timesteps: list[int]  # (steps,), of 1000, as the model reads them
 
     @property
     def steps(self) -> int:
+        """How often the model runs for each prompt."""
         return len(self.timesteps)
 
 
 def make_schedule(name: SigmaSchedule, steps: int, shift: float, config: SchedulerConfig) -> Schedule:
-    """The schedule called ``name``.
+    """Make the schedule called ``name``.
 
-    ``flow`` is the official one: linear in the unshifted time, shifted once. ``phyai`` shifts the top end twice.
-    ``karras`` ignores ``shift``. ``checkpoint`` does what ``config`` says, with the shift of ``config``.
+    ``flow`` is the official one: linear in the unshifted time, shifted once by shift * t / (1 + (shift - 1) * t) (Esser
+    et al., 2024). ``phyai`` shifts the top end twice. ``karras`` ignores ``shift``. ``checkpoint`` follows ``config``,
+    with the shift of ``config``.
+
+    Args:
+        steps: at least 1.
+        shift: positive; more than 1 puts more of the steps into high noise.
     """
     if name == "checkpoint":
         name = "karras" if config.use_karras_sigmas else name
@@ -52,7 +58,7 @@ def _shifted(u: Sigmas | np.float64, shift: float) -> Sigmas:
 
 
 def _karras(steps: int, config: SchedulerConfig) -> Sigmas:
-    """Karras et al. 2022, equation 5, carried over to flow matching by sigma / (sigma + 1)."""
+    """Karras et al. (2022), equation 5, carried over to flow matching by sigma / (sigma + 1)."""
     high = (config.sigma_max or KARRAS_SIGMAS[0]) ** (1 / KARRAS_RHO)
     low = (config.sigma_min or KARRAS_SIGMAS[1]) ** (1 / KARRAS_RHO)
     sigmas = (high + np.linspace(0, 1, steps) * (low - high)) ** KARRAS_RHO

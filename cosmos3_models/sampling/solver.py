@@ -11,7 +11,12 @@ from torch import Tensor
 
 
 class UniPC:
-    """The solver of one stream. ``sample`` is the current noisy latent, fp32."""
+    """The solver of one stream in one run. ``sample`` is the current noisy latent.
+
+    Args:
+        sigmas: (steps + 1,), falling, the last one 0.
+        noise: of any shape, fp32; left as it is.
+    """
 
     def __init__(self, sigmas: NDArray[np.float32], noise: Tensor) -> None:
         self.sample = noise
@@ -23,7 +28,11 @@ class UniPC:
         self._data: list[Tensor] = []  # the last two estimates of the data, oldest first
 
     def step(self, velocity: Tensor) -> Tensor:
-        """Advance ``sample`` to the next noise level, given the velocity at this one."""
+        """Advance ``sample`` to the next noise level and return it.
+
+        Args:
+            velocity: of the model at ``sample`` and the present noise level, shaped like it.
+        """
         i, last = self._step, len(self._sigmas) - 2
         data = self.sample - self._sigmas[i] * velocity
         self._step += 1
@@ -38,7 +47,7 @@ class UniPC:
         return self.sample
 
     def _predicted(self, i: int) -> Tensor:
-        """From noise level i to i + 1 (the UniP update)."""
+        """Step from noise level i to i + 1 (the UniP update)."""
         *_, data = self._data
         h = self._lambdas[i + 1] - self._lambdas[i]
         weight = (1 - self._sigmas[i + 1]) * math.expm1(-h)
@@ -49,7 +58,7 @@ class UniPC:
         return out
 
     def _corrected(self, i: int, data: Tensor) -> Tensor:
-        """The step from i - 1 to i once more, now that the data estimate at i is known (the UniC update)."""
+        """Repeat the step from i - 1 to i with the data estimate at i, which is now known (the UniC update)."""
         *older, previous = self._data
         h = self._lambdas[i] - self._lambdas[i - 1]
         weight = (1 - self._sigmas[i]) * math.expm1(-h)

@@ -1,4 +1,4 @@
-"""The one attention function of the transformer, with the fastest exact backend that the device has."""
+"""The transformer's attention, with the fastest exact backend that the device has."""
 
 import importlib.util
 import os
@@ -40,7 +40,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor, *, causal: bool = False
 
 @cache
 def backend(device: torch.device) -> str:
-    """Which implementation ``attention`` takes for bf16 on this device, for logs and the model card."""
+    """Name the implementation that ``attention`` uses for bf16 on this device, for logs and the model card."""
     if device.type != "cuda":
         return PLAIN
     capable = torch.cuda.get_device_capability(device) >= HOPPER
@@ -48,7 +48,7 @@ def backend(device: torch.device) -> str:
 
 
 def _flash_imports() -> bool:
-    """Other packages called flash_attn have no ``cute``. It reads where to keep compiled kernels once, here."""
+    """Whether the package is flash-attn-4: others of its name have no ``cute``. It reads its cache's folder here."""
     os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED", "1")
     caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_DIR", str(caches / "cosmos3-serve" / "flash-attention"))

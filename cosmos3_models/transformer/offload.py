@@ -1,4 +1,4 @@
-"""Layers whose weights wait in host memory and come to the device one at a time."""
+"""Layers whose weights stay in host memory and are copied to the device one layer at a time."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -14,9 +14,9 @@ from cosmos3_models.checkpoint.upload import READERS
 
 
 class HostLayers:
-    """Layers of one shape and dtype whose weights lie in host memory, page-locked for a GPU.
+    """Layers of one shape and dtype whose weights are in host memory, page-locked for a GPU.
 
-    An iteration brings them to the device. The next layer's are copied while a layer computes: two are there at a time.
+    An iteration copies them to the device, the next layer's while a layer computes, so that two are there at a time.
     """
 
     def __init__(self, layers: Sequence[nn.Module], device: torch.device, dtype: torch.dtype) -> None:
@@ -38,7 +38,7 @@ class HostLayers:
             list(readers.map(move_to_host, layers, map(self._weights, self._memory)))
 
     def __iter__(self) -> Iterator[Callable[..., Any]]:
-        """Yield each layer as a function on the device. It must be called before the next one is asked for."""
+        """Yield each layer as a function on the device. Call it before the next one is fetched over its weights."""
         backend = torch.get_device_module(self._device)
         compute, copies = backend.current_stream(self._device), backend.Stream(self._device)
         slots = torch.empty((2, self._memory.shape[1]), dtype=self._memory.dtype, device=self._device)
@@ -56,7 +56,7 @@ class HostLayers:
                     fetch(index + 1)
                 yield partial(_call, layer, self._weights(slots[index % 2]))
         finally:
-            compute.wait_stream(copies)  # then the slots may be given to others, even if a layer failed
+            compute.wait_stream(copies)  # so that the slots' memory can be reused, even if a layer failed
 
     def _weights(self, memory: Tensor) -> dict[str, Tensor]:
         """The weights of the layer that lies in ``memory``, as views of it."""
@@ -65,7 +65,7 @@ class HostLayers:
 
 
 def move_to_host(module: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Let ``weights`` be the parameters of ``module``, with its values if it has any."""
+    """Make ``weights`` the parameters of ``module``, and copy its values there unless it is on the meta device."""
     for name, parameter in module.named_parameters():
         if not parameter.is_meta:
             weights[name].copy_(parameter.detach())

@@ -1,4 +1,4 @@
-"""Reusing one step's work in the next: the first layer tells whether the others would say something new."""
+"""Reuse the work of one sampler step in the next if the first layer's contribution has hardly changed."""
 
 from collections.abc import Callable
 
@@ -9,10 +9,16 @@ Run = Callable[[Tensor, slice], Tensor]
 
 
 class StepCache:
-    """What the layers added to the hidden state when they last all ran, for one prompt of one request.
+    """The layers' contributions to the hidden state when all of them last ran, for one prompt of one request.
 
-    The method is that of first-block caching (ParaAttention): while the first layer's contribution has moved by less
-    than ``threshold`` of its mean magnitude since then, the others' contribution is taken to be the same.
+    This is first-block caching (ParaAttention): while the first layer's contribution has moved by less than
+    ``threshold`` of its mean magnitude since then, that of the others is assumed to be the same.
+
+    Args:
+        threshold: positive, at most 1.
+
+    Attributes:
+        reused: steps that did without the other layers so far.
     """
 
     def __init__(self, threshold: float) -> None:
@@ -22,7 +28,9 @@ class StepCache:
         self._others: Tensor | None = None
 
     def run(self, x: Tensor, run: Run) -> Tensor:
-        """Take x (b, n, d) through all layers, or through the first and add what the others added last time."""
+        """Take x (b, n, d), which is overwritten, through all layers, or through the first and add the others' last
+        contribution.
+        """
         before = x.clone()
         x = run(x, slice(0, 1))
         first = x - before

@@ -12,7 +12,8 @@ from diffusers.models.autoencoders.autoencoder_cosmos3_audio import Cosmos3AVAEA
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from cosmos3_models.autoencoders.video_decoder import WanVideoDecoder, to_frames
+from cosmos3_models.autoencoders.frames import to_frames
+from cosmos3_models.autoencoders.video_decoder import WanVideoDecoder
 from cosmos3_models.checkpoint.folder import Checkpoint
 from cosmos3_models.checkpoint.loading import load_sound_decoder, load_video_decoder
 from cosmos3_models.checkpoint.tensor_files import FoldedWeightNorm, TensorFiles
