@@ -16,6 +16,9 @@ import av
 import numpy as np
 from av.video.reformatter import ColorRange, Colorspace
 from numpy.typing import NDArray
+from PIL import Image
+
+from cosmos3_models.media.pictures import jpeg, sheet, shrunk
 
 Frames = NDArray[np.uint8]
 Waveform = NDArray[np.float32]
@@ -26,7 +29,6 @@ ENCODER_THREADS = 8  # x264's output depends on the number of threads, so it doe
 SOUND_BIT_RATE = 192_000
 THUMBNAIL_SIDE = 320
 SPRITE_SIDE = 160
-SPRITE_COLUMNS = 4
 SPRITES = 16
 BT709 = 1  # the code of ITU-R BT.709 in H.264's colour fields
 
@@ -54,7 +56,7 @@ class VideoWriter:
         self._num_frames = num_frames
         self._written = 0
         self._thumbnail = b""
-        self._sprites: list[Frames] = []
+        self._sprites: list[Image.Image] = []
         self._buffer = io.BytesIO()
         self._container = av.open(self._buffer, "w", format="mp4")
         rate = Fraction(fps).limit_denominator(10_000)
@@ -72,9 +74,9 @@ class VideoWriter:
             raise ValueError(f"frames: got {frames.dtype} {list(frames.shape)}, expected {expected}")
         for picture in frames:
             if self._written == self._num_frames // 2:
-                self._thumbnail = _jpeg(_shrunk(picture, THUMBNAIL_SIDE))
+                self._thumbnail = jpeg(shrunk(picture, THUMBNAIL_SIDE))
             if self._written * SPRITES // self._num_frames >= len(self._sprites):
-                self._sprites.append(_shrunk(picture, SPRITE_SIDE))
+                self._sprites.append(shrunk(picture, SPRITE_SIDE))
             self._container.mux(self._stream.encode(_yuv_frame(picture)))
             self._written += 1
 
@@ -84,7 +86,7 @@ class VideoWriter:
             raise ValueError(f"frames: got {self._written}, expected {self._num_frames}")
         self._container.mux(self._stream.encode(None))
         self._container.close()
-        return VideoTrack(self._buffer.getvalue(), self._thumbnail, _jpeg(_sheet(self._sprites)))
+        return VideoTrack(self._buffer.getvalue(), self._thumbnail, jpeg(sheet(self._sprites)))
 
     def __enter__(self) -> Self:
         return self
@@ -165,28 +167,3 @@ def _yuv_frame(picture: Frames) -> av.VideoFrame:
         dst_colorspace=Colorspace.ITU709,
         dst_color_range=ColorRange.MPEG,
     )
-
-
-def _shrunk(picture: Frames, side: int) -> Frames:
-    """The picture with its longer side cut down to ``side``; both sides stay even."""
-    height, width = picture.shape[:2]
-    scale = min(1, side / max(height, width))
-    size = {"width": max(2, round(width * scale / 2) * 2), "height": max(2, round(height * scale / 2) * 2)}
-    small: Any = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(**size).to_ndarray()
-    return small
-
-
-def _sheet(sprites: list[Frames]) -> Frames:
-    """The sprites in rows; what is left of the last row is black."""
-    columns = min(SPRITE_COLUMNS, len(sprites))
-    empty = [np.zeros_like(sprites[0])] * (-len(sprites) % columns)
-    cells = [*sprites, *empty]
-    return np.vstack([np.hstack(cells[row : row + columns]) for row in range(0, len(cells), columns)])
-
-
-def _jpeg(picture: Frames) -> bytes:
-    frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format="yuvj420p")
-    encoder: Any = av.CodecContext.create("mjpeg", "w")
-    encoder.width, encoder.height, encoder.pix_fmt = frame.width, frame.height, "yuvj420p"
-    encoder.time_base = Fraction(1, 1)
-    return b"".join(bytes(packet) for packet in [*encoder.encode(frame), *encoder.encode(None)])
