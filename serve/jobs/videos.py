@@ -2,26 +2,26 @@
 
 import re
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
 from contextlib import aclosing, suppress
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from cosmos3_models import GenerationParams
 from serve.errors import Conflict, InvalidRequest, MediaUnavailable, NotFound, QueueFull
-from serve.estimates.cost import Cost, percent, stored_cost
+from serve.estimates.cost import Cost
 from serve.estimates.direct_requests import DirectRequests
 from serve.estimates.observed_jobs import ActiveJob
 from serve.estimates.schedule import Estimate, Rates, Schedule
 from serve.graph.artifacts import ArtifactName
 from serve.graph.batching import Batches
-from serve.graph.stage_names import DENOISER, QUEUE, REPORTED
 from serve.jobs.job import Job, JobSettings, NewJob
 from serve.jobs.media_store import Content, MediaStore
 from serve.jobs.metrics import EndedJobs
+from serve.jobs.records import NumberedEvent, events_of, record_of
 from serve.jobs.table import JobTable
 from serve.jobs.watcher import JobState, Watcher
-from serve.schema import ListQuery, Video, VideoDeleted, VideoError, VideoList, VideoRequest, described
+from serve.schema import ListQuery, Video, VideoDeleted, VideoList, VideoRequest
 
 VIDEO_ID = re.compile(r"video_[0-9a-f]{32}")
 ID_WITH_ORDER = re.compile(r"video_(0000[0-9a-f]{8})[0-9a-f]{20}")  # ids of older releases contain no order
@@ -29,13 +29,7 @@ IDEMPOTENCY_KEY = r"^[ -~]{1,255}$"
 MAX_REQUEST_ID_CHARS = 255
 WATCH_PERIOD_S = 0.25
 RATES_PERIOD_S = 2.0  # between two reads of what completed jobs took
-EVENTS_OF_AN_ATTEMPT = 1000  # event numbers: steps from 0, then the stages after the denoiser
-STAGE_EVENTS = {stage: number for number, stage in enumerate(REPORTED[1:], start=500)}
-QUEUED_EVENT, LAST_EVENT = 998, 999
 NEW_JOB = -1  # the number of a job that is not stored
-
-
-NumberedEvent = tuple[int, dict[str, Any]]
 
 
 class Snapshot(NamedTuple):
@@ -131,7 +125,7 @@ class Videos:
         start = None if query.after is None else await self._place(query.after)
         jobs = await self.table.page(start, query.limit + 1, query.order == "desc", query)
         schedule = await self._schedule_of(jobs)
-        page = [_video(job, schedule) for job in jobs[: query.limit]]
+        page = [record_of(job, schedule) for job in jobs[: query.limit]]
         ends = (page[0].id, page[-1].id) if page else (None, None)
         return VideoList(data=page, first_id=ends[0], last_id=ends[1], has_more=len(jobs) > query.limit)
 
@@ -183,7 +177,7 @@ class Videos:
         async with aclosing(self._watcher.follow(video_id)) as states:
             async for state in states:
                 ended = state.job if isinstance(state.job, Job) and state.job.ended else None
-                for number, event in _events(state, await self._record(ended) if ended else None):
+                for number, event in events_of(state, await self._record(ended) if ended else None):
                     if number > last or (number == last and event.get("queue_position") != position):
                         last, position = number, event.get("queue_position")
                         yield number, event
@@ -208,7 +202,7 @@ class Videos:
         return job
 
     async def _record(self, job: Job) -> Video:
-        return _video(job, await self._schedule_of([job]))
+        return record_of(job, await self._schedule_of([job]))
 
     async def _schedule_of(self, jobs: Sequence[Job]) -> Schedule:
         """Return what the estimates of these jobs need: nothing, once all have ended."""
@@ -236,68 +230,6 @@ def _same_request(job: Job, new: NewJob, seed: int | None) -> bool:
         return job.fingerprint == new.fingerprint
     # A row of version 1: an absent seed had a default.
     return job.params == new.params | ({"seed": job.params["seed"]} if seed is None else {})
-
-
-def _video(job: Job, schedule: Schedule) -> Video:
-    position, eta_s = schedule.estimate(job.seq)
-    error = None if job.error_code is None else VideoError(code=job.error_code, message=job.error_message or "")
-    return Video(
-        # As stored: it is never checked against the rules of this release.
-        **described(GenerationParams.model_construct(**job.params), job.seconds, job.metadata),
-        id=job.id,
-        model=job.model,
-        status=job.status,  # type: ignore[arg-type]  # pydantic checks it
-        progress=_percent(job),
-        created_at=int(job.created_at),
-        started_at=None if job.status == "queued" else _whole(job.started_at),
-        completed_at=_whole(job.completed_at),
-        expires_at=_whole(job.expires_at),
-        error=error,
-        stage=job.stage,
-        step=job.step,
-        queue_position=position,
-        eta_s=None if eta_s is None else round(eta_s, 1),
-        attempts=job.attempts,
-        stage_durations=_durations(job),
-        request_id=job.request_id,
-    )
-
-
-def _whole(time_s: float | None) -> int | None:
-    return None if time_s is None else int(time_s)
-
-
-def _durations(job: Job) -> dict[str, float] | None:
-    """Return seconds by stage. ``queue`` is the time from creation to completion in which no stage worked."""
-    if job.stage_durations is None or job.completed_at is None:
-        return None
-    worked_s = sum(seconds for stage, seconds in job.stage_durations.items() if stage != QUEUE)
-    return job.stage_durations | {QUEUE: round(max(0.0, job.completed_at - job.created_at - worked_s), 3)}
-
-
-def _percent(job: Job) -> int:
-    if job.status == "completed":
-        return 100
-    return percent(stored_cost(job.cost), job.step, job.steps)
-
-
-def _events(state: JobState, video: Video | None) -> Iterator[NumberedEvent]:
-    """Yield the events of a job's current attempt up to now; ``video`` is the record of a job that has ended."""
-    job, (position, eta_s) = state
-    eta_s = None if eta_s is None else round(eta_s, 1)
-    start, cost = job.attempts * EVENTS_OF_AN_ATTEMPT, job.cost if isinstance(job, ActiveJob) else stored_cost(job.cost)
-    if job.status == "queued":
-        yield start + QUEUED_EVENT, {"type": "queued", "queue_position": position, "eta_s": eta_s}
-        return
-    for step in range(job.step + 1 if job.attempts else 0):
-        progress = percent(cost, step, job.steps)
-        event = {"type": "progress", "stage": DENOISER, "step": step, "steps": job.steps, "progress": progress}
-        yield start + step, event | {"eta_s": eta_s}
-    if job.stage in STAGE_EVENTS:
-        event = {"type": "progress", "stage": job.stage, "step": job.steps, "steps": job.steps}
-        yield start + STAGE_EVENTS[job.stage], event | {"progress": percent(cost, job.step, job.steps), "eta_s": eta_s}
-    if video is not None:
-        yield start + LAST_EVENT, {"type": job.status, "video": video.model_dump()}
 
 
 def _unknown(video_id: str) -> NotFound:

@@ -9,7 +9,7 @@ from paths import ROOT
 
 from serve.graph.graph import Stages
 from serve.graph.stage_names import DENOISER, MODEL_STAGES, REPORTED, TIMED
-from serve.jobs.videos import LAST_EVENT, QUEUED_EVENT, STAGE_EVENTS
+from serve.jobs.records import LAST_EVENT, QUEUED_EVENT, STAGE_EVENTS
 
 PAGE = ROOT / "serve/http/pages/page.html"
 CLIENTS = sorted((ROOT / "serve").glob("cli/*.py")) + sorted((ROOT / "serve").glob("client/*.py"))
