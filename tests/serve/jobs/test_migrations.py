@@ -4,6 +4,7 @@ import asyncio
 import os
 import sqlite3
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from serve.graph.graph import Stages
 from serve.jobs import migrations
 from serve.jobs.columns import JOBS
 from serve.jobs.database import is_sqlite, sync_engine
-from serve.jobs.job import JobSettings
+from serve.jobs.job import Job, JobSettings
 from serve.jobs.media_store import MediaStore
 from serve.jobs.migrations import prepare
 from serve.jobs.runner import JobRunner
@@ -155,6 +156,18 @@ def test_a_table_of_the_previous_release_lists_its_files_as_artifacts(url: str) 
         assert (await completed(table)).seq == queued.seq + 1
 
     run(replace(SETTINGS, database_url=url), scenario)
+
+
+def test_processes_that_start_together_migrate_a_table_once(url: str) -> None:
+    make_version_2(url)
+    with ThreadPoolExecutor(4) as processes:
+        ids = set(processes.map(prepare, [url] * 4))
+    assert ids == {PREFIX_2.partition("/")[0]}
+    assert [job.files for job in run(replace(SETTINGS, database_url=url), first_page)] == [FILES_2, [], []]
+
+
+async def first_page(table: JobTable) -> list[Job]:
+    return await table.page(None, 9, newest_first=False)
 
 
 def test_the_files_of_the_previous_release_are_served_swept_around_and_removed(tmp_path: Path) -> None:
