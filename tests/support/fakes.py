@@ -90,7 +90,7 @@ class FakeCall:
     """What a handle's method returns: the result of a stage, or a stream of references.
 
     Args:
-        result: returned, raised if it is an exception, or waited for if it is an event, which nobody need ever set.
+        result: returned, raised if it is an exception, or waited for if it is an event.
     """
 
     def __init__(self, result: Any, args: Sequence[Any]) -> None:

@@ -57,7 +57,7 @@ class Postgres:
                 time.sleep(0.1)
 
     def stop(self, how: signal.Signals = signal.SIGQUIT) -> None:
-        """End at once, without a word to those who are connected."""
+        """Stop at once, without closing the connections."""
         self._server.send_signal(how)
         self._server.wait(timeout=30)
 

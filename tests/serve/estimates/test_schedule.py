@@ -38,12 +38,12 @@ def test_a_running_job_needs_the_rest_of_its_steps_and_its_decode() -> None:
     assert schedule([denoising(1, 4)]).estimate(1) == (0, pytest.approx(6 + 2))
 
 
-def test_within_a_step_the_clock_goes_on() -> None:
+def test_within_a_step_the_clock_continues() -> None:
     assert schedule([denoising(1, 4, running_s=4.5)]).estimate(1) == (0, pytest.approx(5.5 + 2))
     assert schedule([denoising(1, 0, running_s=0.0)]).estimate(1) == (0, pytest.approx(10 + 2))
 
 
-def test_a_job_that_is_slower_or_faster_than_expected_goes_on_at_its_own_pace() -> None:
+def test_a_job_that_is_slower_or_faster_than_expected_continues_at_its_own_pace() -> None:
     assert schedule([denoising(1, 4, running_s=10)]).estimate(1) == (0, pytest.approx(5 * 2 + 2))
     assert schedule([denoising(1, 4, running_s=2)]).estimate(1) == (0, pytest.approx(6 / 2 + 2))
 
@@ -142,10 +142,10 @@ def test_a_direct_request_counts_from_its_arrival_to_its_end() -> None:
 @pytest.mark.parametrize("steps", [1, 16, 200])
 def test_progress_never_falls_and_is_100_for_finished_videos_only(steps: int) -> None:
     cost = cost_of(Checkpoint.open(DEMO), "cpu", GenerationParams(prompt="x", height=192, width=192), (50, 14))
-    shown = [percent(cost, step, steps) for step in range(steps + 1)]
-    assert shown == sorted(shown)
-    assert shown[0] == 0
-    assert shown[-1] <= 99
+    progress = [percent(cost, step, steps) for step in range(steps + 1)]
+    assert progress == sorted(progress)
+    assert progress[0] == 0
+    assert progress[-1] <= 99
 
 
 def test_progress_leaves_the_decode_its_share() -> None:

@@ -46,7 +46,7 @@ class Replica:
 
 
 def scene(scenario: Callable[[Router], Awaitable[None]], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run with a router of its own, whose requests come from nobody."""
+    """Run with a router of its own, whose requests have no sender."""
     monkeypatch.setattr(routing.ray, "get_runtime_context", lambda: _Context)
 
     async def run() -> None:
@@ -112,7 +112,7 @@ def test_requests_wait_quietly_and_in_order(monkeypatch: pytest.MonkeyPatch, cap
         (replica,) = await ready(router, "a")
         await choose(router)
         waiting = [asyncio.create_task(choose(router, number)) for number in range(1, 5)]
-        await asyncio.sleep(0.3)  # Serve warns at each fiftieth look of a request
+        await asyncio.sleep(0.3)  # Serve warns at every fiftieth poll for a request
         for number in range(4):
             assert [request.done() for request in waiting] == [each < number for each in range(4)]
             end(router, replica)
@@ -200,7 +200,7 @@ def test_a_replica_that_comes_later_serves_those_who_wait(monkeypatch: pytest.Mo
         router.on_replica_actor_unavailable(first.replica_id)
         waiting = asyncio.create_task(choose(router))
         await asyncio.sleep(3 * routing.POLL_S)
-        assert first.asked < 10 and not waiting.done()  # it looks no faster when there is no answer
+        assert first.asked < 10 and not waiting.done()  # it polls no faster when there is no answer
         router.update_replicas([])
         await asyncio.sleep(2 * routing.POLL_S)
         (second,) = await ready(router, "b")

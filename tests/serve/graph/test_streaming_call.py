@@ -1,4 +1,4 @@
-"""Leaving a streaming call: never while a replica may be taking it up, which is when Ray loses cancellations."""
+"""Cancelling a streaming call: never while a replica may be starting it, when Ray loses cancellations."""
 
 import asyncio
 import contextvars
@@ -38,8 +38,8 @@ class Response:
         self.cancelled.append("running" if self.started else "waiting")
 
 
-async def leave(response: Response, after_s: float) -> None:
-    """Read the call, be cancelled after so long, leave."""
+async def cancel(response: Response, after_s: float) -> None:
+    """Read the call, and cancel it after ``after_s`` seconds."""
     call = StreamingCall(lambda: response)
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(after_s):
@@ -56,10 +56,10 @@ def short_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(references, "START_S", 0.1)
 
 
-def left(start_s: float, after_s: float) -> list[str]:
+def cancelled(start_s: float, after_s: float) -> list[str]:
     async def run() -> Response:
         response = Response(start_s)
-        await leave(response, after_s)
+        await cancel(response, after_s)
         assert response.cancelled == [], "not at once"
         await asyncio.sleep(0.3)
         return response
@@ -67,16 +67,16 @@ def left(start_s: float, after_s: float) -> list[str]:
     return asyncio.run(run()).cancelled
 
 
-def test_a_call_that_is_being_taken_up_is_left_once_it_runs() -> None:
-    assert left(start_s=0.06, after_s=0.03) == ["running"]
+def test_a_call_that_is_about_to_start_is_cancelled_once_it_runs() -> None:
+    assert cancelled(start_s=0.06, after_s=0.03) == ["running"]
 
 
-def test_a_call_that_waits_for_its_turn_is_left_before_it() -> None:
-    assert left(start_s=3600, after_s=0.03) == ["waiting"]
+def test_a_call_that_waits_for_its_turn_is_cancelled_before_it() -> None:
+    assert cancelled(start_s=3600, after_s=0.03) == ["waiting"]
 
 
-def test_a_call_that_runs_is_left() -> None:
-    assert left(start_s=0, after_s=0.03) == ["running"]
+def test_a_call_that_runs_is_cancelled() -> None:
+    assert cancelled(start_s=0, after_s=0.03) == ["running"]
 
 
 def test_serve_does_not_cancel_the_call_with_the_request_that_made_it() -> None:
@@ -89,12 +89,14 @@ def test_serve_does_not_cancel_the_call_with_the_request_that_made_it() -> None:
     assert asyncio.run(run()) == "none"
 
 
-def test_an_error_at_the_start_is_told_and_one_after_leaving_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_error_at_the_start_is_raised_and_one_after_the_cancellation_is_not_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     async def run() -> None:
         call = StreamingCall(lambda: Response(0, ValueError("full")))
         with pytest.raises(ValueError, match="full"):
             await anext(call.references())
-        await leave(Response(0.06, ValueError("full")), 0.03)
+        await cancel(Response(0.06, ValueError("full")), 0.03)
         await asyncio.sleep(0.3)
 
     asyncio.run(run())

@@ -222,7 +222,7 @@ def test_a_cancelled_job_stops_between_steps_and_the_next_one_waits_for_that() -
 
 
 def test_a_cancelled_job_leaves_no_error_behind() -> None:
-    left: list[dict[str, Any]] = []
+    unhandled: list[dict[str, Any]] = []
 
     def until_stopped(turn: Turn) -> None:
         while not turn.stopped():
@@ -230,14 +230,14 @@ def test_a_cancelled_job_leaves_no_error_behind() -> None:
         raise Stopped
 
     async def scenario(worker: Worker, _: Model) -> None:
-        asyncio.get_running_loop().set_exception_handler(lambda _, context: left.append(context))
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: unhandled.append(context))
         job = asyncio.create_task(worker.run(until_stopped, 1))
         await asyncio.sleep(0.05)
         job.cancel()
         await asyncio.wait([job])
         del job
         gc.collect()
-        assert not left
+        assert not unhandled
 
     with_worker(scenario)
 

@@ -32,7 +32,7 @@ def test_a_locked_sqlite_file_is_unavailable_and_comes_back(tmp_path: Path, monk
         other.execute("BEGIN EXCLUSIVE")
         with pytest.raises(DatabaseUnavailable):
             await table.submit(NEW)
-        assert (await read(table, job)).id == job.id, "readers go on"
+        assert (await read(table, job)).id == job.id, "reads still work"
         other.execute("ROLLBACK")
         other.close()
         await submitted(table)

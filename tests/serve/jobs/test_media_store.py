@@ -62,11 +62,11 @@ def test_a_file_that_could_not_be_written_whole_is_absent(tmp_path: Path, monkey
         asyncio.run(store.write("a.mp4", b"one"))
     assert str(tmp_path) not in str(error.value)
     assert content(store, "a.mp4") is None
-    assert list(tmp_path.iterdir()) == [], "nothing is left of it"
+    assert list(tmp_path.iterdir()) == [], "no part of it remains"
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no full device here")
-def test_a_really_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_really_full_disk_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(secrets, "token_hex", lambda _: "0")
     (tmp_path / f"a.mp4.0{UNFINISHED}").symlink_to("/dev/full")
     with pytest.raises(MediaUnavailable):
@@ -103,7 +103,7 @@ def test_an_object_store_gets_a_file_in_one_call(monkeypatch: pytest.MonkeyPatch
     assert moved == [], "a copy under another name is a second upload"
 
 
-def test_a_store_that_does_not_answer_is_told_and_keeps_no_other_thread_busy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_does_not_answer_is_reported_and_blocks_no_other_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage, "TIMEOUT_S", 0.2)
     store = MediaStore("memory://hanging")
     release = threading.Event()
@@ -129,7 +129,7 @@ def test_a_store_that_refuses_to_make_its_folder_still_takes_files(monkeypatch: 
     assert content(store, "ours/a.mp4") == b"one"
 
 
-def test_a_store_that_refuses_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_refuses_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     store = MediaStore("memory://refusing")
 
     def refuse(*_: Any, **__: Any) -> Any:

@@ -31,19 +31,19 @@ from serve.jobs.videos import Videos
 pytest_plugins = ["job_table_fixtures"]
 
 
-def test_what_a_row_says_outlives_the_process(settings: JobSettings) -> None:
+def test_a_row_outlives_the_process(settings: JobSettings) -> None:
     job = run(settings, submitted)
     prepare(settings.database_url)
     assert run(settings, lambda table: table.get(job.id)) == job
 
 
-def test_an_older_table_is_brought_up_and_a_newer_one_refused(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_older_table_is_migrated_and_a_newer_one_refused(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     prepare(url)
     job = run(replace(SETTINGS, database_url=url), submitted)
 
     def add_note(connection: Connection) -> None:
         connection.exec_driver_sql("ALTER TABLE jobs ADD COLUMN note TEXT")
-        connection.exec_driver_sql("UPDATE jobs SET note = 'kept'")
+        connection.exec_driver_sql("UPDATE jobs SET note = 'x'")
 
     with monkeypatch.context() as patch:
         patch.setattr(migrations, "MIGRATIONS", (*migrations.MIGRATIONS, add_note))
@@ -51,7 +51,7 @@ def test_an_older_table_is_brought_up_and_a_newer_one_refused(url: str, monkeypa
         prepare(url)
         engine = sync_engine(url)
         with engine.connect() as connection:
-            assert connection.execute(text("SELECT id, note FROM jobs")).one() == (job.id, "kept")
+            assert connection.execute(text("SELECT id, note FROM jobs")).one() == (job.id, "x")
         engine.dispose()
     with pytest.raises(ValueError, match="version 4, expected at most 3"):
         prepare(url)

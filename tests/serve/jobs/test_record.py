@@ -138,9 +138,9 @@ def test_a_record_of_another_release_is_shown_as_it_was_stored(client: LocalClie
     )
     change(tmp_path, "UPDATE jobs SET params = json_remove(params, '$.append_metadata')")
     record(client)
-    shown = client.get(f"/v1/videos/{old['id']}").json()
-    assert (shown["size"], shown["sigma_schedule"], shown["append_metadata"]) == ("32x33000", "old", True)
-    assert shown in client.get("/v1/videos").json()["data"]
+    video = client.get(f"/v1/videos/{old['id']}").json()
+    assert (video["size"], video["sigma_schedule"], video["append_metadata"]) == ("32x33000", "old", True)
+    assert video in client.get("/v1/videos").json()["data"]
 
 
 def ids(client: LocalClient, query: str) -> list[str]:

@@ -279,7 +279,7 @@ def test_cancelled_and_deleted_jobs_are_counted_where_they_end(
 def test_a_job_that_is_taken_from_its_runner_is_counted_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deleted: bool, denoising: bool
 ) -> None:
-    """Also where heartbeats go on while the database is slow to say why it was taken."""
+    """Even if heartbeats continue while the database is slow to answer why it was taken."""
 
     async def scenario(runner: JobRunner, table: JobTable, _: MediaStore) -> None:
         may_start, reached = asyncio.Event(), asyncio.Event()

@@ -186,7 +186,7 @@ def test_the_content_has_three_variants_and_takes_ranges(client: httpx.Client) -
     assert refused.json()["error"]["param"] == "variant"
 
 
-def test_content_that_is_not_there_yet_is_told(client: httpx.Client) -> None:
+def test_content_that_does_not_exist_yet_is_a_404(client: httpx.Client) -> None:
     response = client.get(f"/videos/{create(client, ENDLESS)['id']}/content")
     assert response.status_code == 404
     assert re.search("it is (queued|in_progress)", response.json()["error"]["message"])
@@ -202,17 +202,17 @@ def test_events_tell_every_step_and_then_the_end(client: httpx.Client) -> None:
     assert events[-1][1]["video"]["status"] == "completed"
 
 
-def test_events_go_on_where_a_broken_connection_ended(client: httpx.Client) -> None:
+def test_events_resume_after_a_broken_connection(client: httpx.Client) -> None:
     video = create(client, LONG)["id"]
-    seen = []
+    received = []
     for number, event in stream(client, video):
-        seen.append((number, event))
+        received.append((number, event))
         if event.get("step") == 4:
             break
-    seen += stream(client, video, last_event_id=seen[-1][0])
-    steps = [event["step"] for _, event in seen if event.get("stage") == "denoiser"]
+    received += stream(client, video, last_event_id=received[-1][0])
+    steps = [event["step"] for _, event in received if event.get("stage") == "denoiser"]
     assert steps == list(range(13)), "each once"
-    assert list(stream(client, video, last_event_id=seen[-1][0])) == []
+    assert list(stream(client, video, last_event_id=received[-1][0])) == []
     replayed = [event["step"] for _, event in stream(client, video) if event.get("stage") == "denoiser"]
     assert replayed == list(range(13)), "who comes late gets them all"
 
