@@ -2,9 +2,12 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Any, TypeVar
+
+from sqlalchemy import update
 
 from serve.estimates.cost import Cost
+from serve.jobs.columns import JOBS
 from serve.jobs.job import Job, JobSettings, NewJob, StoredArtifact
 from serve.jobs.table import JobTable
 
@@ -60,6 +63,13 @@ async def read(table: JobTable, job: Job) -> Job:
     found = await table.get(job.id)
     assert found is not None
     return found
+
+
+async def change(table: JobTable, job: Job, **values: Any) -> None:
+    """Write columns of a row behind the table's back, such as a deadline that is over."""
+    await table._database.write(
+        lambda connection: connection.execute(update(JOBS).where(JOBS.c.seq == job.seq), values)
+    )
 
 
 def video(token: str) -> list[StoredArtifact]:

@@ -24,6 +24,7 @@ from job_runners import (
     stored,
     with_runner,
 )
+from job_tables import change
 
 from serve.errors import DatabaseUnavailable, InvalidRequest, NotReady, QueueFull, ServingError, StageFailed
 from serve.jobs import runner as runner_module
@@ -242,7 +243,7 @@ def test_jobs_that_end_without_a_runner_are_counted_and_logged_once_each(
         await table.release(claimed.owner)
         await runner._reconcile()
         assert ends.states == ["attempts_exhausted"]
-        await asyncio.sleep(1)
+        await change(table, late, deadline_at=0.0)
         await runner._reconcile()
         await runner._reconcile()
         assert ends.states == ["attempts_exhausted", "deadline_exceeded"]
@@ -252,7 +253,7 @@ def test_jobs_that_end_without_a_runner_are_counted_and_logged_once_each(
             assert line.message.startswith("Failed 1 job that exceeded its deadline or retry limit: job_id=" + job.id)
 
     with caplog.at_level(logging.INFO, "ray.serve"):
-        with_runner(tmp_path, scenario, job_deadline_s=1, max_attempts=1)
+        with_runner(tmp_path, scenario, max_attempts=1)
 
 
 def test_cancelled_and_deleted_jobs_are_counted_where_they_end(

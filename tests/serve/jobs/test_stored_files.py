@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from job_runners import ARTIFACTS, DENOISING, FINISHED, NEW, database_id, files, made, with_runner
+from job_tables import change
 
 from serve.errors import MediaUnavailable
 from serve.jobs import runner as runner_module
@@ -42,13 +43,14 @@ def test_record_and_files_expire_together(tmp_path: Path) -> None:
     async def scenario(runner: JobRunner, table: JobTable, media: MediaStore) -> None:
         folder = database_id(tmp_path)
         await finish(table, media, folder)
-        await asyncio.sleep(0.3)
+        (older,) = await table.page(None, 9, newest_first=True)
+        await change(table, older, expires_at=0.0)
         younger = await finish(table, media, folder)
         await runner.remove_expired()
         assert [set(job.files) for job in await table.page(None, 9, newest_first=True)] == [younger]
         assert files(tmp_path) == younger
 
-    with_runner(tmp_path, scenario, retention_s=0.2)
+    with_runner(tmp_path, scenario)
 
 
 def test_old_files_without_a_record_are_swept_and_all_others_stay(tmp_path: Path) -> None:
@@ -110,10 +112,12 @@ class Refusing(MediaStore):
     def __init__(self, url: str, refusals: float) -> None:
         super().__init__(url)
         self.refusals = refusals
+        self.refused = asyncio.Event()
 
     async def write(self, name: str, data: bytes) -> None:
         self.refusals -= 1
         if self.refusals >= 0:
+            self.refused.set()
             raise MediaUnavailable("the media store does not answer; try again")
         await super().write(name, data)
 
@@ -136,8 +140,12 @@ def test_a_store_that_stays_away_ends_the_job_at_its_deadline(tmp_path: Path, mo
     monkeypatch.setattr(runner_module, "STORE_WAITS_S", (0.01,))
 
     async def scenario(runner: JobRunner, table: JobTable, _: MediaStore) -> None:
-        runner._media = Refusing(str(tmp_path / "media"), refusals=math.inf)
-        job = await made(runner, table, DENOISING, FINISHED)
+        runner._media = store = Refusing(str(tmp_path / "media"), refusals=math.inf)
+        making = asyncio.create_task(made(runner, table, DENOISING, FINISHED))
+        await store.refused.wait()
+        (job,) = await table.page(None, 9, newest_first=True)
+        await change(table, job, deadline_at=0.0)
+        job = await making
         assert (job.status, job.error_code, job.attempts) == ("failed", "deadline_exceeded", 1)
 
-    with_runner(tmp_path, scenario, job_deadline_s=1)
+    with_runner(tmp_path, scenario)

@@ -5,7 +5,7 @@ import time
 from dataclasses import replace
 
 import pytest
-from job_tables import COST, DURATIONS, NEW, claimed, completed, read, run, started, submitted, video
+from job_tables import COST, DURATIONS, NEW, SETTINGS, change, claimed, completed, read, run, started, submitted, video
 
 from serve.jobs import statements
 from serve.jobs.job import ClaimProgress, JobSettings, Outcome, StoredArtifact
@@ -88,7 +88,7 @@ def test_a_runner_that_lost_its_lease_can_change_nothing(settings: JobSettings) 
         job = await submitted(table)
         lost, old = await started(table)
         assert await table.claim() is None, "the lease is not over"
-        await asyncio.sleep(1.1)
+        await change(table, job, lease_until=0.0)
         taken, new = await claimed(table)
         assert (taken.id, taken.status, taken.attempts) == (job.id, "queued", 1)
         assert new != old
@@ -106,19 +106,20 @@ def test_a_runner_that_lost_its_lease_can_change_nothing(settings: JobSettings) 
         assert await table.complete(taken, video(new), DURATIONS)
         assert (await read(table, job)).files == [f"folder/{new}.mp4"]
 
-    run(replace(settings, lease_s=1), scenario)
+    run(settings, scenario)
 
 
 def test_a_renewed_lease_holds(settings: JobSettings) -> None:
     async def scenario(table: JobTable) -> None:
-        await submitted(table)
+        job = await submitted(table)
         _, owner = await claimed(table)
-        for _ in range(4):
-            await asyncio.sleep(0.4)
-            await table.renew({owner: ClaimProgress()})
-            assert await table.claim() is None
+        await change(table, job, lease_until=0.0)
+        assert await table.may_claim()
+        await table.renew({owner: ClaimProgress()})
+        assert await table.claim() is None
+        assert (await read(table, job)).lease_until == pytest.approx(time.time() + SETTINGS.lease_s, abs=10)
 
-    run(replace(settings, lease_s=1), scenario)
+    run(settings, scenario)
 
 
 def test_a_job_that_was_attempted_too_often_fails_with_a_reason(settings: JobSettings) -> None:
@@ -142,14 +143,15 @@ def test_a_job_past_its_deadline_fails_whether_it_waits_or_runs(settings: JobSet
     async def scenario(table: JobTable) -> None:
         running, waiting = await submitted(table), await submitted(table)
         _, owner = await started(table)
-        await asyncio.sleep(0.6)
+        for job in (running, waiting):
+            await change(table, job, deadline_at=0.0)
         assert await table.still_owned([owner]) == set()
         await table.fail_expired(owner)
         await table.fail_expired()
         for job in (running, waiting):
             assert (await read(table, job)).error_code == "deadline_exceeded"
 
-    run(replace(settings, job_deadline_s=0.5), scenario)
+    run(settings, scenario)
 
 
 def test_a_cancelled_job_never_starts_and_a_running_one_is_taken_away(settings: JobSettings) -> None:
@@ -174,12 +176,12 @@ def test_a_cancelled_job_whose_runner_died_fails_as_cancelled(settings: JobSetti
         job = await submitted(table)
         await started(table)
         await table.cancel(job.id)
-        await asyncio.sleep(1.1)
+        await change(table, job, lease_until=0.0)
         assert await table.claim() is None
         assert len(await table.fail_expired()) == 1
         assert (await read(table, job)).error_code == "cancelled"
 
-    run(replace(settings, lease_s=1), scenario)
+    run(settings, scenario)
 
 
 def test_a_deleted_job_is_gone_for_its_runner_too(settings: JobSettings) -> None:
@@ -217,11 +219,11 @@ def test_ended_jobs_expire_with_the_names_of_their_files(settings: JobSettings) 
         waiting = await submitted(table)
         assert await table.tokens_in_use() == {"0a1b"}
         assert await table.delete_past_retention() == []
-        await asyncio.sleep(1.1)
+        await change(table, claim, expires_at=0.0)
         assert [job.files for job in await table.delete_past_retention()] == [["folder/0a1b.mp4"]]
         assert [job.id for job in await table.page(None, 9, newest_first=True)] == [waiting.id]
 
-    run(replace(settings, retention_s=1), scenario)
+    run(settings, scenario)
 
 
 def test_a_runner_claims_counts_and_judges_the_jobs_of_its_own_model_alone(settings: JobSettings) -> None:
