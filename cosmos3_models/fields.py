@@ -24,7 +24,7 @@ class Why:
 
 
 def _plain_number(value: object) -> object:
-    """Refuse what pydantic takes for a number and nobody writes as one: true, "1_000", " 5 ", "nan"."""
+    """Refuse values that pydantic accepts as a number and nobody means as one: true, "1_000", " 5 ", "nan"."""
     if isinstance(value, bool) or (isinstance(value, str) and not NUMBER_TEXT.fullmatch(value)):
         raise ValueError("a number")
     return value
@@ -95,7 +95,7 @@ def _own_first(model: type[BaseModel]) -> dict[str, FieldInfo]:
     return dict(sorted(model.model_fields.items(), key=lambda named: named[0] not in own))
 
 
-# How pydantic's messages begin, and how a noun in their place does.
+# The start of pydantic's messages, and the start of a noun phrase in its place.
 STARTS = (
     ("Input should be ", ""),
     ("Value error, ", ""),
@@ -106,7 +106,7 @@ STARTS = (
 
 
 def expected_by_pydantic(message: str) -> str:
-    """What pydantic would have accepted, as a noun."""
+    """The noun form of pydantic's message: what it would have accepted."""
     for start, noun in STARTS:
         if message.startswith(start):
             return noun + message.removeprefix(start)

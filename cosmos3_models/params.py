@@ -1,7 +1,7 @@
-"""What a caller may ask for: every field of a video with its type, limits, default, reason and description.
+"""The parameters of a video: every field with its type, limits, default, reason and description.
 
-Whatever else knows a field derives it from here (``fields.py``) or is compared with it by a test: the defaults of
-checkpoints, HTTP requests and records, the command line, the page's form, the documentation.
+Everything else that knows a field derives it from here (``fields.py``) or is compared with it by a test: checkpoint
+defaults, HTTP requests and records, the command line, the page's form and the documentation.
 """
 
 from typing import Annotated, Any, Literal, Self, get_args
@@ -59,7 +59,7 @@ Side = Annotated[int, Field(ge=shapes.PIXELS_PER_LATENT, le=MAX_SIDE), Number, A
 
 
 class Approximation(CheckedModel):
-    """What a request lets the denoiser give up for speed; by default nothing. The parts compose freely."""
+    """The approximations by which the denoiser is faster; none by default. They can be combined freely."""
 
     fp8_linears: Annotated[
         bool,
@@ -80,12 +80,12 @@ class Approximation(CheckedModel):
 
     @property
     def label(self) -> str:
-        """For logs: ``exact``, or what is given up."""
+        """For logs: ``exact``, or the approximations in use."""
         parts = [("fp8 linears", self.fp8_linears), ("fp8 attention", self.fp8_attention)]
-        given_up = [name for name, chosen in parts if chosen]
+        parts_used = [name for name, chosen in parts if chosen]
         if self.step_cache:
-            given_up.append(f"step cache {self.step_cache:g}")
-        return ", ".join(given_up) or "exact"
+            parts_used.append(f"step cache {self.step_cache:g}")
+        return ", ".join(parts_used) or "exact"
 
 
 class GenerationParams(Approximation):
@@ -193,7 +193,7 @@ class GenerationDefaults(BaseModel):
 
     @property
     def approximation(self) -> Approximation:
-        """What the checkpoint gives up for speed by default."""
+        """The approximations that the checkpoint uses by default."""
         return Approximation(**self.model_dump(include=set[str](APPROXIMATIONS), exclude_none=True))
 
     @model_validator(mode="after")
@@ -212,9 +212,10 @@ class GenerationDefaults(BaseModel):
 
 
 class ApproximationPolicy(Approximation):
-    """What a server's requests give up for speed unless they say otherwise, and what they may give up.
+    """The approximations that a server uses by default, and those that its requests may ask for.
 
-    Fields that are not given are the checkpoint's defaults. What is not allowed is off whatever the checkpoint says.
+    A field that is not given has the checkpoint's default. An approximation that is not allowed is off, whatever the
+    checkpoint says.
     """
 
     allowed: Annotated[
@@ -229,7 +230,7 @@ class ApproximationPolicy(Approximation):
         return self
 
     def over(self, defaults: GenerationDefaults) -> GenerationDefaults:
-        """A checkpoint's defaults with those of this server."""
+        """A checkpoint's defaults, overridden by this server's."""
         forbidden = Approximation().model_dump(exclude=set[str](self.allowed))
         return defaults.model_copy(update=self.model_dump(exclude_unset=True, exclude={"allowed"}) | forbidden)
 
@@ -251,12 +252,12 @@ def check_pixel_frames(params: GenerationParams, limit: int) -> None:
             "size",
             f"{params.width}x{params.height} x {params.num_frames} frames = {params.pixel_frames}",
             f"at most {limit} pixels over all frames",
-            "this server does not start what it has no memory or time to finish",
+            "this server does not start a video that it has no memory or time to finish",
         )
 
 
 def check_device(approximation: Approximation, device: str) -> None:
-    """Raise ``InvalidInput`` for what no ``cpu`` can compute. A GPU's own limits are known to its process alone."""
+    """Raise ``InvalidInput`` for an approximation that a CPU cannot compute. Only its process knows a GPU's limits."""
     for field in ("fp8_linears", "fp8_attention"):
         if device == "cpu" and getattr(approximation, field):
             raise InvalidInput(field, True, "false", "the model runs on CPUs here, which have no fp8 tensor cores")

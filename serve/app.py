@@ -26,7 +26,7 @@ from serve.jobs.runner import SLOTS, JobRunner
 
 
 def _absolute(path: str) -> str:
-    """Expand ``~``; refuse what each process would look for somewhere else."""
+    """Expand ``~``, and refuse a relative path, which every process would resolve against a folder of its own."""
     expanded = os.path.expanduser(path)
     if "://" not in path and not os.path.isabs(expanded):
         raise ValueError(
@@ -49,30 +49,30 @@ class AppArgs(BaseModel):
 
     Attributes:
         checkpoint: a folder with Cosmos3 weights, the same on every node, or ``demo``.
-        served_model_name: what clients call the model, as in vLLM: a name or several, of which the first stands in
-            records; none: that of the folder, or ``owner/name`` of a snapshot in a Hugging Face cache.
-        device: ``auto`` takes GPUs where the cluster has some.
-        offload_text: keep the text tower's weights in host memory; ``auto`` where the longest accepted video of the
-            default picture would not fit the GPU otherwise.
-        longest_request_s: a replica that is told to stop lets a running request go on for so long.
-        max_pixel_frames: the largest height x width x frames that is accepted.
-        max_attempts: times that a job is begun, and runs of a stage before its replicas' deaths fail a request.
-        data_dir: folder of the job table and the videos, where they have no other home.
-        database_url: PostgreSQL, as SQLAlchemy writes it; None is a SQLite file in ``data_dir``.
-        media_url: path or fsspec URL of the videos; None is a folder in ``data_dir``.
-        max_queued_jobs: jobs that may wait; more are refused.
-        job_deadline_s: a job that has not ended so long after its creation fails.
-        lease_s: a job whose runner is silent for this long is given to another one, and work whose caller has
-            died stops within this time.
-        step_timeout_s: a replica is replaced when a step takes longer than this and longer than can be expected of it.
-        retention_s: an ended job's record and files are kept for so long.
-        approximation: what requests give up for speed unless they say otherwise, and what they may give up.
-        api_keys, api_keys_file: who may come in, in place or one to a line of a file; none: everybody.
-        allowed_hosts: host names, besides addresses and localhost, under which the server answers.
-        allowed_origins: of web pages of others that may use it.
+        served_model_name: the name or names by which clients call the model, as in vLLM; records hold the first one.
+            Empty: the folder's name, or ``owner/name`` of a snapshot in a Hugging Face cache.
+        device: ``auto`` uses GPUs if the cluster has any.
+        offload_text: keep the text tower's weights in host memory; ``auto``: if the longest accepted video of the
+            default size would not fit on the GPU otherwise.
+        longest_request_s: the time that a stopping replica gives a running request to finish.
+        max_pixel_frames: the largest accepted height x width x frames.
+        max_attempts: attempts of a job, and of a stage within a request, before it fails.
+        data_dir: folder of the job table and the videos, unless the next two fields name other places.
+        database_url: PostgreSQL in SQLAlchemy's form; None: a SQLite file in ``data_dir``.
+        media_url: path or fsspec URL of the videos; None: a folder in ``data_dir``.
+        max_queued_jobs: the number of waiting jobs beyond which new ones are refused.
+        job_deadline_s: a job that has not ended this long after its creation fails.
+        lease_s: a job whose runner is silent for this long goes to another runner, and work for a caller that died
+            stops within this time.
+        step_timeout_s: a replica is replaced if a step takes longer than this and longer than earlier steps explain.
+        retention_s: the time after which an ended job's record and files are removed.
+        approximation: the approximations that are on by default, and those that requests may ask for.
+        api_keys, api_keys_file: keys of the clients with access, in place or one to a line of a file; none: everybody.
+        allowed_hosts: host names under which the server answers, besides addresses and localhost.
+        allowed_origins: origins of other sites' web pages that may use the server.
     """
 
-    # Some fields are secret, so no message shows what came.
+    # Some fields are secret, so no error message shows a value.
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, validate_default=True)
 
     checkpoint: CheckpointPath = DEMO
@@ -97,7 +97,7 @@ class AppArgs(BaseModel):
     allowed_origins: tuple[Annotated[str, Field(pattern=ORIGIN_PATTERN)], ...] = ()
 
     def model_names(self) -> tuple[str, ...]:
-        """What requests may call the model; the first is its name."""
+        """The names by which requests may call the model; records hold the first one."""
         return self.served_model_name or (checkpoint_name(self.checkpoint),)
 
     def model_settings(self, device: str) -> ModelSettings:
@@ -121,12 +121,12 @@ class AppArgs(BaseModel):
         return self.media_url or str(self._folder() / "media")
 
     def access(self) -> Access:
-        """Who may use the API.
+        """The keys, hosts and origins that may use the API.
 
         Raises:
-            ValueError: the file of keys is not what it should be.
+            ValueError: the file of keys cannot be read, or is malformed.
         """
-        # Not resolved: a mounted secret is a link that is changed to point at the new keys.
+        # Not resolved: a mounted secret is a link, which is replaced to point at the new keys.
         file = self.api_keys_file and str(Path(self.api_keys_file).expanduser().absolute())
         if file:
             check_key_file(file)
@@ -137,7 +137,7 @@ class AppArgs(BaseModel):
 
 
 class Placement(NamedTuple):
-    """Torch's device and the share of a GPU that a replica of each stage takes."""
+    """Torch's device, and the share of a GPU that a replica of each stage reserves."""
 
     device: str
     denoiser: float = 0
@@ -147,16 +147,16 @@ class Placement(NamedTuple):
 
 ROUTER = RequestRouterConfig(request_router_class="serve.graph.request_router:Router")
 INGRESS_ROUTER = RequestRouterConfig() if RAY_SERVE_ENABLE_HA_PROXY else ROUTER
-"""Ray's HAProxy takes no router of an application's own."""
+"""Ray's HAProxy supports no request router of an application's own."""
 
 ENVIRONMENT = {
-    "OMP_WAIT_POLICY": "PASSIVE",  # stages that share cores must not spin while they wait for their threads
+    "OMP_WAIT_POLICY": "PASSIVE",  # stages that share cores must not spin while they wait
     "PYTORCH_ALLOC_CONF": "expandable_segments:True",  # stages that share a card must not hoard fragments of it
     "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "2000",  # Ray itself reports every 10 s; Serve's 0.1 s wakes idle replicas
 }
 
 CPU = Placement("cpu")
-ONE_GPU = Placement("cuda", 0.6, 0.3, 0.1)  # bookkeeping that lets all three share a card
+ONE_GPU = Placement("cuda", 0.6, 0.3, 0.1)  # shares only in Ray's bookkeeping: all three use one card
 SEVERAL_GPUS = Placement("cuda", 1, 0.75, 0.25)  # the denoiser alone, both decoders on one other card
 
 
@@ -164,7 +164,7 @@ def build_app(args: AppArgs) -> Application:
     """Construct and bind; Serve starts the replicas."""
     place = choose_placement(args.device)
     settings, media = args.job_settings(), args.media()
-    on_head = is_sqlite(settings.database_url) or args.media_url is None  # files of one machine
+    on_head = is_sqlite(settings.database_url) or args.media_url is None  # the files are on one machine
     stage = (args.checkpoint, place.device)
     names, policy, patience = args.model_names(), args.approximation, args.patience()
     use = CardUse(args.max_pixel_frames, "same GPU" if place.denoiser < 1 else "another GPU", policy.allowed)
@@ -175,7 +175,7 @@ def build_app(args: AppArgs) -> Application:
         video_decoder=_deployment(VideoDecoder, args, slots=1, gpus=place.video_decoder).bind(*stage, patience),
         sound_decoder=_deployment(SoundDecoder, args, slots=1, gpus=place.sound_decoder).bind(*stage, patience),
     )
-    # Both only wait: for them a slot is a job that is made, or a client that waits.
+    # Both only wait: each of their slots is a running job or a waiting client.
     runner = _deployment(JobRunner, args, slots=SLOTS, on_head=on_head).bind(stages, settings, media, names[0])
     ingress = _deployment(serve.ingress()(Ingress), args, slots=256, on_head=on_head)
     ingress = ingress.options(request_router_config=INGRESS_ROUTER)
@@ -183,7 +183,7 @@ def build_app(args: AppArgs) -> Application:
 
 
 def choose_placement(device: Literal["auto", "cpu", "cuda"]) -> Placement:
-    """Look at the cluster once.
+    """Choose the devices by the GPUs that the cluster has now.
 
     Raises:
         ValueError: ``cuda`` on a cluster without a GPU.
@@ -197,7 +197,7 @@ def choose_placement(device: Literal["auto", "cpu", "cuda"]) -> Placement:
 
 
 def _deployment(stage: type, args: AppArgs, *, slots: int, gpus: float = 0, on_head: bool = False) -> Any:
-    # A sliver of a CPU, so that the whole graph fits two cores; the stages take turns at the work.
+    # A small share of a CPU, so that the whole graph fits on two cores; the stages take turns computing.
     actor: dict[str, Any] = {"num_cpus": 0.1, "num_gpus": gpus, "runtime_env": {"env_vars": ENVIRONMENT}}
     if on_head:
         actor["resources"] = {"node:__internal_head__": 0.001}
@@ -206,7 +206,7 @@ def _deployment(stage: type, args: AppArgs, *, slots: int, gpus: float = 0, on_h
         name=stage.__name__,
         max_ongoing_requests=slots,
         request_router_config=ROUTER,
-        # Long requests survive an update or a downscale: the old replica leaves when it is done.
+        # Long requests survive an update or a downscale: the old replica stops when they are done.
         graceful_shutdown_timeout_s=args.longest_request_s,
         ray_actor_options=actor,
     )

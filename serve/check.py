@@ -43,7 +43,7 @@ def _argument_problems(args: dict[str, Any]) -> list[str]:
         given.access()
         _check_checkpoint(given.checkpoint)
     except ValidationError as error:
-        return [_told(found) for found in error.errors()]
+        return [_line(found) for found in error.errors()]
     except ValueError as error:
         return [str(error)]
     return []
@@ -56,7 +56,7 @@ def _check_checkpoint(path: str) -> None:
         CheckpointError: the stages could not load the folder.
     """
     from cosmos3_models.checkpoint.loading import (
-        check_weights,  # brings PyTorch, and a wrong argument is found without it
+        check_weights,  # imports PyTorch, which invalid arguments do not need
     )
 
     checkpoint = Checkpoint.open(path)
@@ -64,8 +64,8 @@ def _check_checkpoint(path: str) -> None:
     check_weights(checkpoint)
 
 
-def _told(found: ErrorDetails) -> str:
-    """One problem, with the value where it is no secret and no key's."""
+def _line(found: ErrorDetails) -> str:
+    """One line for a problem, with the value unless it may be a secret."""
     name = str(found["loc"][0]) if found["loc"] else ""
     secret = name in SECRET or name not in AppArgs.model_fields
     got = "" if secret else f"got {found['input']!r}, "

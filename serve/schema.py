@@ -1,4 +1,4 @@
-"""What a client may send and what it gets."""
+"""Requests and responses: what a client may send, and what it gets."""
 
 import hashlib
 import json
@@ -17,14 +17,14 @@ from serve.errors import invalid_input_refused
 
 
 def _number_text(value: object) -> object:
-    """OpenAI's clients send seconds as text, others as a number."""
+    """Accept a number: OpenAI's clients send seconds as text, others as a number."""
     return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
 MAX_TIME = 253_402_300_799  # the end of the year 9999
 
 MetadataKey = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:-]{1,64}$")]
-MetadataValue = Annotated[str, Field(max_length=512, pattern=r"^[^\x00]*$")]  # PostgreSQL compares no text with NUL
+MetadataValue = Annotated[str, Field(max_length=512, pattern=r"^[^\x00]*$")]  # PostgreSQL stores no text with NUL
 Metadata = Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)]
 OF_METADATA = Why(
     "a video has up to 16 texts of up to 512 characters, under names of up to 64 letters, digits and _.:-"
@@ -114,7 +114,7 @@ def read_request(fields: dict[str, Any]) -> VideoRequest:
 
 
 class ListQuery(CheckedModel):
-    """Which videos a page shows, in order of arrival. All filters that are given must match."""
+    """Which videos a page lists, in order of arrival. A video must match all given filters."""
 
     after: Annotated[
         str | None,
@@ -149,14 +149,14 @@ class Video(BaseModel):
     Attributes:
         progress: percent.
         created_at, completed_at, expires_at: seconds since the epoch; record and files expire together.
-        started_at: the same, when the latest denoise started; None while the job is queued.
-        seconds: length as the request gave it; the exact length if it gave none.
-        duration_s: exact length of the video.
-        stage: where a running job is.
-        step: steps of ``num_inference_steps`` done.
-        queue_position: 1 starts next, 0 no longer waits.
-        eta_s: seconds until the video is there, as far as one can tell.
-        attempts: times that the work was begun.
+        started_at: seconds since the epoch when the latest denoise started; None while the job is queued.
+        seconds: the length that the request named; the exact length if it named none.
+        duration_s: exact length of the video in seconds.
+        stage: the stage that a running job is in.
+        step: completed steps of ``num_inference_steps``.
+        queue_position: 1 is the next to start, 0 is not in the queue.
+        eta_s: estimated seconds until the video is ready; None if there is no estimate.
+        attempts: times that the denoise was started.
         stage_durations: seconds by stage, of a finished video. ``queue`` is all other time since ``created_at``, so
             the sum is the time from there to ``completed_at``.
     """
@@ -199,9 +199,9 @@ class VideoEstimate(BaseModel):
     """How long a request would take if it came now.
 
     Attributes:
-        eta_s: seconds until the video would be there, the wait in the queue included; None where no video of a
-            comparable size has finished that could tell.
-        queue_position: 1 would start next.
+        eta_s: estimated seconds until the video would be ready, including the wait in the queue; None if no video of
+            a comparable size has finished yet.
+        queue_position: 1 would be the next to start.
         relative_work: its operations as a multiple of those of a request with the checkpoint's defaults.
     """
 
@@ -212,19 +212,21 @@ class VideoEstimate(BaseModel):
 
 
 class VideoDeleted(BaseModel):
+    """The confirmation that a video was deleted."""
+
     id: str
     object: Literal["video.deleted"] = "video.deleted"
     deleted: Literal[True] = True
 
 
 class Progress(TypedDict):
-    """One event while a video is being made."""
+    """A step or a stage of a running request."""
 
     type: Literal["progress"]
     stage: str
     step: int  # steps done
     steps: int  # of the stage
-    elapsed_s: float  # since the request came
+    elapsed_s: float  # since the request arrived
 
 
 class FinishedVideo(TypedDict):
@@ -235,15 +237,15 @@ class FinishedVideo(TypedDict):
     thumbnail: bytes  # JPEG
     spritesheet: bytes  # JPEG
     record: dict[str, Any]
-    frames: NotRequired[NDArray[np.uint8]]  # (frames, height, width, 3), when asked for
-    waveform: NotRequired[NDArray[np.float32] | None]  # (channels, samples), when asked for
+    frames: NotRequired[NDArray[np.uint8]]  # RGB (frames, height, width, 3), if requested
+    waveform: NotRequired[NDArray[np.float32] | None]  # (channels, samples), if requested
 
 
 Event = Progress | FinishedVideo
 
 
 class ModelCard(TypedDict):
-    """The served model."""
+    """The served model's defaults and limits."""
 
     id: str
     object: Literal["model"]
@@ -252,19 +254,17 @@ class ModelCard(TypedDict):
     sound: bool  # whether it can make sound
     defaults: dict[str, Any]
     max_pixel_frames: int  # height x width x frames
-    guide: (
-        dict[str, Any] | None
-    )  # how to prompt it (cosmos3_models.checkpoint.configs.PromptGuide), if the checkpoint says so
-    allowed_approximations: list[str]  # what a request may give up for speed
+    guide: dict[str, Any] | None  # how to prompt the model, if its folder has a PromptGuide
+    allowed_approximations: list[str]  # the approximations that a request may ask for
 
 
 def described(
     params: GenerationParams, seconds: str | None = None, metadata: dict[str, str] | None = None
 ) -> dict[str, Any]:
-    """The request's fields of every record: its own, and size and length as OpenAI writes them.
+    """The request's fields of a record: its parameters, and size and length in OpenAI's form.
 
     Args:
-        seconds, metadata: as the request gave them.
+        seconds, metadata: as the request named them.
     """
     duration_s = params.num_frames / params.fps
     return {
@@ -277,7 +277,12 @@ def described(
 
 
 def video_record(params: GenerationParams, model: str, timings: dict[str, float]) -> dict[str, Any]:
-    """The record of a video that was made without a job."""
+    """The record of a video that was made without a job.
+
+    Args:
+        model: the served model's name.
+        timings: seconds by stage.
+    """
     return {
         "object": "video",
         "model": model,

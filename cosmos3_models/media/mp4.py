@@ -1,4 +1,4 @@
-"""Frames and waveforms to mp4: H.264 while the frames still come, AAC, and both in one file."""
+"""Encode frames as H.264 while they arrive and waveforms as AAC, and join both tracks in one mp4."""
 
 import io
 import tempfile
@@ -23,7 +23,7 @@ from cosmos3_models.media.pictures import jpeg, sheet, shrunk
 Frames = NDArray[np.uint8]
 Waveform = NDArray[np.float32]
 
-# Without macroblock trees, because x264's AVX-512 code for them gives other bytes at every run.
+# Without macroblock trees, because x264's AVX-512 code for them gives different bytes in every run.
 H264_OPTIONS = {"crf": "18", "preset": "medium", "x264-params": "mbtree=0"}
 ENCODER_THREADS = 8  # x264's output depends on the number of threads, so it does not follow the machine's cores
 SOUND_BIT_RATE = 192_000
@@ -43,11 +43,11 @@ class VideoTrack:
 
 
 class VideoWriter:
-    """Encodes H.264 into an mp4 in memory, a few frames at a time. The frames are not kept.
+    """Encodes H.264 into an mp4 in memory, a few frames at a time. It does not store the frames.
 
     Args:
-        num_frames: how many will come.
-        height, width: pixels, even.
+        num_frames: the number of frames that will be written.
+        height, width: size in pixels, even.
         fps: frames per second.
     """
 
@@ -68,7 +68,11 @@ class VideoWriter:
         context.color_range = ColorRange.MPEG
 
     def write(self, frames: Frames) -> None:
-        """Encode uint8 RGB frames (t, height, width, 3)."""
+        """Encode uint8 RGB frames (t, height, width, 3).
+
+        Raises:
+            ValueError: the frames have another type or size.
+        """
         if frames.dtype != np.uint8 or frames.shape[1:] != self._expected:
             expected = f"uint8 [t, {', '.join(map(str, self._expected))}]"
             raise ValueError(f"frames: got {frames.dtype} {list(frames.shape)}, expected {expected}")
@@ -81,7 +85,11 @@ class VideoWriter:
             self._written += 1
 
     def finish(self) -> VideoTrack:
-        """Flush; raises ``ValueError`` if another number of frames came than was announced."""
+        """Finish the track.
+
+        Raises:
+            ValueError: the number of written frames is not ``num_frames``.
+        """
         if self._written != self._num_frames:
             raise ValueError(f"frames: got {self._written}, expected {self._num_frames}")
         self._container.mux(self._stream.encode(None))
@@ -98,7 +106,7 @@ class VideoWriter:
 
 
 def encode_chunks(writer: VideoWriter, chunks: Iterable[Frames]) -> VideoTrack:
-    """Encode uint8 chunks (t, height, width, 3) as they come: one is encoded while the next is made, no more wait."""
+    """Encode uint8 RGB chunks (t, height, width, 3): each is encoded while the next one is computed; none pile up."""
     with ThreadPoolExecutor(max_workers=1) as encoder:
         encoding = encoder.submit(lambda: None)
         for frames in chunks:
@@ -109,7 +117,11 @@ def encode_chunks(writer: VideoWriter, chunks: Iterable[Frames]) -> VideoTrack:
 
 
 def encode_sound(waveform: Waveform, sample_rate: int) -> bytes:
-    """Encode fp32 (1 or 2 channels, samples) in [-1, 1] as AAC in an mp4 container."""
+    """Encode fp32 (1 or 2 channels, samples) in [-1, 1] as AAC in an mp4 container.
+
+    Raises:
+        ValueError: the waveform has another shape, or a value that is not finite.
+    """
     if waveform.ndim != 2 or waveform.shape[0] not in (1, 2) or not np.isfinite(waveform).all():
         raise ValueError(f"waveform: got {list(waveform.shape)}, expected finite [1 or 2, samples]")
     layout = "stereo" if waveform.shape[0] == 2 else "mono"
@@ -126,9 +138,9 @@ def encode_sound(waveform: Waveform, sample_rate: int) -> bytes:
 
 
 def mux(video: bytes, sound: bytes | None) -> bytes:
-    """One mp4 of the tracks as they are, interleaved, with the index in front so that it plays while it loads."""
+    """Join encoded tracks in one mp4, interleaved, with the index in front so that it plays while it loads."""
     tracks = [track for track in (video, sound) if track is not None]
-    # To move the index to the front libavformat reopens the output by its name, so it needs a file.
+    # libavformat reopens the output by its name to move the index to the front, so it needs a file.
     with tempfile.TemporaryDirectory() as folder, ExitStack() as opened:
         path = Path(folder) / "muxed.mp4"
         with av.open(path, "w", options={"movflags": "faststart"}) as container:

@@ -1,4 +1,4 @@
-"""Starts Ray and Serve, says when every stage is ready, and after a signal lets what is being made finish."""
+"""Start Ray and Serve, say when every stage is ready, and after a signal finish the running videos."""
 
 import logging
 import os
@@ -28,17 +28,17 @@ from serve.ingress.ingress import Ingress
 from serve.jobs.runner import JobRunner
 
 STOPPING = (
-    "Stopping. {videos} being made; waiting up to {s:.0f} s for that. Press Ctrl-C again to stop at once. "
+    "Stopping. {videos} running; waiting up to {s:.0f} s for that. Press Ctrl-C again to stop at once. "
     "Queued jobs stay stored."
 )
-LOCAL = "local"  # Ray's word for a cluster of this process's own
+LOCAL = "local"  # Ray's address of a new cluster of this process
 POLL_S = 0.25
-ANSWER_S = 5.0  # for a replica to say how much it does
-LINGER_S = 1.0  # a finished video has yet to reach its client
+ANSWER_S = 5.0  # for a replica to report its load
+LINGER_S = 1.0  # for the last finished video to reach its client
 
 
 class NotStarted(Exception):
-    """The graph will not run; the message is one line."""
+    """The server cannot start; the message is one line."""
 
 
 def serve_until_stopped(text: str, started_at: float) -> int:
@@ -77,31 +77,31 @@ def _ours(config: ServeDeploySchema) -> list[ServeApplicationSchema]:
 
 
 def _deploy(config: ServeDeploySchema, address: str) -> None:
-    """Do what ``serve run`` does first.
+    """Start Ray and deploy, as ``serve run`` does.
 
     Raises:
-        NotStarted: Ray or Serve does not start.
+        NotStarted: Ray or Serve failed to start.
     """
     if address == LOCAL:
         _check_port(config.http_options)
     _say("Starting Ray." if address == LOCAL else f"Joining the Ray cluster at {address}.")
     try:
         ray.init(address=address, namespace="serve")
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray has just set a handler of its own
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray has just installed its own handler
         client = serve_start(
             http_options=config.http_options.model_dump(),
             proxy_location=config.proxy_location,
             grpc_options=config.grpc_options.model_dump(),
             controller_options=config.controller_options,
         )
-        logging.getLogger("ray.serve").setLevel(logging.WARNING)  # of this process alone, whose handles log each start
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)  # only in this process, whose handles log each start
         client.deploy_apps(config)
     except Exception as error:
         raise NotStarted(reason(traceback.format_exc())) from error
 
 
 def _check_port(http: HTTPOptionsSchema) -> None:
-    """Refuse a port that is taken: Serve's proxy would share it, and each server would get some of the requests."""
+    """Refuse a port in use: Serve's proxy would share it, and each server would get some of the requests."""
     family = socket.AF_INET6 if ":" in http.host else socket.AF_INET
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -109,25 +109,25 @@ def _check_port(http: HTTPOptionsSchema) -> None:
             probe.bind((http.host, http.port))
         except OSError as error:
             problem = f"http_options: got port {http.port} of {http.host}, expected one that is free ({error.strerror})"
-            raise NotStarted(f"{problem}; --port takes another one") from None
+            raise NotStarted(f"{problem}; choose another one with --port") from None
 
 
 def _wait_until_ready(config: ServeDeploySchema) -> None:
-    told: list[str] = []
+    printed: list[str] = []
     while missing := [name for application in config.applications for name in _missing(application)]:
-        if missing != told:
+        if missing != printed:
             _say(f"Waiting for {', '.join(missing)}.")
-            told = missing
+            printed = missing
         time.sleep(POLL_S)
     while not all(_is_healthy(f"{_url(config)}{application.route_prefix}") for application in _ours(config)):
-        time.sleep(POLL_S)  # the proxy learns of the routes a moment later
+        time.sleep(POLL_S)  # the proxy learns the routes a moment later
 
 
 def _missing(application: ServeApplicationSchema) -> Collection[str]:
-    """What of an application does not run yet.
+    """The parts of an application that do not run yet.
 
     Raises:
-        NotStarted: some of it never will.
+        NotStarted: a part failed to start.
     """
     status = serve.status().applications.get(application.name)
     if status is None:
@@ -146,36 +146,36 @@ def _is_healthy(url: str) -> bool:
 
 
 def _url(config: ServeDeploySchema) -> str:
-    """Where this machine reaches the proxy."""
+    """The proxy's URL on this machine."""
     http = config.http_options
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(http.host, http.host)
     return f"{'https' if http.ssl_certfile else 'http'}://{f'[{host}]' if ':' in host else host}:{http.port}"
 
 
 def _drain(applications: Sequence[ServeApplicationSchema]) -> None:
-    """Take nothing new, and wait until what is being made is done or has taken too long."""
+    """Refuse new videos and wait for the running ones, for at most ``longest_request_s``."""
     longest_s = max((AppArgs(**application.args).longest_request_s for application in applications), default=0)
     handles = [
         serve.get_deployment_handle(stage.__name__, application.name)
         for application in applications
         for stage in (JobRunner, Ingress)
     ]
-    told, end = 0, time.monotonic() + longest_s
+    printed, end = 0, time.monotonic() + longest_s
     while (busy := sum(map(_busy, handles))) and time.monotonic() < end:
-        if busy != told:
-            _say(f"{_videos(busy)} still being made." if told else STOPPING.format(videos=_videos(busy), s=longest_s))
-            told = busy
+        if busy != printed:
+            _say(f"{_videos(busy)} still running." if printed else STOPPING.format(videos=_videos(busy), s=longest_s))
+            printed = busy
         time.sleep(POLL_S)
-    time.sleep(LINGER_S if told else 0)
+    time.sleep(LINGER_S if printed else 0)
 
 
 def _busy(handle: DeploymentHandle[Any]) -> int:
-    """How many videos the replicas of a deployment are making, which take no new ones from now on."""
+    """Tell the replicas of a deployment to accept no new videos; returns the number of running ones."""
     try:
         return sum(handle.broadcast("drain").results(timeout_s=ANSWER_S))
     except DeploymentUnavailableError:
         return 0
-    except (TimeoutError, RayError):  # a replica that is too busy to answer, or has just died
+    except (TimeoutError, RayError):  # the replica is too busy to answer, or has just died
         return 1
 
 
@@ -184,7 +184,7 @@ def _videos(count: int) -> str:
 
 
 def _end(address: str, applications: Collection[str]) -> None:
-    """End what this process started: all of Ray, or these applications on a cluster that goes on."""
+    """Stop what this process started: all of Ray, or these applications of a shared cluster."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     if address == LOCAL:

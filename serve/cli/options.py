@@ -47,11 +47,11 @@ def _given(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def _option(name: str, schema: dict[str, Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    flag, told = f"--{name.replace('_', '-')}", schema["description"]
-    told = told[:1].upper() + told[1:]
+    flag, description = f"--{name.replace('_', '-')}", schema["description"]
+    description = description[:1].upper() + description[1:]
     if schema["type"] == "boolean":
-        return click.option(name, f"{flag}/--no-{flag[2:]}", *SHORT.get(name, []), default=None, help=f"{told}.")
+        return click.option(name, f"{flag}/--no-{flag[2:]}", *SHORT.get(name, []), default=None, help=f"{description}.")
     if "maximum" in schema:
-        told += f" ({schema['minimum']} to {schema['maximum']})"
+        description += f" ({schema['minimum']} to {schema['maximum']})"
     kind = click.Choice(schema["enum"]) if "enum" in schema else KINDS[schema["type"]]
-    return click.option(name, flag, type=kind, help=f"{told}.")
+    return click.option(name, flag, type=kind, help=f"{description}.")

@@ -32,21 +32,21 @@ def command(fields: dict[str, Any], out: Path, url: str, api_key: str | None) ->
     """
     try:
         check_output_file(out)
-        with closing(RemoteVideos(url, api_key, _tell)) as server:
+        with closing(RemoteVideos(url, api_key, _print)) as server:
             _make(server, fields, out)
     except (InvalidInput, RemoteError, OSError) as error:
-        _tell(f"error: {error}")
+        _print(f"error: {error}")
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
 
 
 def _make(server: RemoteVideos, fields: dict[str, Any], out: Path) -> None:
-    """From the request to the file; on Ctrl-C the server forgets both."""
+    """Submit the job, follow it and save the video; on Ctrl-C delete the job."""
     key, video_id = uuid.uuid4().hex, None
     try:
         video_id = server.submit(fields, key)
-        _tell(f"{video_id} is submitted")
+        _print(f"{video_id} was submitted")
         with tqdm(total=100, desc="waiting", bar_format=BAR) as bar:
             end = server.follow(video_id, lambda event: _show(bar, event))
         if end["type"] != "completed":
@@ -67,19 +67,19 @@ def _cancel(server: RemoteVideos, video_id: str | None, fields: dict[str, Any], 
         else:
             server.delete(video_id)
     except RemoteError as error:
-        _tell(f"error: {video_id or 'the job'} may still be made: {error}")
+        _print(f"error: {video_id or 'the job'} may still run: {error}")
     else:
-        _tell("cancelled")
+        _print("cancelled")
 
 
 def _show(bar: "tqdm[Never]", event: dict[str, Any]) -> None:
-    bar.set_description_str(_place(event), refresh=False)
-    bar.set_postfix_str(_to_go(event.get("eta_s")), refresh=False)
+    bar.set_description_str(_stage(event), refresh=False)
+    bar.set_postfix_str(_remaining(event.get("eta_s")), refresh=False)
     bar.n = 100 if event["type"] == "completed" else event.get("progress", 0)
     bar.refresh()
 
 
-def _place(event: dict[str, Any]) -> str:
+def _stage(event: dict[str, Any]) -> str:
     if event["type"] == "queued":
         return f"queued, number {event['queue_position']}"
     if event.get("stage") == "denoiser":
@@ -87,13 +87,13 @@ def _place(event: dict[str, Any]) -> str:
     return str(event.get("stage", event["type"]))
 
 
-def _to_go(eta_s: float | None) -> str:
-    return "" if eta_s is None else f"about {tqdm.format_interval(eta_s)} to go"
+def _remaining(eta_s: float | None) -> str:
+    return "" if eta_s is None else f"about {tqdm.format_interval(eta_s)} left"
 
 
 def _reason(end: dict[str, Any]) -> str:
     return "the video was deleted" if end["type"] == "deleted" else str(end["video"]["error"]["message"])
 
 
-def _tell(line: str) -> None:
+def _print(line: str) -> None:
     tqdm.write(line, file=sys.stderr)

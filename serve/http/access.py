@@ -1,7 +1,8 @@
-"""Who may use the API: clients with a key, under which host names, from web pages of which origins.
+"""Access to the API: keys, host names, and origins of web pages.
 
-A browser sends what any web page asks it to, to any address that it reaches. A foreign page must neither submit nor
-read, and a name that its owner points at this machine (DNS rebinding) must not make its page look like ours.
+A browser sends whatever a web page asks it to send, to any address it can reach. A foreign page must neither submit
+nor read, and a host name whose owner points it at this machine (DNS rebinding) must not make a foreign page look like
+this server's own.
 """
 
 import ipaddress
@@ -21,7 +22,7 @@ HOST_PATTERN = r"^(\*|(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*)$"
 ORIGIN_PATTERN = r"^(\*|[a-z][a-z0-9+.-]*://[a-z0-9._\[\]:-]+)$"
 
 HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^\[\]:/?#@\s]+)(:[0-9]*)?")
-OWN_HOSTS = ("localhost", "*.localhost")  # no DNS server is asked for these
+OWN_HOSTS = ("localhost", "*.localhost")  # resolved without a DNS server
 EXPOSED = (
     *("Accept-Ranges", "Allow", "Content-Disposition", "Content-Range", "ETag", "Retry-After", "X-Request-ID"),
     *("OpenAI-Poll-After-Ms", "X-Model", "X-Seed", "X-Inference-Time-S", "X-Stage-Durations"),
@@ -30,7 +31,7 @@ EXPOSED = (
 
 @dataclass(frozen=True)
 class Access:
-    """See ``AppArgs``."""
+    """The settings of the same names in ``AppArgs``."""
 
     api_keys: tuple[str, ...] = ()
     api_keys_file: str | None = None
@@ -42,9 +43,9 @@ OPEN = Access()
 
 
 class Guard:
-    """Refuses requests under a host name, or from a web page, that nobody allowed.
+    """Refuses requests with a host name or from a web page that is not allowed.
 
-    An address is no name that can be pointed elsewhere, so every address is allowed as host.
+    Every IP address is allowed as host, since nobody can point it elsewhere.
     """
 
     def __init__(self, app: ASGIApp, access: Access) -> None:
@@ -55,22 +56,24 @@ class Guard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             headers = Headers(scope=scope)
-            for host in headers.getlist("host"):  # without one it is no browser
+            for host in headers.getlist("host"):  # a request without one is not from a browser
                 self._check_host(host)
             self._check_origin(headers)
         await self._app(scope, receive, send)
 
     def _check_host(self, host: str) -> None:
         if not (found := HOST.fullmatch(host)) or not _allowed(found[1].lower().removesuffix("."), self._hosts):
-            told = "an IP address, localhost or one of allowed_hosts in deploy.yaml"
-            raise HostNotAllowed(f"Host: got {host[:80]!r}, expected {told}, because any name may point here", "Host")
+            expected = "an IP address, localhost or one of allowed_hosts in deploy.yaml"
+            raise HostNotAllowed(
+                f"Host: got {host[:80]!r}, expected {expected}, because any name can point to this server", "Host"
+            )
 
     def _check_origin(self, headers: Headers) -> None:
-        """Compare what browsers say of the page that sends a request; what they do not say is no browser."""
+        """Check the headers by which browsers name the requesting page; other clients do not send them."""
         origin, site = headers.get("origin"), headers.get("sec-fetch-site")
         if site in ("same-origin", "none") or (origin is None and site is None):
             return
-        if origin is None:  # a link to this server, or something that a foreign page embeds
+        if origin is None:  # a link to this server, or an embedded file of a foreign page
             if headers.get("sec-fetch-mode") != "navigate":
                 raise _foreign("no Origin", "embedding needs crossorigin=anonymous")
         elif not {"*", origin.lower()} & set(self._origins) and not _same_host(origin, headers.get("host", "")):
@@ -78,7 +81,7 @@ class Guard:
 
 
 class Cors(CORSMiddleware):
-    """Tells browsers what allowed origins may do; refuses others in the one form."""
+    """Tells browsers what allowed origins may do, and refuses other origins in the one error form."""
 
     def __init__(self, app: ASGIApp, access: Access) -> None:
         super().__init__(
@@ -116,7 +119,7 @@ def _is_address(name: str) -> bool:
 
 
 def _same_host(origin: str, host: str) -> bool:
-    """Whether the page is this server's own. A proxy before it may have spoken another scheme."""
+    """Whether the page is this server's own; the scheme may differ if a proxy in front of the server ends TLS."""
     try:
         return host != "" and urlsplit(origin).netloc.lower() == host.lower()
     except ValueError:
@@ -124,5 +127,7 @@ def _same_host(origin: str, host: str) -> bool:
 
 
 def _foreign(got: str, why: str) -> OriginNotAllowed:
-    told = f"Origin: got {got}, expected this server's own page or one of allowed_origins in deploy.yaml, because {why}"
-    return OriginNotAllowed(told, "Origin")
+    message = (
+        f"Origin: got {got}, expected this server's own page or one of allowed_origins in deploy.yaml, because {why}"
+    )
+    return OriginNotAllowed(message, "Origin")

@@ -1,4 +1,4 @@
-"""An answer to every request: errors in the one form and in the log, HEAD without a body."""
+"""A response to every request: errors in the one form and in the log, HEAD without a body."""
 
 import json
 import logging
@@ -22,7 +22,7 @@ IS_HEAD = "cosmos3.head"  # in the scope of a HEAD request, which the routes see
 
 
 class Answers:
-    """Gives every request an answer: to HEAD that of GET without its body, and to what no route foresaw a 500."""
+    """Answers every request: HEAD like GET without the body, and unexpected errors with a 500."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -43,14 +43,14 @@ class Answers:
                 raise InvalidRequest("query: got a byte that is not ASCII, expected it percent-encoded")
             await self._app({**scope, "method": "GET", IS_HEAD: True} if head else scope, receive, answer)
         except Exception as error:
-            if started:  # nothing but a broken connection can tell the client
+            if started:  # the client can learn of it only by a broken connection
                 raise
             response = await answer_error(Request(scope), error)
             await response(scope, receive, answer)
 
 
 async def answer_error(request: Request, error: Exception) -> Response:
-    """Every failure in the one form; what is not the client's doing leaves its trace in the log alone."""
+    """Answer every failure in the one form. Stack traces of server errors go to the log only."""
     known = error if isinstance(error, ServingError) else _as_serving_error(request, error)
     if isinstance(known, MethodNotAllowed) and request.method == "OPTIONS":
         return Response(status_code=204, headers=known.headers)
@@ -63,9 +63,9 @@ def _as_serving_error(request: Request, error: Exception) -> ServingError:
     if isinstance(error, RequestValidationError):
         found = error.errors()[0]
         name = str(found["loc"][-1])
-        told = f"{name}: got {str(found['input'])[:80]!r}, expected {expected_by_pydantic(found['msg'])}"
-        return InvalidRequest(told, name)
-    if isinstance(error, ClientDisconnect):  # it will not hear this
+        message = f"{name}: got {str(found['input'])[:80]!r}, expected {expected_by_pydantic(found['msg'])}"
+        return InvalidRequest(message, name)
+    if isinstance(error, ClientDisconnect):  # nobody receives this response
         return InvalidRequest("body: got a part of it, expected all, because the client closed the connection")
     if isinstance(error, HTTPException) and error.status_code == 404:
         return NotFound(f"no such route: {where}")
@@ -78,7 +78,7 @@ def _as_serving_error(request: Request, error: Exception) -> ServingError:
 
 
 def _allowed_methods(request: Request) -> list[str]:
-    """All that the path takes; a route of its own knows no other one's."""
+    """All methods of the path, over all its routes."""
 
     def taken(method: str) -> bool:
         scope = {**request.scope, "method": "GET" if method == "HEAD" else method}
@@ -88,18 +88,18 @@ def _allowed_methods(request: Request) -> list[str]:
 
 
 def error_response(error: ServingError, headers: Mapping[str, str] | None = None) -> Response:
-    """The one JSON form. In ASCII, because a message may quote text that no encoding can carry."""
+    """The one JSON form. In ASCII, since a message may quote text that cannot be encoded."""
     body = json.dumps(error.body).encode("ascii")
     return Response(body, error.status, {**(headers or {}), **error.headers}, "application/json")
 
 
 def log_error(scope: Scope, answer: ServingError, raised: BaseException) -> None:
-    """One line for a refusal; an error with its trace where the server is at fault. Serve adds the id."""
+    """Log one line for a refusal, and an error with its stack trace if the server is at fault. Serve adds the id."""
     line = f"{scope['method']} {quote(scope['path'])} {answer.status}: {answer}"
     ours = answer.status >= 500 and not isinstance(answer, NotReady)
     logger.log(logging.ERROR if ours else logging.WARNING, _printable(line), exc_info=raised if ours else None)
 
 
 def _printable(text: str) -> str:
-    """A client's text must not start a line of the log, or hold what a log file cannot."""
+    """The text without line breaks and other characters that could forge log lines."""
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)

@@ -31,7 +31,7 @@ async def read_body(request: Request) -> VideoRequest:
     """The request of a JSON or form body.
 
     Raises:
-        ServingError: the body is too large, of another type, malformed, or its fields are not what they should be.
+        ServingError: the body is too large, malformed or of another type, or a field is invalid.
     """
     content_type = request.headers.get("content-type", "")
     if (encoding := request.headers.get("content-encoding", "identity")) != "identity":
@@ -59,7 +59,7 @@ def _fields(content_type: str, body: bytes) -> dict[str, Any]:
     kind = content_type.split(";")[0].strip().lower()
     if kind == FORM_TYPES[0]:
         return nested(_once(_multipart_fields(content_type, body)))
-    if kind == FORM_TYPES[1] and not body.lstrip().startswith(b"{"):  # curl calls JSON a form unless it is told
+    if kind == FORM_TYPES[1] and not body.lstrip().startswith(b"{"):  # curl labels JSON as a form by default
         return nested(_once(_urlencoded_fields(body)))
     if kind in (JSON_TYPE, FORM_TYPES[1], ""):
         return _json_fields(body)
@@ -69,7 +69,7 @@ def _fields(content_type: str, body: bytes) -> dict[str, Any]:
 def _json_fields(body: bytes) -> dict[str, Any]:
     try:
         fields = json.loads(body, object_pairs_hook=_once)
-        json.dumps(fields, ensure_ascii=False).encode()  # half a surrogate pair is no text
+        json.dumps(fields, ensure_ascii=False).encode()  # half a surrogate pair is not text
     except (ValueError, RecursionError) as error:
         raise InvalidRequest(f"body: got malformed JSON ({error}), expected a JSON object") from None
     if not isinstance(fields, dict):
@@ -92,7 +92,7 @@ def _multipart_fields(content_type: str, body: bytes) -> list[tuple[str, str]]:
 
 
 def _parts(content_type: str, body: bytes) -> list[Part]:
-    """The parts of a body that is whole; what stands before the first boundary or after the last does not count."""
+    """The parts of a complete body, without what precedes the first boundary or follows the last one."""
     _, options = parse_options_header(content_type)
     boundary = options.get(b"boundary", b"")
     first = (b"\r\n" + body).find(b"\r\n--" + boundary)
@@ -120,7 +120,7 @@ def _parts(content_type: str, body: bytes) -> list[Part]:
     )
     parser.write(body[first:])
     if not ended:
-        raise ValueError("it is cut short")
+        raise ValueError("it ends early")
     return parts
 
 
@@ -141,7 +141,7 @@ def _text_field(part: Part) -> tuple[str, str]:
 
 
 def _once(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    """The pairs as a mapping; a name that is given twice is refused."""
+    """The pairs as a mapping; a repeated name is refused."""
     fields: dict[str, Any] = {}
     for name, value in pairs:
         if name in fields:

@@ -1,4 +1,4 @@
-"""A stored file as an HTTP answer: whole, one range of it, or nothing where the client has it already (RFC 9110)."""
+"""A stored file over HTTP: the whole, one range, or nothing if the client has it already (RFC 9110)."""
 
 import re
 from collections.abc import AsyncIterator
@@ -18,15 +18,15 @@ MAX_DIGITS = 18  # no file is longer
 
 
 async def content_response(request: Request, content: Content, head: bool) -> Response:
-    """The answer to a GET, or to a HEAD, which has no ranges.
+    """The response to a GET, or to a HEAD, which ignores ranges.
 
     Raises:
-        ServingError: a precondition fails, the range lies outside, or the file went meanwhile.
+        ServingError: a precondition failed, the range is outside the file, or the file was just deleted.
     """
     headers = {
         "ETag": f'"{content.etag}"',
         "Last-Modified": formatdate(content.modified, usegmt=True),
-        "Cache-Control": "private, no-cache",  # a deleted video is gone from caches as well
+        "Cache-Control": "private, no-cache",  # caches must not serve a deleted video
     }
     if _not_modified(request.headers, content, headers):
         return Response(status_code=304, headers=headers)
@@ -43,17 +43,17 @@ async def content_response(request: Request, content: Content, head: bool) -> Re
         headers["Content-Range"] = f"bytes {start}-{end - 1}/{content.size}"
     if head:
         return Response(headers=headers)
-    return StreamingResponse(await _begun(content.read(start, end)), 206 if part else 200, headers)
+    return StreamingResponse(await _started(content.read(start, end)), 206 if part else 200, headers)
 
 
 def _not_modified(asked: Headers, content: Content, ours: dict[str, str]) -> bool:
-    """Whether the client has the file already; by tag, and only without one by date."""
+    """Whether the client has the file already: by its tag, or by its date if there is no tag."""
     if (expected := asked.get("if-match")) is not None:
         if expected.strip() != "*" and ours["ETag"] not in ETAG.findall(expected):
             raise PreconditionFailed(f"If-Match: got {expected[:80]!r}, expected {ours['ETag']}", "If-Match")
     elif (since := _seconds(asked.get("if-unmodified-since"))) is not None and int(content.modified) > since:
-        told = f"If-Unmodified-Since: got an older time, expected {ours['Last-Modified']}"
-        raise PreconditionFailed(told, "If-Unmodified-Since")
+        message = f"If-Unmodified-Since: got an older time, expected {ours['Last-Modified']}"
+        raise PreconditionFailed(message, "If-Unmodified-Since")
     if (known := asked.get("if-none-match")) is not None:
         return known.strip() == "*" or ours["ETag"] in {tag.removeprefix("W/") for tag in ETAG.findall(known)}
     since = _seconds(asked.get("if-modified-since"))
@@ -61,9 +61,9 @@ def _not_modified(asked: Headers, content: Content, ours: dict[str, str]) -> boo
 
 
 def _range(asked: Headers, content: Content, ours: dict[str, str]) -> tuple[int, int] | None:
-    """First byte and the one behind the last; None for the whole file, also where the header makes no sense.
+    """First byte and end of the requested range; None for the whole file, also if the header is malformed.
 
-    Of several ranges at once, which a server may ignore, the whole file is the answer as well.
+    A request for several ranges, which a server may ignore, gets the whole file as well.
     """
     found = RANGE.fullmatch(asked.get("range", ""))
     if found is None or asked.get("if-range", ours["ETag"]) not in (ours["ETag"], ours["Last-Modified"]):
@@ -78,18 +78,18 @@ def _range(asked: Headers, content: Content, ours: dict[str, str]) -> tuple[int,
             return None
         start, end = first, content.size if last is None else min(last + 1, content.size)
     if start >= end:
-        told = f"Range: got {found[0][:80]!r}, expected a part of the {content.size} bytes"
-        raise RangeNotSatisfiable(told, "Range", headers={"Content-Range": f"bytes */{content.size}"})
+        message = f"Range: got {found[0][:80]!r}, expected a part of the {content.size} bytes"
+        raise RangeNotSatisfiable(message, "Range", headers={"Content-Range": f"bytes */{content.size}"})
     return start, end
 
 
 def _number(digits: str) -> int | None:
-    """Of any number of digits, which ``int`` would refuse."""
+    """The number, also of more digits than ``int`` accepts."""
     return int(digits) if 0 < len(digits) <= MAX_DIGITS else (10**MAX_DIGITS if digits else None)
 
 
 def _seconds(date: str | None) -> float | None:
-    """The time of an HTTP date; None where there is none."""
+    """Seconds since the epoch of an HTTP date; None if it is absent or malformed."""
     try:
         parsed = parsedate_to_datetime(date or "")
     except ValueError:
@@ -97,12 +97,12 @@ def _seconds(date: str | None) -> float | None:
     return (parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)).timestamp()
 
 
-async def _begun(blocks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """The same blocks, the first of which is there: a file that is gone is an answer of its own."""
+async def _started(blocks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The same blocks, the first one already read, so that a deleted file is a 404 instead of a broken response."""
     try:
         first = await anext(blocks)
     except FileNotFoundError:
-        raise NotFound("the file of this video is gone", "video_id") from None
+        raise NotFound("the file of this video no longer exists", "video_id") from None
 
     async def all_blocks() -> AsyncIterator[bytes]:
         yield first

@@ -31,8 +31,8 @@ class EventStreams:
             QueueFull: ``MAX_STREAMS`` streams are open.
         """
         if self._open >= MAX_STREAMS:
-            told = f"{self._open} event streams are open, which is the maximum; try again"
-            raise QueueFull(told, retry_after_s=RETRY_S)
+            message = f"{self._open} event streams are open, which is the maximum; try again"
+            raise QueueFull(message, retry_after_s=RETRY_S)
         self._open += 1
         try:
             yield

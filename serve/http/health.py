@@ -1,4 +1,4 @@
-"""What keeps the graph from taking requests, found out with little work and in bounded time."""
+"""What keeps the graph from accepting requests, found with little work and in bounded time."""
 
 import asyncio
 import contextvars
@@ -11,29 +11,29 @@ from ray.serve.schema import ApplicationStatusOverview, ReplicaState
 from serve.errors import NotReady
 
 GRAPH = "the graph"
-FRESH_S = 1.0  # a look is good for this long, however many ask
-LIMIT_S = 0.8  # then the look goes on, and the answer does not wait for it
+FRESH_S = 1.0  # the result of a check is reused for this long
+LIMIT_S = 0.8  # a slower check continues, and the response does not wait for it
 
 
 class Look:
-    """One thing to look at. There is never more than one look at a time, so that one that hangs holds one thread.
+    """One readiness check. At most one runs at a time, so a check that hangs occupies one thread.
 
     Args:
-        name: of what is looked at, for when it does not answer.
-        look: gives the names of what is not ready.
+        name: of the checked part, for the case that it does not answer.
+        look: returns the names of the parts that are not ready.
     """
 
     def __init__(self, name: str, look: Callable[[], Awaitable[Sequence[str]]]) -> None:
         self._name, self._look = name, look
         self._task: asyncio.Task[list[str]] | None = None
-        self._begun_at = 0.0
+        self._started_at = 0.0
 
     async def unready(self) -> list[str]:
-        """What is not ready, or this name if that cannot be told."""
+        """The names of the parts that are not ready; this check's own name if it does not answer in time."""
         now = time.monotonic()
-        if self._task is None or (self._task.done() and now - self._begun_at > FRESH_S):
-            self._begun_at = now
-            # In a context of its own: the request that begins it may end before.
+        if self._task is None or (self._task.done() and now - self._started_at > FRESH_S):
+            self._started_at = now
+            # In a context of its own: the request that starts the check may end first.
             self._task = asyncio.create_task(self._found(), context=contextvars.Context())
         done, _ = await asyncio.wait({self._task}, timeout=LIMIT_S)
         return self._task.result() if done else [f"{self._name} (no answer)"]
@@ -41,13 +41,13 @@ class Look:
     async def _found(self) -> list[str]:
         try:
             return list(await self._look())
-        except Exception as error:  # whatever it is, the answer is that it is not ready
+        except Exception as error:  # whatever failed, the part is not ready
             return [f"{self._name} ({type(error).__name__})"]
 
 
 def unready_deployments(application: ApplicationStatusOverview) -> dict[str, str]:
-    """The deployments without a running replica, each with the reason where Serve knows one."""
-    if not application.deployments:  # the builder runs, or has failed
+    """The deployments without a running replica, each with the reason if Serve knows one."""
+    if not application.deployments:  # the builder is still running, or has failed
         return {GRAPH: reason(application.message)}
     return {
         name: reason(deployment.message)
@@ -57,12 +57,12 @@ def unready_deployments(application: ApplicationStatusOverview) -> dict[str, str
 
 
 def public(unready: Mapping[str, str]) -> list[str]:
-    """Names and reasons as anybody may read them: of paths their last two parts, and no URLs."""
+    """Names and reasons in a form that is safe to publish: the last two parts of paths, and no URLs."""
     return [_without_places(f"{name}: {why}" if why else name) for name, why in unready.items()]
 
 
 def reason(message: str) -> str:
-    """One line of a message of Serve's: the last error of its stack traces, or its first line."""
+    """One line of a status message of Serve: the last error in its stack traces, or the first line."""
     errors = re.findall(r"^(?:\w+\.)*([A-Z]\w*: .+)$", message, re.MULTILINE)
     first, *_ = [*message.splitlines(), ""]
     return errors[-1] if errors else first
@@ -73,10 +73,10 @@ def _without_places(text: str) -> str:
 
 
 def not_ready(missing: Sequence[str]) -> NotReady:
-    """The answer of /health."""
+    """The response of /health."""
     return NotReady(f"not ready: {'; '.join(missing)}")
 
 
 async def unready(looks: Sequence[Look]) -> list[str]:
-    """All that is not ready, of looks that go on at once."""
+    """The names of all parts that are not ready; the checks run at the same time."""
     return [name for names in await asyncio.gather(*(look.unready() for look in looks)) for name in names]

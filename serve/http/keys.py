@@ -1,4 +1,4 @@
-"""The API keys: what a key is, the file that holds them, and whether a client has one."""
+"""API keys: their form, the file that contains them, and the check of a client's key."""
 
 import hashlib
 import hmac
@@ -19,11 +19,11 @@ logger = logging.getLogger("ray.serve")
 
 KEY = re.compile(r"(?!#)[!-~]{16,}")
 RULE = "16 or more visible ASCII characters without a space and without # in front"
-LOOK_S = 1.0  # between two looks at whether the file has changed
+LOOK_S = 1.0  # between two checks whether the file has changed
 
 
 def check_key(key: str) -> str:
-    """The key, if it is one. The message does not repeat it, because messages are logged."""
+    """Return a valid key, or raise ``ValueError``, whose message is logged and so does not repeat the key."""
     if not KEY.fullmatch(key):
         raise ValueError(f"got {len(key)} characters, expected a key: {RULE}")
     return key
@@ -35,17 +35,19 @@ def check_key_file(path: str) -> None:
     if faults:
         raise ValueError(faults[0])
     if not keys:
-        raise ValueError(f"api_keys_file: got no key in {path}, expected one to a line, because a named file guards")
+        raise ValueError(
+            f"api_keys_file: got no key in {path}, expected one to a line, because the file makes keys a requirement"
+        )
 
 
 class ApiKeys:
     """The keys of deploy.yaml and of a file, which is read again when it changes.
 
-    While the file holds no valid key, or cannot be read, nobody comes in by it: what was withdrawn must not open, and
-    what the file said before may have been withdrawn.
+    While the file contains no valid key, or cannot be read, none of its earlier keys is valid either: they may have
+    been revoked.
 
     Raises:
-        ValueError: the file holds no key at the start.
+        ValueError: the file contains no key at the start.
     """
 
     def __init__(self, keys: Iterable[str], file: str | None) -> None:
@@ -60,18 +62,18 @@ class ApiKeys:
 
     @property
     def guard(self) -> bool:
-        """Whether a key is needed."""
+        """Whether requests need a key."""
         return bool(self._fixed or self._file)
 
     def check(self, key: str) -> None:
-        """Raise ``Unauthorized`` for a key that is none of these, ``NotReady`` while the file holds none."""
+        """Raise ``Unauthorized`` for an unknown key, or ``NotReady`` while the file contains no key."""
         self._refresh()
         got = _digest(key)
-        # All are compared, each in constant time, so that the time taken tells nothing.
+        # Every key is compared, each in constant time, so that the duration reveals nothing.
         if any([hmac.compare_digest(got, known) for known in self._fixed | self._of_file]):
             return
         if self._file and not self._of_file:
-            raise NotReady("the server's file of API keys holds no valid key; try again later", retry_after_s=5)
+            raise NotReady("the server's file of API keys contains no valid key; try again later", retry_after_s=5)
         raise Unauthorized("Authorization: got no valid key, expected 'Bearer KEY' with a key of this server")
 
     def _refresh(self) -> None:
@@ -89,7 +91,7 @@ class ApiKeys:
 
 
 def key_check(keys: ApiKeys) -> Any:
-    """A dependency that refuses clients without a key."""
+    """A dependency that refuses clients without a valid key."""
     Bearer = Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))]
 
     async def check(credentials: Bearer) -> None:
@@ -99,7 +101,7 @@ def key_check(keys: ApiKeys) -> Any:
 
 
 def _read(path: str) -> tuple[list[str], list[str]]:
-    """The keys of a file, and what is wrong with its other lines."""
+    """The keys of a file, and an error for each other line that is not blank."""
     try:
         lines = Path(path).read_bytes().splitlines()
     except OSError as error:
@@ -116,7 +118,7 @@ def _read(path: str) -> tuple[list[str], list[str]]:
 
 
 def _state(path: str) -> object:
-    """What changes when the file does; a mounted secret is replaced as a whole."""
+    """A value that changes with the file, also if it is replaced as a whole, as a mounted secret is."""
     try:
         found = os.stat(path)
     except OSError as error:

@@ -1,6 +1,6 @@
-"""What Ray Serve's HTTP proxy answers by itself, put into the one error form.
+"""Ray Serve's own HTTP errors in the one error form.
 
-The proxy answers before a request reaches the ingress, or when the ingress dies under it: in plain text, or not at
+Serve's proxy answers by itself before a request reaches the ingress, or if the ingress dies: in plain text, or not at
 all. It applies the middleware that ``RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH`` names; deploy.yaml sets it.
 """
 
@@ -32,7 +32,7 @@ def middleware() -> list[Middleware]:
 
 
 class OneErrorForm:
-    """Replaces the proxy's own answers; those of applications pass as they are."""
+    """Replaces the proxy's own errors; responses of applications pass unchanged."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -42,7 +42,7 @@ class OneErrorForm:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         if scope["path"] == HEALTH and (missing := await self._look.unready()):
-            # Serve would hold the request until there is an ingress.
+            # Serve would hold the request until an ingress runs.
             request_id = {"X-Request-ID": Headers(scope=scope).get("x-request-id") or str(uuid.uuid4())}
             return await error_response(not_ready(missing), request_id)(scope, receive, send)
         exchange = _Exchange(send)
@@ -56,13 +56,13 @@ class OneErrorForm:
             else:
                 logger.exception("Serve's proxy failed on a request.")
         if not exchange.started:
-            # Its id, given or made up, is among the request's headers now.
-            kept = {"X-Request-ID": Headers(scope=scope).get("x-request-id", "")} | exchange.wait
-            await error_response(exchange.replacement or _lost(), kept)(scope, receive, send)
+            # The request's headers contain its id by now, from the client or from Serve.
+            headers = {"X-Request-ID": Headers(scope=scope).get("x-request-id", "")} | exchange.wait
+            await error_response(exchange.replacement or _lost(), headers)(scope, receive, send)
 
 
 async def _unready_deployments() -> list[str]:
-    """Those of the application without a route prefix, or of one whose prefix is not known yet."""
+    """The unready deployments of the application at ``/``, or of those whose prefix is not known yet."""
     client = await asyncio.to_thread(_get_global_client)
     details = ServeInstanceDetails(**await asyncio.to_thread(client.get_serve_details))
     routes = {name: application.route_prefix for name, application in details.applications.items()}
@@ -76,7 +76,7 @@ async def _unready_deployments() -> list[str]:
 
 
 class _Exchange:
-    """One answer on its way: whether it has started, or what to send instead."""
+    """One response in progress: whether it has started, or the error that replaces it."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
@@ -95,7 +95,7 @@ class _Exchange:
 
 
 def _own_error(start: Message) -> ServingError | None:
-    """The proxy's own errors are text without a length, which no application's framework sends."""
+    """The replacement of the proxy's own error: plain text without a length, which no application's framework sends."""
     headers = Headers(raw=start["headers"])
     if not headers.get("content-type", "").startswith("text/plain") or "content-length" in headers:
         return None
@@ -105,7 +105,7 @@ def _own_error(start: Message) -> ServingError | None:
 
 
 def _no_application() -> ServingError:
-    # Not 404, which a client would take for the loss of its video: while a server starts, no path is known.
+    # Not 404, which would look like a lost video: while a server starts, no path is known.
     return NotReady("no application serves this path, or does not yet; try again", retry_after_s=RETRY_S)
 
 
@@ -114,7 +114,7 @@ def _timed_out() -> ServingError:
 
 
 def _queue_full() -> ServingError:
-    return QueueFull("as many requests wait as this server takes; try again later")
+    return QueueFull("the server has as many waiting requests as it accepts; try again later")
 
 
 def _unavailable() -> ServingError:
@@ -122,5 +122,7 @@ def _unavailable() -> ServingError:
 
 
 def _lost() -> ServingError:
-    told = "the process that had this request ended before it answered; what was asked may or may not have been done"
-    return NotReady(told, retry_after_s=RETRY_S)
+    message = (
+        "the process that handled this request ended before it answered; the request may or may not have been executed"
+    )
+    return NotReady(message, retry_after_s=RETRY_S)

@@ -19,17 +19,17 @@ LIST_PARAMETERS: list[dict[str, Any]] = [
 
 
 def read_query(fields: Mapping[str, Any]) -> ListQuery:
-    """The query of a page.
+    """The checked query of a list.
 
     Raises:
-        InvalidRequest: a field is unknown, or its value is not what it should be.
+        InvalidRequest: a field is unknown, or its value is invalid.
     """
     with invalid_input_refused():
         return ListQuery(**fields)
 
 
 def nested(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields, those with names such as ``metadata[job]`` gathered as one mapping ``metadata``."""
+    """The fields, with names such as ``metadata[job]`` collected in one mapping ``metadata``."""
     result: dict[str, Any] = {}
     for name, value in fields.items():
         if found := NESTED.fullmatch(name):
@@ -45,17 +45,19 @@ def nested(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 async def check_query(request: Request) -> None:
-    """A dependency that refuses what a route would ignore: unknown keys of the query, and one that is given twice."""
+    """A dependency that refuses unknown and repeated keys of a query, which a route would ignore."""
     route = request.scope["route"]
     parameters = (route.openapi_extra or {}).get("parameters", ())
     known = [field.alias for field in route.dependant.query_params] + [one["name"] for one in parameters]
     mappings = [one["name"] for one in parameters if "style" in one]
-    told = f"one of {', '.join(known)}" if known else "no query"
+    expected = f"one of {', '.join(known)}" if known else "no query"
     seen = set()
     for name, value in request.query_params.multi_items():
         found = NESTED.fullmatch(name)
         if name not in known and not (found and found[1] in mappings):
-            raise InvalidRequest(f"{name[:80]}: got {value[:80]!r}, expected {told}, because this key is unknown", name)
+            raise InvalidRequest(
+                f"{name[:80]}: got {value[:80]!r}, expected {expected}, because this key is unknown", name
+            )
         if name in seen:
             raise InvalidRequest(f"{name}: got the key twice, expected it once", name)
         seen.add(name)

@@ -1,4 +1,4 @@
-"""Errors of handle calls. The caller may be any Ray job, which has Ray but not this package."""
+"""Errors of handle calls, for callers in other Ray jobs, which have Ray but not this package."""
 
 import logging
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""The web page at ``/`` and the API's document at ``/docs``, which load nothing from another server."""
+"""The web page at ``/`` and the API's description at ``/docs``, which load nothing from another server."""
 
 import base64
 import hashlib
@@ -43,11 +43,11 @@ def _file_of_swagger_ui(name: str, media_type: str) -> Response:
 
 
 def _read(name: str, further: dict[str, str], linked: str = "") -> tuple[str, dict[str, str]]:
-    """A page, and headers under which a browser runs its scripts and nothing else.
+    """A page, and headers with which a browser runs the page's own scripts and nothing else.
 
     Args:
-        further: of the policy.
-        linked: where scripts and styles beside the inline ones may come from.
+        further: more directives of the content security policy.
+        linked: source of scripts and styles besides the inline ones.
     """
     html = Path(__file__).with_name(name).read_text("utf-8")
     policy = {
@@ -66,6 +66,6 @@ def _read(name: str, further: dict[str, str], linked: str = "") -> tuple[str, di
 
 
 def _hash_of(tag: str, html: str) -> str:
-    """What lets the one inline element of this kind in."""
+    """The source expression that allows the page's one inline element of this kind."""
     (content,) = re.findall(f"<{tag}>(.*?)</{tag}>", html, re.DOTALL)
     return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"

@@ -141,7 +141,7 @@ def test_sigterm_lets_what_is_being_made_finish_and_takes_nothing_new(launch: Ca
         sync = aside.submit(httpx.post, f"{server.url}/v1/videos/sync", json=SHORT, timeout=STOP_S)
         waiting = [submit(server, SHORT) for _ in range(4)]
         server.process.send_signal(signal.SIGTERM)
-        server.wait_for("videos are being made; waiting up to 300 s", 30)
+        server.wait_for("videos are running; waiting up to 300 s", 30)
         for route in ("/v1/videos", "/v1/videos/sync"):
             refused = httpx.post(f"{server.url}{route}", json=SHORT, timeout=30)
             assert "the server is stopping" in check_error(refused, 503, "not_ready")["message"]
@@ -163,7 +163,7 @@ def test_a_second_ctrl_c_stops_at_once(launch: Callable[..., Launched]) -> None:
     server.wait_for("Ready at ")
     wait_for_status(server, submit(server, LONG), "in_progress")
     server.process.send_signal(signal.SIGINT)
-    server.wait_for("1 video is being made; waiting up to 3600 s", 30)
+    server.wait_for("1 video is running; waiting up to 3600 s", 30)
     interrupted = time.monotonic()
     server.process.send_signal(signal.SIGINT)
     assert server.wait_for_end() == 0

@@ -168,7 +168,7 @@ def test_a_file_that_vanishes_after_the_look_is_not_found_either(
         return LENGTH
 
     monkeypatch.setattr(store, "size", size)
-    assert "gone" in check_error(get(client), 404, "not_found")["message"]
+    assert "no longer exists" in check_error(get(client), 404, "not_found")["message"]
 
 
 def test_a_store_that_refuses_is_unavailable(client: LocalClient, monkeypatch: pytest.MonkeyPatch) -> None:

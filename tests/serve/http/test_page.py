@@ -131,7 +131,7 @@ def test_progress_is_shown_until_it_is_cancelled(server: Server, page: Page) -> 
     first = stage.text_content()
     expect(stage).not_to_have_text(first or "", timeout=PATIENCE_MS)
     expect(page.get_by_role("progressbar")).to_be_visible()
-    expect(page.locator("#to-go")).to_contain_text("to go")
+    expect(page.locator("#to-go")).to_contain_text("left")
     page.get_by_role("button", name="Cancel", exact=True).click()
     expect(page.locator("#screen")).to_have_text("Cancelled.")
     expect(page.locator("#news")).to_have_text("Cancelled.")
