@@ -74,7 +74,7 @@ def test_ctrl_c_deletes_the_job_and_frees_the_denoiser(server: Server, tmp_path:
         time.sleep(0.1)
     client.send_signal(signal.SIGINT)
     _, stderr = client.communicate(timeout=30)
-    assert client.returncode == 130
+    assert client.returncode == 130, stderr
     assert stderr.endswith("cancelled\n")
     assert stderr.count("cancelled") == 1
     assert "Traceback" not in stderr
