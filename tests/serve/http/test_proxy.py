@@ -138,7 +138,7 @@ def test_an_ingress_that_dies_is_told_and_may_be_asked_again(caplog: pytest.LogC
 
     for proxy in (nothing, broken):
         response = TestClient(OneErrorForm(proxy)).get("/")
-        assert "may or may not have been done" in check_error(response, 503, "not_ready")["message"]
+        assert "may or may not have been executed" in check_error(response, 503, "not_ready")["message"]
         assert response.headers["retry-after"] == "1"
     assert "RuntimeError: /secret" in caplog.text
     assert "UTF-8" in check_error(TestClient(OneErrorForm(undecodable)).get("/"), 400, "invalid_value")["message"]
