@@ -67,7 +67,7 @@ def free_port() -> int:
     return port
 
 
-def wait_until_healthy(server: Server, process: "subprocess.Popen[bytes]", log: Path, timeout_s: float = 120) -> None:
+def wait_until_healthy(server: Server, process: "subprocess.Popen[bytes]", log: Path, timeout_s: float = 240) -> None:
     """Wait for /health to say 200."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline and process.poll() is None:
