@@ -51,7 +51,7 @@ class Fault:
 
             torch.cuda._sleep(10**12)
         if self._kind == "fail once":
-            self._kind = "over"
+            self._kind = ""
             raise RuntimeError("this failure does not come again")
 
 
