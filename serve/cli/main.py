@@ -1,8 +1,11 @@
 """The command line ``cosmos3``. A command's module is imported when it is called: ``serve`` must start at once."""
 
 import importlib
+from typing import Any
 
 import click
+
+INTERRUPTED = 130  # what a shell reports of a program that Ctrl-C ended
 
 COMMANDS = ("serve", "generate", "submit", "check")
 
@@ -18,6 +21,13 @@ class Commands(click.Group):
             return None
         command: click.Command = importlib.import_module(f"serve.cli.{cmd_name}").command
         return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command. Ctrl-C ends it with a shell's status, where click's own would be 1, that of an error."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            ctx.exit(INTERRUPTED)
 
 
 @click.command("cosmos3", cls=Commands)

@@ -15,7 +15,6 @@ from serve.cli.options import out_option, request_options
 from serve.client.videos import RemoteError, RemoteVideos
 
 KEY_VARIABLE = "COSMOS3_API_KEY"
-INTERRUPTED = 130
 BAR = "{desc} {percentage:3.0f}%|{bar}| {elapsed}{postfix}"
 
 
@@ -37,8 +36,6 @@ def command(fields: dict[str, Any], out: Path, url: str, api_key: str | None) ->
     except (InvalidInput, RemoteError, OSError) as error:
         _print(f"error: {error}")
         sys.exit(1)
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
 
 
 def _make(server: RemoteVideos, fields: dict[str, Any], out: Path) -> None:

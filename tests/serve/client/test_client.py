@@ -308,6 +308,6 @@ def test_ctrl_c_while_the_answer_is_on_its_way_leaves_no_job(fake: Fake, tmp_pat
         time.sleep(0.05)
     time.sleep(0.3)
     client.send_signal(signal.SIGINT)
-    client.communicate(timeout=10)
+    client.communicate(timeout=60)
     assert client.returncode == 130
     assert [route for route, _ in fake.asked] == [SUBMIT, SUBMIT, "DELETE /v1/videos/v"]
