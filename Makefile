@@ -37,8 +37,9 @@ faults-lane:
 fast-lane:
 	$(call lane,other,$(FAST) "not server and not faults")
 
+# The compilers of kernels, such as that of flash-attn-4, warn of themselves.
 test-gpu: $(VENV)/test.installed
-	$(BIN)/pytest -m gpu tests/gpu
+	$(BIN)/pytest -m gpu -W default tests/gpu
 
 lint: $(VENV)/test.installed
 	$(BIN)/ruff format --check .

@@ -28,7 +28,7 @@ def denoised_bytes(config: TransformerConfig, cells: int, text_tokens: int, item
         itemsize: bytes of one of the model's numbers.
     """
     tokens = cells // config.latent_patch_size**2
-    width = 2 * config.hidden_size + 3 * config.intermediate_size  # embedded, hidden; gate, up and their product
+    width = config.hidden_size + 3 * config.intermediate_size  # hidden; gate, up and their product
     text = text_tokens * config.num_hidden_layers * 2 * config.num_key_value_heads * config.head_dim
     fp32 = PROMPTS * tokens * config.head_dim + LATENT_COPIES * cells * config.latent_channel
     return (tokens * width + text) * itemsize + 4 * fp32

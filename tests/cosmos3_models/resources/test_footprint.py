@@ -67,7 +67,7 @@ def test_the_weights_are_those_of_nano() -> None:
 
 @pytest.mark.parametrize(
     ("params", "peak_gib"),
-    [(video(720, 1280, 189), 4.54), (video(720, 1280, 297), 6.85), (video(480, 832, 49), 0.91)],
+    [(video(720, 1280, 189), 4.20), (video(720, 1280, 297), 6.33), (video(480, 832, 49), 0.87)],
     ids=lambda value: None if isinstance(value, float) else f"{value.height}p{value.num_frames}",
 )
 def test_a_denoise_takes_what_was_measured(params: GenerationParams, peak_gib: float) -> None:
