@@ -407,7 +407,7 @@ def test_the_demo_shows_what_it_knows_and_warns_of_the_rest(demo: tuple[str, App
     expect(prompt_note).to_contain_text("never trained on: dragon, over, castle.")
     expect(size_note).to_be_empty()
     page.get_by_label("Width").fill("320")
-    expect(size_note).to_contain_text(re.compile("trained on 192.192 with 33 frames at 12 a second only"))
+    expect(size_note).to_contain_text(re.compile("trained on 192.192 with 33 frames at 12 per second only"))
     page.reload()
     expect(size_note).to_contain_text(re.compile("192.192"))
 
