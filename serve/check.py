@@ -55,9 +55,8 @@ def _check_checkpoint(path: str) -> None:
     Raises:
         CheckpointError: the stages could not load the folder.
     """
-    from cosmos3_models.checkpoint.loading import (
-        check_weights,  # imports PyTorch, which invalid arguments do not need
-    )
+    # Here, because it imports PyTorch, and an invalid argument is found without it.
+    from cosmos3_models.checkpoint.loading import check_weights
 
     checkpoint = Checkpoint.open(path)
     PromptEncoder.from_checkpoint(checkpoint.folder)

@@ -33,7 +33,7 @@ class Transfer:
         """
         if self._device.type != "cuda":
             for target, read in targets:
-                target.copy_(read())
+                self._fill(target, read)
             return
         with ThreadPoolExecutor(max_workers=READERS) as readers:
             list(readers.map(lambda pair: self._fill(*pair), targets))

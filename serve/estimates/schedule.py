@@ -27,6 +27,11 @@ class Estimate(NamedTuple):
     position: int
     eta_s: float | None
 
+    @property
+    def rounded_eta_s(self) -> float | None:
+        """``eta_s`` to a tenth, as responses state it."""
+        return None if self.eta_s is None else round(self.eta_s, 1)
+
 
 class Rates:
     """Measured times by kind: decodes by model and device, denoises by approximation as well."""

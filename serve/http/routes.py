@@ -27,7 +27,7 @@ from serve.http.query import LIST_PARAMETERS, check_query, nested, read_query
 from serve.jobs.videos import IDEMPOTENCY_KEY, Videos
 from serve.schema import FinishedVideo, ModelCard, Video, VideoDeleted, VideoEstimate, VideoList, VideoRequest
 
-POLL_MS = (500, 5000)  # limits of the time that clients are message to wait before the next request
+POLL_MS = (500, 5000)  # least and most that a client is asked to wait before its next request
 POLL_PART = 20  # of the time remaining
 HEADER_SAFE = string.printable.strip().replace("%", "") + " "  # characters that a header may hold unchanged
 

@@ -116,10 +116,10 @@ class Ingress:
     async def estimated(self, request: VideoRequest) -> VideoEstimate:
         """How long a request would take if it came now; nothing is stored."""
         params = await self._model.params(request)
-        position, eta_s = await self.videos.estimate(self._model.cost(params), params.num_inference_steps)
+        estimate = await self.videos.estimate(self._model.cost(params), params.num_inference_steps)
         return VideoEstimate(
-            eta_s=None if eta_s is None else round(eta_s, 1),
-            queue_position=position,
+            eta_s=estimate.rounded_eta_s,
+            queue_position=estimate.position,
             relative_work=round(self._model.relative_work(params), 3),
         )
 

@@ -21,7 +21,7 @@ NumberedEvent = tuple[int, dict[str, Any]]
 
 def record_of(job: Job, schedule: Schedule) -> Video:
     """Return the record of a job, with its place in the queue and the time to its completion."""
-    position, eta_s = schedule.estimate(job.seq)
+    estimate = schedule.estimate(job.seq)
     error = None if job.error_code is None else VideoError(code=job.error_code, message=job.error_message or "")
     return Video(
         # As stored: it is never checked against the rules of this release.
@@ -37,8 +37,8 @@ def record_of(job: Job, schedule: Schedule) -> Video:
         error=error,
         stage=job.stage,
         step=job.step,
-        queue_position=position,
-        eta_s=None if eta_s is None else round(eta_s, 1),
+        queue_position=estimate.position,
+        eta_s=estimate.rounded_eta_s,
         attempts=job.attempts,
         stage_durations=_durations(job),
         request_id=job.request_id,
@@ -65,11 +65,11 @@ def _percent(job: Job) -> int:
 
 def events_of(state: JobState, video: Video | None) -> Iterator[NumberedEvent]:
     """Yield the events of a job's current attempt up to now; ``video`` is the record of a job that has ended."""
-    job, (position, eta_s) = state
-    eta_s = None if eta_s is None else round(eta_s, 1)
+    job, estimate = state
+    eta_s = estimate.rounded_eta_s
     start, cost = job.attempts * EVENTS_OF_AN_ATTEMPT, job.cost if isinstance(job, ActiveJob) else stored_cost(job.cost)
     if job.status == "queued":
-        yield start + QUEUED_EVENT, {"type": "queued", "queue_position": position, "eta_s": eta_s}
+        yield start + QUEUED_EVENT, {"type": "queued", "queue_position": estimate.position, "eta_s": eta_s}
         return
     for step in range(job.step + 1 if job.attempts else 0):
         progress = percent(cost, step, job.steps)
