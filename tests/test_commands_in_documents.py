@@ -105,9 +105,7 @@ def documented(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Documented]
         variables = {"RAY_AUTH_MODE": "token", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
         address = {"RAY_ADDRESS": gcs_address(psutil.Process(process.pid))}
         changes = {"http://127.0.0.1:8000": url, "submit ": f"submit --url {url} ", '"demo"': f'"{demo}"'}
-        changes |= {
-            name: f"{name}--num-inference-steps {STEPS} " for name in ("-m cosmos3_models ", "cosmos3 generate ")
-        }
+        changes["cosmos3 generate "] = f"cosmos3 generate --num-inference-steps {STEPS} "
         yield Documented(folder, environment | variables | address, changes)
     finally:
         process.send_signal(signal.SIGINT)

@@ -9,20 +9,19 @@ from typing import Any
 
 import pytest
 from fakes import FakeGraph, FakeHandle
+from job_tables import NEW, read, submitted
 
 from serve.app import AppArgs
-from serve.estimates.cost import Cost
 from serve.graph.artifacts import MEDIA_TYPES, Artifact, FinishedRequest
 from serve.graph.graph import Stages
-from serve.jobs.job import Job, NewJob
+from serve.jobs.job import Job
 from serve.jobs.media_store import MediaStore
 from serve.jobs.metrics import EndedJobs
 from serve.jobs.migrations import prepare
 from serve.jobs.runner import JobRunner
 from serve.jobs.table import JobTable
 
-COST = Cost(model="m on cpu", mode="exact", passes=2, text=10, step=100, decode=50)
-NEW = NewJob(model="m", params={"prompt": "x"}, cost=COST._asdict(), steps=1)
+ONE_STEP = NEW._replace(steps=1)
 ARTIFACTS = tuple(Artifact(name, kind, name.encode()) for name, kind in MEDIA_TYPES.items())
 DENOISING = {"type": "progress", "stage": "denoiser", "step": 0, "steps": 1}
 DECODING = {"type": "progress", "stage": "decoders", "step": 0, "steps": 1}
@@ -52,15 +51,7 @@ def with_runner(
 
 async def stored(table: JobTable) -> Job:
     """A queued job."""
-    job = await table.submit(NEW)
-    assert job is not None
-    return job
-
-
-async def read(table: JobTable, job: Job) -> Job:
-    found = await table.get(job.id)
-    assert found is not None
-    return found
+    return await submitted(table, ONE_STEP)
 
 
 async def made(runner: JobRunner, table: JobTable, *script: Any) -> Job:

@@ -8,24 +8,13 @@ import tiny
 import torch
 from diffusers import UniPCMultistepScheduler
 
+from benchmarks import nano
 from cosmos3_models.checkpoint.configs import SchedulerConfig
 from cosmos3_models.sampling.schedules import make_schedule
 from cosmos3_models.sampling.solver import UniPC
 
 STEPS = [1, 2, 3, 4, 10, 35, 50, 200]
-CONFIG = {
-    "use_karras_sigmas": True,
-    "sigma_min": 0.147,
-    "sigma_max": 200.0,
-    "flow_shift": 1.0,
-    "num_train_timesteps": 1000,
-    "prediction_type": "flow_prediction",
-    "use_flow_sigmas": True,
-    "solver_order": 2,
-    "solver_type": "bh2",
-    "predict_x0": True,
-    "final_sigmas_type": "zero",
-}
+CONFIG = nano.SCHEDULER  # the published one
 SCHEDULER = SchedulerConfig.model_validate(CONFIG)
 
 # Sigmas of 4 steps at shift 10, as the systems print them.

@@ -20,11 +20,10 @@ from job_runners import (
     files,
     lines_about,
     made,
-    read,
     stored,
     with_runner,
 )
-from job_tables import change
+from job_tables import change, read
 
 from serve.errors import DatabaseUnavailable, InvalidRequest, NotReady, QueueFull, ServingError, StageFailed
 from serve.jobs import runner as runner_module

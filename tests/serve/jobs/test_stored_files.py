@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from job_runners import ARTIFACTS, DENOISING, FINISHED, NEW, database_id, files, made, with_runner
+from job_runners import ARTIFACTS, DENOISING, FINISHED, ONE_STEP, database_id, files, made, with_runner
 from job_tables import change
 
 from serve.errors import MediaUnavailable
@@ -22,7 +22,7 @@ WEEK_S = 604_800
 
 async def finish(table: JobTable, media: MediaStore, folder: str) -> set[str]:
     """A job whose artifacts are stored; the names of its files."""
-    await table.submit(NEW)
+    await table.submit(ONE_STEP)
     job = await table.claim()
     assert job is not None
     assert job.owner is not None
