@@ -11,7 +11,7 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint
 
 SIZE := 1.5 GB on disk; several GB more where PyTorch comes with CUDA.
 
-.PHONY: serve check test test-gpu lint fast-lane server-lane faults-lane
+.PHONY: serve check test test-gpu lint
 serve: $(VENV)/serve.installed
 	@$(BIN)/cosmos3 serve $(CONFIG) $(PORT:%=--port %) $(CHECKPOINT:%=--checkpoint %)
 
@@ -21,21 +21,11 @@ FAST := --numprocesses=logical --maxprocesses=4 --dist=worksteal -m
 check: lint tests/node_modules
 	$(BIN)/pytest $(FAST) "not server and not faults and not gpu"
 
-# Two lanes at a time, because tests of servers wait more than they compute. A lane's output is printed when it ends.
+# One after the other: servers that start beside each other on few cores miss the deadlines of Ray and Serve.
 test: lint tests/node_modules
-	@$(MAKE) --no-print-directory --jobs=2 server-lane faults-lane fast-lane
-
-lane = @echo "The $(1) tests run."; log=$$(mktemp); \
-	$(BIN)/pytest --durations=8 $(2) >$$log 2>&1; status=$$?; cat $$log; rm $$log; exit $$status
-
-server-lane:
-	$(call lane,server,-m "server and not faults")
-
-faults-lane:
-	$(call lane,faults,-m faults)
-
-fast-lane:
-	$(call lane,other,$(FAST) "not server and not faults")
+	$(BIN)/pytest $(FAST) "not server and not faults"
+	$(BIN)/pytest -m "server and not faults"
+	$(BIN)/pytest -m faults
 
 # The compilers of kernels, such as that of flash-attn-4, warn of themselves.
 test-gpu: $(VENV)/test.installed
