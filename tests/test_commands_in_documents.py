@@ -95,7 +95,7 @@ def documented(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Documented]
     (folder / ".venv").symlink_to(ROOT / ".venv")
     url, demo = f"http://127.0.0.1:{port}", quick_demo(home / "cosmos3-demo")
     options = [f"PORT={port}", f"CHECKPOINT={demo}"]
-    rehearsal = ["make", "--dry-run", "serve", *options]  # what it installs is there
+    rehearsal = ["make", "--no-print-directory", "--dry-run", "serve", *options]  # what it installs is there
     *_, start = subprocess.run(rehearsal, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
     environment = os.environ | {"HOME": str(home), "PYTHONPATH": str(ROOT)}
     with (home / "log").open("w") as log:
