@@ -53,7 +53,7 @@ class Rates:
 
     def with_running(self, active: Iterable[ActiveJob]) -> "Rates":
         """Return these rates, with samples of running jobs that are larger than any completed one."""
-        larger = [job for job in active if _is_denoising(job) and job.step and job.cost and not self._covers(job)]
+        larger = [job for job in active if _has_a_pace(job) and not self._covers(job)]
         if not larger:
             return self
         rates = Rates([])
@@ -94,7 +94,7 @@ class Rates:
             return inf
         rate = self.denoise(job.cost)
         done, next_one = (rate.seconds(_denoise_work(job.cost, step)) for step in (job.step, job.step + 1))
-        if job.step and job.running_s < done:
+        if _has_a_pace(job) and job.running_s < done:
             return (whole - done) * job.running_s / done
         if job.running_s > next_one + STEP_AGE_S:
             return max(0.0, whole - next_one) * job.running_s / next_one
@@ -176,6 +176,11 @@ class Schedule:
 
 def _is_denoising(job: ActiveJob) -> bool:
     return job.status == "in_progress" and job.stage == DENOISER
+
+
+def _has_a_pace(job: ActiveJob) -> bool:
+    """Whether a job has run for long enough that a late record hardly changes its pace."""
+    return _is_denoising(job) and job.step > 0 and job.cost is not None and job.running_s >= STEP_AGE_S
 
 
 def _denoise_work(cost: Cost, steps: float) -> Work:

@@ -48,6 +48,13 @@ def test_a_job_that_is_slower_or_faster_than_expected_continues_at_its_own_pace(
     assert schedule([denoising(1, 4, running_s=2)]).estimate(1) == (0, pytest.approx(6 / 2 + 2))
 
 
+def test_the_pace_of_the_first_moments_is_not_believed() -> None:
+    late = denoising(1, 1, running_s=0.01)  # both records arrived at once
+    assert schedule([late]).estimate(1) == (0, pytest.approx(10 + 2, abs=0.1))
+    larger = late._replace(steps=100)
+    assert schedule([larger, waiting(2)]).estimate(2) == (1, pytest.approx(100 + 2 + 10, abs=3))
+
+
 def test_a_decoding_job_needs_the_rest_of_its_decode() -> None:
     job = ActiveJob(1, "in_progress", "decoders", 10, 10, COST, running_s=11)
     assert schedule([job]).estimate(1) == (0, pytest.approx(1))
