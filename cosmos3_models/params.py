@@ -4,9 +4,19 @@ Everything else that knows a field derives it from here (``fields.py``) or is co
 defaults, HTTP requests and records, the command line, the page's form and the documentation.
 """
 
+import re
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    WithJsonSchema,
+    model_validator,
+)
 
 from cosmos3_models import shapes
 from cosmos3_models.errors import InvalidInput
@@ -15,12 +25,17 @@ from cosmos3_models.fields import CheckedModel, Number, Why, optional, with_fiel
 SigmaSchedule = Literal["flow", "phyai", "karras", "checkpoint"]
 ApproximationName = Literal["fp8_linears", "fp8_attention", "step_cache"]
 APPROXIMATIONS: tuple[ApproximationName, ...] = get_args(ApproximationName)
+ReferenceKind = Literal["image", "video"]
+"""What a request may begin from: a picture or a clip."""
 
 MAX_PROMPT_CHARS = 32_768
 MAX_SIDE = 4096
 MAX_FRAMES = 1201
 MAX_STEPS = 200
 MAX_SEED = 2**32 - 1
+LAST_LATENT = shapes.LatentGrid.of_video(MAX_FRAMES, MAX_SIDE, MAX_SIDE).frames - 1
+INDEXES_TEXT = re.compile(r"[0-9]{1,3}(,[0-9]{1,3})*", re.ASCII)
+CLEAN_BY_DEFAULT: dict[ReferenceKind, tuple[int, ...]] = {"image": (0,), "video": (0, 1)}
 
 
 def _check_text(value: str) -> str:
@@ -54,7 +69,38 @@ def _check_side(value: int) -> int:
     return value
 
 
+def _listed(value: object) -> object:
+    """Accept a single index and, for forms and command lines, text such as "0,1"."""
+    if isinstance(value, str) and INDEXES_TEXT.fullmatch(value):
+        return [int(index) for index in value.split(",")]
+    if isinstance(value, int) and not isinstance(value, bool):
+        return [value]
+    if not isinstance(value, list | tuple) or not 0 < len(value) <= LAST_LATENT + 1:
+        raise ValueError(f"1 to {LAST_LATENT + 1} numbers of latent frames, such as 0,1")
+    return value
+
+
+def _in_order(indexes: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(sorted(set(indexes)))
+
+
 Text = Annotated[str, Field(max_length=MAX_PROMPT_CHARS)]
+LatentIndexes = Annotated[
+    tuple[Annotated[int, Field(ge=0, le=LAST_LATENT), Number], ...],
+    BeforeValidator(_listed),
+    AfterValidator(_in_order),
+    PlainSerializer(list),  # what is stored as JSON and read back is the same value
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": LAST_LATENT}, "minItems": 1},
+                {"type": "integer", "minimum": 0, "maximum": LAST_LATENT},
+                {"type": "string", "pattern": f"^{INDEXES_TEXT.pattern}$"},
+            ]
+        },
+        mode="validation",
+    ),
+]
 Side = Annotated[int, Field(ge=shapes.PIXELS_PER_LATENT, le=MAX_SIDE), Number, AfterValidator(_check_side)]
 
 
@@ -166,6 +212,25 @@ class GenerationParams(Approximation):
         Field(description="append length, frame rate and size to the prompt"),
         Why("the sentences about length and size are either appended or not"),
     ] = True
+    condition_frame_indexes_vision: Annotated[
+        LatentIndexes | None,
+        Field(description="latent frames taken from the picture or clip, such as 0,1; absent: 0, of a clip 0,1"),
+        Why("latent frames are counted from 0, and the first is one frame of the video and every other one four"),
+    ] = None
+    condition_video_keep: Annotated[
+        Literal["first", "last"],
+        Field(description="which end of a longer clip the video begins with"),
+        Why("a clip is used from its first frame on, or up to its last one"),
+    ] = "first"
+
+    @model_validator(mode="after")
+    def _within_the_video(self) -> Self:
+        indexes = self.condition_frame_indexes_vision
+        if indexes is not None and indexes[-1] >= self.grid.frames:
+            expected = f"numbers below {self.grid.frames}"
+            why = f"{self.num_frames} frames are {self.grid.frames} latent frames"
+            raise InvalidInput("condition_frame_indexes_vision", list(indexes), expected, why)
+        return self
 
     @property
     def pixel_frames(self) -> int:
@@ -178,7 +243,15 @@ class GenerationParams(Approximation):
         return shapes.LatentGrid.of_video(self.num_frames, self.height, self.width)
 
 
-OF_A_REQUEST = ("prompt", "negative_prompt", "seed", "generate_sound", "append_metadata")
+OF_A_REQUEST = (
+    "prompt",
+    "negative_prompt",
+    "seed",
+    "generate_sound",
+    "append_metadata",
+    "condition_frame_indexes_vision",
+    "condition_video_keep",
+)
 """Fields for which no checkpoint has a default of its own."""
 
 
@@ -243,6 +316,23 @@ class ApproximationPolicy(Approximation):
 
 
 EXACTLY = Approximation()
+
+
+def clean_frames(params: GenerationParams, kind: ReferenceKind) -> tuple[int, ...]:
+    """The latent frames of a request that its picture or clip determines, in order.
+
+    By default those are the first one of a picture and the first two of a clip, as far as the video has them.
+
+    Raises:
+        InvalidInput: a picture for a video of one frame.
+    """
+    if kind == "image" and params.num_frames == 1:
+        why = "a video of one frame would be the picture itself"
+        raise InvalidInput("input_reference", "a picture for 1 frame", "more frames, or no picture", why)
+    chosen = params.condition_frame_indexes_vision
+    if chosen is not None:
+        return tuple(chosen)  # a stored request has a list
+    return tuple(index for index in CLEAN_BY_DEFAULT[kind] if index < params.grid.frames)
 
 
 def check_pixel_frames(params: GenerationParams, limit: int) -> None:

@@ -1,6 +1,7 @@
 """All arithmetic between pixels, frames, samples, latents and tokens. Nothing else divides by a factor."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 FRAMES_PER_LATENT = 4
@@ -40,6 +41,11 @@ def nearest_frame_counts(num_frames: int) -> tuple[int, int]:
     above = max(1, -(-(num_frames - 1) // FRAMES_PER_LATENT) * FRAMES_PER_LATENT + 1)
     below = max(1, (num_frames - 1) // FRAMES_PER_LATENT * FRAMES_PER_LATENT + 1)
     return below, above
+
+
+def pixel_frames_needed(indexes: Iterable[int]) -> int:
+    """The frames of a video, from the first one on, that these latent frames depend on: the autoencoder is causal."""
+    return FRAMES_PER_LATENT * max(indexes) + 1
 
 
 def sound_latent_frames(num_frames: int, fps: float, sample_rate: int, hop: int) -> int:

@@ -11,7 +11,7 @@ from serve.schema import VideoRequest
 
 ARGUMENT = "prompt"
 SHORT = {"generate_sound": ["--sound"]}
-KINDS = {"integer": click.INT, "number": click.FLOAT, "string": click.STRING}
+KINDS = {"integer": click.INT, "number": click.FLOAT, "string": click.STRING, "array": click.STRING}
 
 out_option = click.option(
     "-o", "--out", type=click.Path(path_type=Path), required=True, help="The mp4 to write, in a folder that exists."

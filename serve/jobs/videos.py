@@ -228,8 +228,9 @@ class Videos:
 def _same_request(job: Job, new: NewJob, seed: int | None) -> bool:
     if job.fingerprint is not None:
         return job.fingerprint == new.fingerprint
-    # A row of version 1: an absent seed had a default.
-    return job.params == new.params | ({"seed": job.params["seed"]} if seed is None else {})
+    # A row of version 1: an absent seed had a default, and newer fields are absent.
+    stored = GenerationParams.model_construct(**job.params).model_dump()
+    return stored == new.params | ({"seed": job.params["seed"]} if seed is None else {})
 
 
 def _unknown(video_id: str) -> NotFound:

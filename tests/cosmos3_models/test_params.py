@@ -1,5 +1,6 @@
 """What a request may hold, and how a refusal reads."""
 
+import json
 import pickle
 from typing import Any
 
@@ -8,8 +9,14 @@ from pydantic import ValidationError
 
 from cosmos3_models import GenerationParams, InvalidInput
 from cosmos3_models.fields import CheckedModel
-from cosmos3_models.params import ApproximationPolicy, GenerationDefaults, check_pixel_frames
-from cosmos3_models.shapes import LatentGrid, nearest_frame_counts, sound_latent_frames
+from cosmos3_models.params import (
+    ApproximationPolicy,
+    GenerationDefaults,
+    ReferenceKind,
+    check_pixel_frames,
+    clean_frames,
+)
+from cosmos3_models.shapes import LatentGrid, nearest_frame_counts, pixel_frames_needed, sound_latent_frames
 from serve.schema import ListQuery, VideoRequest
 
 
@@ -28,6 +35,8 @@ def test_defaults_are_those_of_nvidia() -> None:
         "seed": 42,
         "generate_sound": False,
         "append_metadata": True,
+        "condition_frame_indexes_vision": None,
+        "condition_video_keep": "first",
         "fp8_linears": False,
         "fp8_attention": False,
         "step_cache": 0.0,
@@ -86,6 +95,16 @@ def test_the_edges_of_every_range_are_accepted(field: str, values: list[Any]) ->
         ("seed", 2**32, "less than or equal to 4294967295"),
         ("sigma_schedule", "euler", "'flow', 'phyai', 'karras' or 'checkpoint'"),
         ("generate_sound", "loud", "a valid boolean"),
+        ("condition_frame_indexes_vision", [], "1 to 301 numbers of latent frames"),
+        ("condition_frame_indexes_vision", "0, 1", "1 to 301 numbers of latent frames"),
+        ("condition_frame_indexes_vision", "", "1 to 301 numbers of latent frames"),
+        ("condition_frame_indexes_vision", True, "1 to 301 numbers of latent frames"),
+        ("condition_frame_indexes_vision", [0] * 302, "1 to 301 numbers of latent frames"),
+        ("condition_frame_indexes_vision", [True], "a number"),
+        ("condition_frame_indexes_vision", [0.5], "a valid integer"),
+        ("condition_frame_indexes_vision", -1, "greater than or equal to 0"),
+        ("condition_frame_indexes_vision", [0, 48], "numbers below 48"),
+        ("condition_video_keep", "middle", "'first' or 'last'"),
         ("steps", 3, "one of the fields .*prompt, "),
     ],
 )
@@ -93,6 +112,40 @@ def test_a_refusal_names_field_value_expectation_and_reason(field: str, value: o
     with pytest.raises(InvalidInput, match=rf"^{field}: got .+, expected .*{expected}.*, because \w") as refusal:
         GenerationParams(**({"prompt": "x"} | {field: value}))
     assert refusal.value.param == field
+
+
+@pytest.mark.parametrize(("given", "taken"), [(2, (2,)), ([3, 0, 3], (0, 3)), ((1, 0), (0, 1)), ("0,12", (0, 12))])
+def test_clean_frames_are_in_order_and_once_however_they_are_written(given: object, taken: tuple[int, ...]) -> None:
+    params = GenerationParams(prompt="x", condition_frame_indexes_vision=given)
+    assert params.condition_frame_indexes_vision == taken
+    stored = json.loads(json.dumps(params.model_dump()))
+    assert stored == params.model_dump(), "what is stored and read back compares equal"
+    assert clean_frames(GenerationParams.model_construct(**stored), "image") == taken
+
+
+@pytest.mark.parametrize(
+    ("frames", "kind", "taken"), [(5, "image", (0,)), (9, "video", (0, 1)), (5, "video", (0, 1)), (1, "video", (0,))]
+)
+def test_a_picture_determines_one_latent_frame_and_a_clip_two(
+    frames: int, kind: ReferenceKind, taken: tuple[int, ...]
+) -> None:
+    assert clean_frames(GenerationParams(prompt="x", num_frames=frames), kind) == taken
+
+
+def test_a_picture_makes_no_video_of_one_frame() -> None:
+    with pytest.raises(InvalidInput, match=r"^input_reference: .* because a video of one frame would be the picture"):
+        clean_frames(GenerationParams(prompt="x", num_frames=1), "image")
+
+
+@pytest.mark.parametrize(("indexes", "frames"), [((0,), 1), ((0, 1), 5), ((0, 3), 13)])
+def test_latent_frames_depend_on_no_later_frame(indexes: tuple[int, ...], frames: int) -> None:
+    assert pixel_frames_needed(indexes) == frames
+
+
+def test_params_of_an_older_release_have_the_defaults_of_newer_fields() -> None:
+    stored = GenerationParams(prompt="x").model_dump(exclude={"condition_frame_indexes_vision", "condition_video_keep"})
+    params = GenerationParams.model_construct(**stored)
+    assert (params.condition_video_keep, clean_frames(params, "video")) == ("first", (0, 1))
 
 
 def test_a_missing_prompt_is_refused() -> None:

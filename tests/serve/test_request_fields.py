@@ -17,6 +17,9 @@ from serve.schema import ListQuery, Video, VideoRequest
 
 OF_REQUESTS_ALONE = {"model", "size", "seconds", "metadata"}
 NOT_ON_THE_PAGE = {"flow_shift", "sigma_schedule", "append_metadata", "fp8_linears", "fp8_attention", "step_cache"}
+NOT_ON_THE_PAGE |= {"condition_frame_indexes_vision", "condition_video_keep"}  # of a picture or clip
+
+TYPES = {"string": "text", "boolean": "true, false", "object": "texts by name", "array": "numbers"}
 
 DECLARED = GenerationParams.model_fields
 PAGE = (files("serve.http.pages") / "page.html").read_text("utf-8")
@@ -84,7 +87,7 @@ def rows() -> Iterator[str]:
     properties = VideoRequest.model_json_schema()["properties"]
     for name, property_ in properties.items():
         schema = property_.get("anyOf", [property_])[0]
-        values = {"string": "text", "boolean": "true, false", "object": "texts by name"}.get(schema["type"])
+        values = TYPES.get(schema["type"], "")
         if "enum" in schema:
             values = ", ".join(f"`{choice}`" for choice in schema["enum"])
         if "maximum" in schema:
