@@ -230,12 +230,13 @@ class Progress(TypedDict):
 
 
 class FinishedVideo(TypedDict):
-    """The last event of a stream, and what ``generate`` returns."""
+    """The last event of a stream, and what ``generate`` returns: an mp4, or the PNG of a video of one frame."""
 
     type: Literal["video"]
-    mp4: bytes
-    thumbnail: bytes  # JPEG
-    spritesheet: bytes  # JPEG
+    mp4: NotRequired[bytes]
+    image: NotRequired[bytes]  # PNG
+    thumbnail: NotRequired[bytes]  # JPEG
+    spritesheet: NotRequired[bytes]  # JPEG, of a video
     record: dict[str, Any]
     frames: NotRequired[NDArray[np.uint8]]  # RGB (frames, height, width, 3), if requested
     waveform: NotRequired[NDArray[np.float32] | None]  # (channels, samples), if requested

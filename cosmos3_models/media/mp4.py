@@ -18,7 +18,7 @@ from av.video.reformatter import ColorRange, Colorspace
 from numpy.typing import NDArray
 from PIL import Image
 
-from cosmos3_models.media.pictures import jpeg, sheet, shrunk
+from cosmos3_models.media.pictures import jpeg, sheet, shrunk, thumbnail
 
 Frames = NDArray[np.uint8]
 Waveform = NDArray[np.float32]
@@ -27,7 +27,6 @@ Waveform = NDArray[np.float32]
 H264_OPTIONS = {"crf": "18", "preset": "medium", "x264-params": "mbtree=0"}
 ENCODER_THREADS = 8  # x264's output depends on the number of threads, so it does not follow the machine's cores
 SOUND_BIT_RATE = 192_000
-THUMBNAIL_SIDE = 320
 SPRITE_SIDE = 160
 SPRITES = 16
 BT709 = 1  # the code of ITU-R BT.709 in H.264's colour fields
@@ -78,7 +77,7 @@ class VideoWriter:
             raise ValueError(f"frames: got {frames.dtype} {list(frames.shape)}, expected {expected}")
         for picture in frames:
             if self._written == self._num_frames // 2:
-                self._thumbnail = jpeg(shrunk(picture, THUMBNAIL_SIDE))
+                self._thumbnail = thumbnail(picture)
             if self._written * SPRITES // self._num_frames >= len(self._sprites):
                 self._sprites.append(shrunk(picture, SPRITE_SIDE))
             self._container.mux(self._stream.encode(_yuv_frame(picture)))

@@ -1,4 +1,4 @@
-"""Small pictures of a video: the thumbnail and the sheet of its frames, as JPEG."""
+"""Pictures: an image as PNG, and small ones of a video as JPEG, the thumbnail and the sheet of its frames."""
 
 import io
 from collections.abc import Sequence
@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 SHEET_COLUMNS = 4
+THUMBNAIL_SIDE = 320
 
 
 def shrunk(frame: NDArray[np.uint8], side: int) -> Image.Image:
@@ -15,6 +16,11 @@ def shrunk(frame: NDArray[np.uint8], side: int) -> Image.Image:
     picture = Image.fromarray(frame)
     picture.thumbnail((side, side))
     return picture
+
+
+def thumbnail(frame: NDArray[np.uint8]) -> bytes:
+    """A uint8 RGB frame (height, width, 3) as a small JPEG."""
+    return jpeg(shrunk(frame, THUMBNAIL_SIDE))
 
 
 def sheet(pictures: Sequence[Image.Image]) -> Image.Image:
@@ -25,6 +31,13 @@ def sheet(pictures: Sequence[Image.Image]) -> Image.Image:
     for index, picture in enumerate(pictures):
         whole.paste(picture, (index % columns * width, index // columns * height))
     return whole
+
+
+def png(frame: NDArray[np.uint8]) -> bytes:
+    """A uint8 RGB frame (height, width, 3) as PNG, which keeps every pixel."""
+    buffer = io.BytesIO()
+    Image.fromarray(frame).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def jpeg(picture: Image.Image) -> bytes:

@@ -1,4 +1,4 @@
-"""The outputs of a request: a video, pictures of it, and whatever a stage adds to the list below."""
+"""The outputs of a request: a video or an image, pictures of it, and whatever a stage adds to the list below."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -8,17 +8,21 @@ from numpy.typing import NDArray
 
 from serve.schema import FinishedVideo
 
-ArtifactName = Literal["video", "thumbnail", "spritesheet"]
+ArtifactName = Literal["video", "image", "thumbnail", "spritesheet"]
 
 MEDIA_TYPES: dict[ArtifactName, str] = {
     "video": "video/mp4",
+    "image": "image/png",
     "thumbnail": "image/jpeg",
     "spritesheet": "image/jpeg",
 }
 """Every artifact that a request can have, and its media type."""
 
-EXTENSIONS = {"video/mp4": ".mp4", "image/jpeg": ".jpg"}
+EXTENSIONS = {"video/mp4": ".mp4", "image/png": ".png", "image/jpeg": ".jpg"}
 """What the names of files end in, by media type."""
+
+MAIN: tuple[ArtifactName, ...] = ("video", "image")
+"""What a request can be for: it has one of these, first of its artifacts."""
 
 
 @dataclass(frozen=True)
@@ -57,19 +61,14 @@ class FinishedRequest:
     waveform: NDArray[np.float32] | None = None
 
     def for_handle_caller(self, fields: dict[str, Any]) -> FinishedVideo:
-        """Return the public form, in which each artifact has a key of its own and plain bytes.
+        """Return the public form, in which each artifact has a key of its own, the video ``mp4``, and plain bytes.
 
         Args:
             fields: further ones of the record.
         """
-        data = {artifact.name: artifact.data for artifact in self.artifacts}
-        finished: FinishedVideo = {
-            "type": "video",
-            "mp4": data["video"],
-            "thumbnail": data["thumbnail"],
-            "spritesheet": data["spritesheet"],
-            "record": self.record | fields,
-        }
+        finished: FinishedVideo = {"type": "video", "record": self.record | fields}
+        for artifact in self.artifacts:
+            finished["mp4" if artifact.name == "video" else artifact.name] = artifact.data
         if self.frames is not None:
             finished |= {"frames": self.frames, "waveform": self.waveform}
         return finished

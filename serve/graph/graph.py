@@ -135,11 +135,13 @@ class Graph:
         yield clock.progress(DECODERS, 0, 1)
         video, sound = await self._decode(latents, params, arrays)
         clock.lap(DECODERS)
-        tracks = video.track, sound.track if sound else None
-        mp4 = await asyncio.get_running_loop().run_in_executor(MUXERS, mux, *tracks)
-        clock.lap(MUX)
+        artifacts = video.pictures
+        if video.track is not None:
+            tracks = video.track, sound.track if sound else None
+            mp4 = await asyncio.get_running_loop().run_in_executor(MUXERS, mux, *tracks)
+            artifacts = Artifact.of("video", mp4), *artifacts
+            clock.lap(MUX)
         record = video_record(params, model, clock.laps)
-        artifacts = Artifact.of("video", mp4), *video.pictures
         yield FinishedRequest(artifacts, record, video.frames, sound.waveform if sound else None)
 
     async def _denoise(self, ids: PromptIds, params: GenerationParams) -> AsyncGenerator[int | Latents, None]:

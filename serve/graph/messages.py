@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cosmos3_models.media.mp4 import VideoTrack
+from cosmos3_models.media.pictures import png, thumbnail
 from serve.graph.artifacts import Artifact
 
 LATENTS_FOLLOW = "latents follow"
@@ -19,15 +20,15 @@ DenoiserItem = int | str | NDArray[np.float32]
 
 @dataclass(frozen=True)
 class DecodedVideo:
-    """An encoded video without sound.
+    """An encoded video without sound, or an image.
 
     Attributes:
-        track: H.264 in an mp4.
-        pictures: JPEGs of it.
+        track: H.264 in an mp4; None of an image.
+        pictures: those that become artifacts: an image itself first, then JPEGs.
         frames: uint8 (frames, height, width, 3), if the caller asked for arrays.
     """
 
-    track: bytes
+    track: bytes | None
     pictures: tuple[Artifact, ...]
     frames: NDArray[np.uint8] | None = None
 
@@ -36,6 +37,12 @@ class DecodedVideo:
         """The message for an encoded track and its pictures."""
         pictures = Artifact.of("thumbnail", track.thumbnail), Artifact.of("spritesheet", track.spritesheet)
         return cls(track.mp4, pictures, frames)
+
+    @classmethod
+    def of_image(cls, frame: NDArray[np.uint8], frames: NDArray[np.uint8] | None = None) -> "DecodedVideo":
+        """The message for a video of one frame (height, width, 3): an image that lost nothing, and its thumbnail."""
+        pictures = Artifact.of("image", png(frame)), Artifact.of("thumbnail", thumbnail(frame))
+        return cls(None, pictures, frames)
 
 
 @dataclass(frozen=True)

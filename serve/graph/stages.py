@@ -159,7 +159,7 @@ class Denoiser:
 
 
 class VideoDecoder:
-    """Turns video latents into H.264, chunk by chunk.
+    """Turns video latents into H.264, chunk by chunk, or those of one frame into an image.
 
     Args:
         checkpoint: a folder, or ``demo``.
@@ -178,7 +178,7 @@ class VideoDecoder:
     async def decode(
         self, latents: NDArray[np.float32], params: GenerationParams, arrays: bool = False
     ) -> DecodedVideo:
-        """Decode and encode a video.
+        """Decode and encode a video, or an image if the request is for one frame.
 
         Args:
             latents: fp32 (1, c, t, h, w).
@@ -212,6 +212,9 @@ class VideoDecoder:
                     collected.append(frames)
                 yield frames
 
+        if params.num_frames == 1:
+            (frames,) = chunks()
+            return DecodedVideo.of_image(frames[0], frames if arrays else None)
         with VideoWriter(params.num_frames, params.height, params.width, params.fps) as writer:
             track = encode_chunks(writer, chunks())
         return DecodedVideo.of(track, np.concatenate(collected) if arrays else None)

@@ -4,7 +4,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from serve.graph.artifacts import MEDIA_TYPES
+from serve.graph.artifacts import MAIN, MEDIA_TYPES
 from serve.http.body import FORM_TYPES, JSON_TYPE
 from serve.schema import VideoRequest
 
@@ -36,7 +36,9 @@ ERROR: dict[str, Any] = {
         }
     },
 }
-MP4: Responses = {200: {"content": {"video/mp4": {}}, "description": "The finished video."}}
+MADE: Responses = {
+    200: {"content": {MEDIA_TYPES[name]: {} for name in MAIN}, "description": "The finished video, or the image."}
+}
 FILES: Responses = {
     status: {"content": {kind: {} for kind in sorted(set(MEDIA_TYPES.values()))}, "description": description}
     for status, description in ((200, "The file."), (206, "A range of the file."))

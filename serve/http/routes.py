@@ -12,7 +12,7 @@ from fastapi.responses import StreamingResponse
 from starlette.exceptions import HTTPException
 
 from serve.errors import ServingError
-from serve.graph.artifacts import ArtifactName
+from serve.graph.artifacts import MEDIA_TYPES, ArtifactName
 from serve.graph.stage_names import QUEUE
 from serve.http.access import OPEN, Access, Cors, Guard
 from serve.http.answers import IS_HEAD, Answers, answer_error, error_response
@@ -21,7 +21,7 @@ from serve.http.content import content_response
 from serve.http.events import event_routes
 from serve.http.health import not_ready
 from serve.http.keys import ApiKeys, key_check
-from serve.http.openapi import FILES, MP4, REQUEST_SCHEMA, describe, errors
+from serve.http.openapi import FILES, MADE, REQUEST_SCHEMA, describe, errors
 from serve.http.pages.routes import pages
 from serve.http.query import LIST_PARAMETERS, check_query, nested, read_query
 from serve.jobs.videos import IDEMPOTENCY_KEY, Videos
@@ -99,13 +99,15 @@ def _making(service: VideoService) -> APIRouter:
     @router.post(
         "/videos/sync",
         openapi_extra=REQUEST_SCHEMA,
-        responses=MP4 | errors(413, 429, 503),
+        responses=MADE | errors(413, 429, 503),
         response_class=Response,
     )
     async def generate(request: Request) -> Response:
-        """Make a video and return the mp4. If the client disconnects, the work stops."""
+        """Make a video and return the mp4, or a PNG of one frame. If the client disconnects, the work stops."""
         video = await service.make(await read_body(request))
-        return Response(video["mp4"], media_type="video/mp4", headers=timing_headers(video["record"]))
+        image = video.get("image")
+        data, kind = (video.get("mp4"), MEDIA_TYPES["video"]) if image is None else (image, MEDIA_TYPES["image"])
+        return Response(data, media_type=kind, headers=timing_headers(video["record"]))
 
     @router.post("/videos/estimate", openapi_extra=REQUEST_SCHEMA, responses=errors(413, 503))
     async def estimate(request: Request) -> VideoEstimate:
@@ -144,8 +146,8 @@ def _stored(videos: Videos) -> APIRouter:
     @router.get(
         "/videos/{video_id}/content", responses=FILES | errors(404, 412, 416, 503), response_class=StreamingResponse
     )
-    async def content(request: Request, video_id: str, variant: ArtifactName = "video") -> Response:
-        """Return the mp4, or a JPEG of it. Supports range requests."""
+    async def content(request: Request, video_id: str, variant: ArtifactName | None = None) -> Response:
+        """Return the mp4 or, of a video of one frame, the PNG; or a JPEG of either. Supports range requests."""
         return await content_response(request, await videos.content(video_id, variant), IS_HEAD in request.scope)
 
     return router

@@ -69,6 +69,7 @@ class ServedModel:
             check_device(params, self._settings.device)
             self._settings.approximation.check(params)
             if params.generate_sound:
+                _check_sound_has_length(params)
                 require_sound(self._checkpoint.sound)
             if self._settings.device == "cuda" and (budget := await self._known_budget()) is not None:
                 budget.check(params)
@@ -125,3 +126,8 @@ class ServedModel:
             self._budget = asyncio.create_task(self._ask_budget(), context=contextvars.Context())
         await asyncio.wait({self._budget}, timeout=BUDGET_WAIT_S)
         return self._budget.result() if self._budget.done() and not self._budget.exception() else None
+
+
+def _check_sound_has_length(params: GenerationParams) -> None:
+    if params.num_frames == 1:
+        raise InvalidInput("generate_sound", True, "false", "a video of one frame is an image, which has no sound")

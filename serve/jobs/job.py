@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from serve.graph.artifacts import Artifact
+from serve.graph.artifacts import MAIN, Artifact
 
 ACTIVE = ("queued", "in_progress")
 
@@ -47,7 +47,7 @@ class StoredArtifact(NamedTuple):
     @classmethod
     def of(cls, artifact: Artifact, prefix: str) -> "StoredArtifact":
         """The entry for an artifact whose file's name starts with ``prefix``."""
-        kind = "" if artifact.name == "video" else f".{artifact.name}"
+        kind = "" if artifact.name in MAIN else f".{artifact.name}"
         return cls(artifact.name, artifact.media_type, len(artifact.data), f"{prefix}{kind}{artifact.extension}")
 
     @property

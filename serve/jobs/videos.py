@@ -144,8 +144,8 @@ class Videos:
         self._ended.failed(await self.table.cancel(video_id))
         return await self.retrieve(video_id)
 
-    async def content(self, video_id: str, variant: ArtifactName) -> Content:
-        """Return one of a completed job's artifacts, to be read from the media store.
+    async def content(self, video_id: str, variant: ArtifactName | None = None) -> Content:
+        """Return one of a completed job's artifacts, by default the main one, to be read from the media store.
 
         Raises:
             NotFound: the job has not completed, has no such artifact, or its file is gone.
@@ -153,12 +153,12 @@ class Videos:
         job = await self._job(video_id)
         if not job.artifacts:
             raise NotFound(f"the video has no content: it is {job.status}", "video_id")
-        artifact = job.artifact(variant)
+        artifact = job.artifact(variant) if variant else job.artifacts[0]
         if artifact is None:
             raise NotFound(f"this video has no {variant}", "variant")
         size = await self._media.size(artifact.file)
         if size is None:
-            raise NotFound(f"the {variant} of this video is gone", "video_id")
+            raise NotFound(f"the {artifact.name} of this video is gone", "video_id")
         return Content(
             size=size,
             media_type=artifact.media_type,

@@ -18,10 +18,14 @@ from cosmos3_models import GenerationParams
 from cosmos3_models.media.mp4 import VideoWriter
 from cosmos3_models.text.prompt import PromptIds
 from serve.app import AppArgs
+from serve.graph.artifacts import ArtifactName
 from serve.graph.graph import Stages
 from serve.graph.messages import LATENTS_COMPLETE, LATENTS_FOLLOW, DecodedVideo, DenoiserItem
 from serve.ingress.ingress import Ingress
 from serve.jobs.runner import JobRunner
+
+OF_A_VIDEO: tuple[ArtifactName, ...] = ("video", "thumbnail", "spritesheet")
+OF_AN_IMAGE: tuple[ArtifactName, ...] = ("image", "thumbnail")
 
 
 class FakeEnds:

@@ -8,11 +8,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from fakes import FakeGraph, FakeHandle
+from fakes import OF_A_VIDEO, FakeGraph, FakeHandle
 from job_tables import NEW, read, submitted
 
 from serve.app import AppArgs
-from serve.graph.artifacts import MEDIA_TYPES, Artifact, FinishedRequest
+from serve.graph.artifacts import Artifact, FinishedRequest
 from serve.graph.graph import Stages
 from serve.jobs.job import Job
 from serve.jobs.media_store import MediaStore
@@ -22,7 +22,7 @@ from serve.jobs.runner import JobRunner
 from serve.jobs.table import JobTable
 
 ONE_STEP = NEW._replace(steps=1)
-ARTIFACTS = tuple(Artifact(name, kind, name.encode()) for name, kind in MEDIA_TYPES.items())
+ARTIFACTS = tuple(Artifact.of(name, name.encode()) for name in OF_A_VIDEO)
 DENOISING = {"type": "progress", "stage": "denoiser", "step": 0, "steps": 1}
 DECODING = {"type": "progress", "stage": "decoders", "step": 0, "steps": 1}
 FINISHED = FinishedRequest(ARTIFACTS, {"stage_durations": {"denoiser": 1.0}})

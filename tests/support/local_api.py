@@ -1,18 +1,19 @@
 """The API in this process, over a real job table and a real store: for tests of HTTP, which need no Ray."""
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import fsspec
+from fakes import OF_A_VIDEO
 from fastapi.testclient import TestClient
 
 from cosmos3_models.checkpoint.folder import DEMO
 from serve.app import AppArgs
-from serve.graph.artifacts import MEDIA_TYPES, Artifact
+from serve.graph.artifacts import Artifact, ArtifactName, FinishedRequest
 from serve.graph.graph import Stages
 from serve.graph.stages import Tokenizer
 from serve.http.access import OPEN, Access
@@ -69,18 +70,19 @@ class LocalIngress(Ingress):
         await self._graph.check(params)
         record = video_record(params, self._model.name, DURATIONS)
         assert not arrays
-        return {"type": "video", "mp4": MP4, "thumbnail": b"", "spritesheet": b"", "record": record}
+        artifact = Artifact.of("image" if params.num_frames == 1 else "video", MP4)
+        return FinishedRequest((artifact,), record).for_handle_caller({})
 
     async def unready_stages(self) -> list[str]:
         return self.unready
 
-    async def finish(self) -> str:
-        """Complete the oldest job; its id."""
+    async def finish(self, names: Sequence[ArtifactName] = OF_A_VIDEO) -> str:
+        """Complete the oldest job with these artifacts; its id."""
         job = await self.videos.table.claim()
         assert job is not None
         assert job.owner is not None
         await self.videos.table.start(job.owner)
-        artifacts = [Artifact(name, kind, MP4 + name.encode()) for name, kind in MEDIA_TYPES.items()]
+        artifacts = [Artifact.of(name, MP4 + name.encode()) for name in names]
         stored = [StoredArtifact.of(artifact, job.owner) for artifact in artifacts]
         for artifact, entry in zip(artifacts, stored, strict=True):
             await self.videos._media.write(entry.file, artifact.data)

@@ -24,7 +24,7 @@ from serve.ingress.ingress import Ingress
 
 MEGABYTE = 1 << 20
 LATENTS_MB = 100
-PARAMS = GenerationParams(prompt="x", num_frames=1, height=16, width=16, generate_sound=True)
+PARAMS = GenerationParams(prompt="x", num_frames=5, height=16, width=16, generate_sound=True)
 
 
 class InflatedDenoiser:
@@ -42,8 +42,8 @@ class InflatedDenoiser:
 class CheckingVideoDecoder:
     async def decode(self, latents: NDArray[np.float32], _: GenerationParams, __: bool) -> DecodedVideo:
         check(latents, 1)
-        with VideoWriter(1, 16, 16, 24) as writer:
-            writer.write(np.zeros((1, 16, 16, 3), dtype=np.uint8))
+        with VideoWriter(5, 16, 16, 24) as writer:
+            writer.write(np.zeros((5, 16, 16, 3), dtype=np.uint8))
             return DecodedVideo.of(writer.finish())
 
 

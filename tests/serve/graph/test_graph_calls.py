@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from fakes import FakeCall, FakeHandle, FakeMethod
+from fakes import OF_A_VIDEO, OF_AN_IMAGE, FakeCall, FakeHandle, FakeMethod
 from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 from ray.serve._private.common import DeploymentID
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
@@ -21,7 +21,7 @@ from serve.graph.artifacts import MEDIA_TYPES, FinishedRequest
 from serve.graph.graph import Graph, Stages
 from serve.graph.messages import LATENTS_COMPLETE, LATENTS_FOLLOW, DecodedSound, DecodedVideo
 
-PARAMS = GenerationParams(prompt="x", num_frames=1, height=16, width=16, num_inference_steps=2, generate_sound=True)
+PARAMS = GenerationParams(prompt="x", num_frames=5, height=16, width=16, num_inference_steps=2, generate_sound=True)
 IDS = PromptIds(np.zeros(1, dtype=np.int64), None)
 VIDEO_LATENTS, SOUND_LATENTS = np.zeros((1, 1, 1, 1, 1), np.float32), np.zeros((1, 1, 1), np.float32)
 STEPS = [0, 1, 2, LATENTS_FOLLOW]
@@ -112,8 +112,8 @@ def test_a_request_passes_each_stage_once_and_its_latents_are_never_loaded() -> 
     assert not video.loaded
     assert not sound.loaded
     assert isinstance(finished, FinishedRequest)
-    assert {artifact.name: artifact.media_type for artifact in finished.artifacts} == MEDIA_TYPES
-    assert finished.artifacts[0].name == "video", "the main one first"
+    assert [artifact.name for artifact in finished.artifacts] == list(OF_A_VIDEO), "the main one first"
+    assert all(artifact.media_type == MEDIA_TYPES[artifact.name] for artifact in finished.artifacts)
     assert [artifact.data for artifact in finished.artifacts[1:]] == [picture.data for picture in VIDEO.pictures]
     assert list(finished.record["stage_durations"]) == ["tokenizer", "queue", "denoiser", "decoders", "mux"]
 
@@ -123,6 +123,17 @@ def test_a_request_without_sound_needs_no_sound_decoder() -> None:
     finished = events_of(fakes, PARAMS.model_copy(update={"generate_sound": False}))[-1]
     assert fakes.counts() == (1, 1, 1, 0)
     assert finished.waveform is None
+
+
+def test_one_frame_gives_an_image_and_no_video() -> None:
+    image = DecodedVideo.of_image(np.zeros((16, 16, 3), np.uint8))
+    fakes = stages(denoise=FakeMethod([*STEPS, VIDEO_LATENTS, LATENTS_COMPLETE]), decode_video=FakeMethod(image))
+    finished = events_of(fakes, PARAMS.model_copy(update={"num_frames": 1, "generate_sound": False}))[-1]
+    assert [artifact.name for artifact in finished.artifacts] == list(OF_AN_IMAGE)
+    assert list(finished.record["stage_durations"]) == ["tokenizer", "queue", "denoiser", "decoders"]
+    public = finished.for_handle_caller({"id": "x"})
+    assert set(public) == {"type", "record", *OF_AN_IMAGE}
+    assert public["image"] == image.pictures[0].data
 
 
 @pytest.mark.parametrize(

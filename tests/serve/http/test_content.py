@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 from answers import check_error
+from fakes import OF_A_VIDEO, OF_AN_IMAGE
 from local_api import MP4, LocalClient, local_client
 
+from serve.graph.artifacts import EXTENSIONS, MEDIA_TYPES, ArtifactName
 from serve.jobs import media_store as storage
 
 VIDEO = MP4 + b"video"  # as ``finish`` writes it
@@ -93,6 +95,21 @@ def test_each_variant_has_a_tag_of_its_own(client: LocalClient) -> None:
     url = f"/v1/videos/{client.video}/content"  # type: ignore[attr-defined]
     tags = {client.get(url, params={"variant": name}).headers["etag"] for name in ("video", "thumbnail", "spritesheet")}
     assert len(tags) == 3
+
+
+@pytest.mark.parametrize(("names", "main"), [(OF_A_VIDEO, "video"), (OF_AN_IMAGE, "image")], ids=["video", "image"])
+def test_without_a_variant_the_content_is_what_the_request_was_for(
+    client: LocalClient, names: tuple[ArtifactName, ...], main: ArtifactName
+) -> None:
+    client.submit()
+    url = f"/v1/videos/{client.call(client.service.finish, names)}/content"
+    named, default = client.get(url, params={"variant": main}), client.get(url)
+    assert default.content == named.content == MP4 + main.encode()
+    assert default.headers["content-type"] == named.headers["content-type"] == MEDIA_TYPES[main]
+    assert default.headers["content-disposition"].endswith(EXTENSIONS[MEDIA_TYPES[main]] + '"')
+    (other,) = {"video", "image"} - {main}
+    error = check_error(client.get(url, params={"variant": other}), 404, "not_found")
+    assert error["message"] == f"this video has no {other}"
 
 
 def test_a_download_is_resumed_only_if_the_file_is_the_same(client: LocalClient) -> None:

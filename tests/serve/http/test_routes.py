@@ -10,10 +10,10 @@ from typing import Any
 import fastapi
 import pytest
 from answers import check_error
+from fakes import OF_A_VIDEO
 from local_api import MP4, LocalClient, local_client
 
 from serve.errors import DatabaseUnavailable
-from serve.graph.artifacts import MEDIA_TYPES
 from serve.http import events as events_module
 from serve.schema import VideoRequest
 
@@ -44,6 +44,13 @@ def sent(client: LocalClient, body: bytes, content_type: str | None = "applicati
     """The answer to a body on the sync route, which shows in its headers what was understood."""
     kind = {} if content_type is None else {"content-type": content_type}
     return client.post("/v1/videos/sync", content=body, headers=kind | headers)
+
+
+def test_the_sync_route_answers_one_frame_with_a_png_and_more_with_an_mp4(client: LocalClient) -> None:
+    for frames, kind in ((1, "image/png"), (5, "video/mp4")):
+        answer = sent(client, json.dumps({"prompt": "x", "num_frames": frames}).encode())
+        assert (answer.status_code, answer.headers["content-type"], answer.content) == (200, kind, MP4)
+        assert answer.headers["x-seed"]
 
 
 # ---- methods
@@ -471,7 +478,7 @@ def test_data_is_the_owners_alone(tmp_path: Path) -> None:
         root = tmp_path / "new"
         paths = [root, *root.rglob("*")]
         assert {path.suffix for path in paths} >= {".sqlite", ".sqlite-wal", ".sqlite-shm", ".mp4", ".jpg"}
-        assert len(list(root.rglob("*.jpg"))) == len(MEDIA_TYPES) - 1
+        assert len(list(root.rglob("*.jpg"))) == len(OF_A_VIDEO) - 1
         for path in paths:
             assert path.stat().st_mode & 0o777 == (0o700 if path.is_dir() else 0o600), path
 

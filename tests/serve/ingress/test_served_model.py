@@ -123,6 +123,13 @@ def test_a_denoiser_that_does_not_answer_leaves_the_check_to_itself(
         assert params(served(tiny_checkpoint, budget), LARGE).num_frames == 97
 
 
+def test_one_frame_is_an_image_and_cannot_sound(tiny_checkpoint: Path) -> None:
+    one = REQUEST | {"num_frames": 1}
+    assert params(served(tiny_checkpoint), one).num_frames == 1
+    with pytest.raises(InvalidRequest, match="generate_sound: got True, expected false, because a video of one frame"):
+        params(served(tiny_checkpoint), one | {"generate_sound": True})
+
+
 def test_an_invalid_request_is_refused_before_a_denoiser_is_asked(tiny_checkpoint: Path) -> None:
     questions = []
 

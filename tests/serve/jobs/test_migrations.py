@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from fakes import OF_A_VIDEO
 from job_tables import COST, DURATIONS, SETTINGS, claimed, completed, run, started, submitted, video
 from paths import ROOT
 from sqlalchemy import Connection, inspect, text
@@ -141,8 +142,8 @@ def test_a_table_of_the_previous_release_lists_its_files_as_artifacts(url: str) 
 
     async def scenario(table: JobTable) -> None:
         done, cancelled, queued = await table.page(None, 9, newest_first=False)
-        assert [artifact.name for artifact in done.artifacts] == list(MEDIA_TYPES)
-        assert [artifact.media_type for artifact in done.artifacts] == list(MEDIA_TYPES.values())
+        assert [artifact.name for artifact in done.artifacts] == list(OF_A_VIDEO)
+        assert [artifact.media_type for artifact in done.artifacts] == [MEDIA_TYPES[name] for name in OF_A_VIDEO]
         assert done.files == FILES_2
         assert [artifact.suffix for artifact in done.artifacts] == [".mp4", ".thumbnail.jpg", ".spritesheet.jpg"]
         assert {artifact.size for artifact in done.artifacts} == {None}, "it stored their sum only"
@@ -182,7 +183,7 @@ def test_the_files_of_the_previous_release_are_served_swept_around_and_removed(t
 
     async def scenario(runner: JobRunner, videos: Videos) -> None:
         (job, *_) = await videos.table.page(None, 9, newest_first=False)
-        for name, file in zip(MEDIA_TYPES, FILES_2, strict=True):
+        for name, file in zip(OF_A_VIDEO, FILES_2, strict=True):
             content = await videos.content(job.id, name)
             assert (content.media_type, content.etag, content.size) == (MEDIA_TYPES[name], file, len(file))
             assert content.filename == job.id + file.removeprefix(PREFIX_2)
