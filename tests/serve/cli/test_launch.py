@@ -119,7 +119,7 @@ def health_while_starting(server: Launched) -> list[tuple[float, httpx.Response]
     while not answers or answers[-1][1].status_code != 200:
         assert server.process.poll() is None, server.printed
         start = time.monotonic()
-        with suppress(httpx.ConnectError):  # until there is a proxy
+        with suppress(httpx.TransportError):  # until there is a proxy
             answers.append((time.monotonic() - start, httpx.get(f"{server.url}/health", timeout=START_S)))
         time.sleep(0.1)
     return answers
