@@ -1,14 +1,37 @@
-"""Pictures: an image as PNG, and small ones of a video as JPEG, the thumbnail and the sheet of its frames."""
+"""Encoded pictures: a frame as PNG, JPEG or WebP, and the thumbnail and the sheet of a video's frames as JPEG."""
 
 import io
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+PictureFormat = Literal["png", "jpeg", "webp"]
+
 SHEET_COLUMNS = 4
 THUMBNAIL_SIDE = 320
+PICTURE_QUALITY = 95
+
+
+def encode_picture(frame: NDArray[np.uint8], kind: PictureFormat, quality: int = PICTURE_QUALITY) -> bytes:
+    """Encode a uint8 RGB frame (height, width, 3).
+
+    Args:
+        kind: PNG is lossless; JPEG and WebP are lossy.
+        quality: 1 to 100; PNG has no use for it.
+
+    Raises:
+        ValueError: the frame has another type or shape.
+    """
+    if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
+        raise ValueError(f"frame: got {frame.dtype} {list(frame.shape)}, expected uint8 [height, width, 3]")
+    # Without subsampling, because thin red and blue lines lose their colour in half as many samples.
+    options = {"png": {}, "jpeg": {"quality": quality, "subsampling": 0}, "webp": {"quality": quality}}
+    buffer = io.BytesIO()
+    Image.fromarray(frame).save(buffer, kind, **options[kind])
+    return buffer.getvalue()
 
 
 def shrunk(frame: NDArray[np.uint8], side: int) -> Image.Image:
@@ -31,13 +54,6 @@ def sheet(pictures: Sequence[Image.Image]) -> Image.Image:
     for index, picture in enumerate(pictures):
         whole.paste(picture, (index % columns * width, index // columns * height))
     return whole
-
-
-def png(frame: NDArray[np.uint8]) -> bytes:
-    """A uint8 RGB frame (height, width, 3) as PNG, which keeps every pixel."""
-    buffer = io.BytesIO()
-    Image.fromarray(frame).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def jpeg(picture: Image.Image) -> bytes:

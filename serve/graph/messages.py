@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cosmos3_models.media.mp4 import VideoTrack
-from cosmos3_models.media.pictures import png, thumbnail
+from cosmos3_models.media.pictures import encode_picture, thumbnail
 from serve.graph.artifacts import Artifact
 
 LATENTS_FOLLOW = "latents follow"
@@ -41,7 +41,7 @@ class DecodedVideo:
     @classmethod
     def of_image(cls, frame: NDArray[np.uint8], frames: NDArray[np.uint8] | None = None) -> "DecodedVideo":
         """The message for a video of one frame (height, width, 3): an image that lost nothing, and its thumbnail."""
-        pictures = Artifact.of("image", png(frame)), Artifact.of("thumbnail", thumbnail(frame))
+        pictures = Artifact.of("image", encode_picture(frame, "png")), Artifact.of("thumbnail", thumbnail(frame))
         return cls(None, pictures, frames)
 
 

@@ -10,10 +10,8 @@ import av
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import Image
 
 from cosmos3_models.media.mp4 import VideoTrack, VideoWriter, encode_chunks, encode_sound, encode_video, mux
-from cosmos3_models.media.pictures import png
 
 RATE = 48_000
 COLOURS = [(235, 30, 30), (30, 200, 40), (40, 60, 220), (250, 220, 20), (128, 128, 128), (10, 10, 10)]
@@ -158,13 +156,6 @@ def test_the_thumbnail_is_a_small_jpeg_of_the_middle_frame() -> None:
         picture = next(image.decode(video=0)).to_ndarray(format="rgb24")
     assert picture.shape == (200, 320, 3)
     assert np.abs(picture[100, 160].astype(int) - COLOURS[1]).max() < 16
-
-
-def test_a_png_keeps_every_pixel() -> None:
-    frame = np.random.default_rng(0).integers(0, 256, (48, 80, 3), dtype=np.uint8)
-    with Image.open(io.BytesIO(png(frame))) as image:
-        assert image.format == "PNG"
-        assert np.array_equal(np.asarray(image), frame)
 
 
 @pytest.mark.parametrize(("frames", "cells"), [(1, 1), (3, 3), (9, 9), (16, 16), (33, 16), (189, 16)])
