@@ -127,17 +127,17 @@ class Cosmos3Pipeline:
             ids = self.prompt_encoder.encode(params)
         with self._timed("denoise", timings):
             noise = None if latents is None else Streams(latents, sound_latents)
-            clean = self.denoiser(ids, params, noise=noise, on_step=on_step or (lambda _done, _steps: None))
+            made = self.denoiser(ids, params, noise=noise, on_step=on_step or (lambda _done, _steps: None))
         with self._timed("video_decode", timings):
-            frames = np.concatenate(list(self.video_decoder.frames(clean.video)))
+            frames = np.concatenate(list(self.video_decoder.frames(made.video)))
         with self._timed("sound_decode", timings):
-            sound_decoder = None if clean.sound is None else self.sound_decoder
-            waveform = None if sound_decoder is None else sound_decoder(clean.sound)
+            sound_decoder = None if made.sound is None else self.sound_decoder
+            waveform = None if sound_decoder is None else sound_decoder(made.sound)
         with self._timed("to_cpu", timings):
-            clean = Streams(*(stream.cpu() for stream in clean.present))
+            video, sound = made.video.cpu(), None if made.sound is None else made.sound.cpu()
             waveform = None if waveform is None else waveform.cpu().numpy()
         rate = None if sound_decoder is None else sound_decoder.config.sample_rate
-        return GenerationResult(*clean, frames, waveform, rate, params.fps, timings)
+        return GenerationResult(video, sound, frames, waveform, rate, params.fps, timings)
 
     @contextmanager
     def _timed(self, stage: str, timings: dict[str, float]) -> Iterator[None]:

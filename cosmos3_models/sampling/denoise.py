@@ -10,6 +10,7 @@ from torch import Tensor
 from cosmos3_models.checkpoint.configs import SchedulerConfig, SoundDecoderConfig, require_sound
 from cosmos3_models.errors import InvalidInput, Stopped
 from cosmos3_models.params import EXACTLY, Approximation, GenerationParams
+from cosmos3_models.sampling.clean_frames import CleanFrames
 from cosmos3_models.sampling.schedules import Schedule, make_schedule
 from cosmos3_models.sampling.solver import UniPC
 from cosmos3_models.shapes import PIXELS_PER_LATENT, LatentGrid, sound_latent_frames
@@ -52,21 +53,23 @@ class VideoDenoiser:
         ids: PromptIds,
         params: GenerationParams,
         *,
+        clean: CleanFrames | None = None,
         noise: Streams | None = None,
         on_step: OnStep = lambda _done, _steps: None,
         should_stop: ShouldStop = lambda: False,
     ) -> Streams:
-        """Make the clean latents of one video.
+        """Make the latents of one video.
 
         Args:
+            clean: latent frames of a picture or clip that the video begins with or passes through.
             noise: initial latents of ``latent_shapes``; by default ``draw_noise`` of ``params.seed``.
 
         Returns:
-            fp32 streams of ``latent_shapes`` on the model's device.
+            fp32 streams of ``latent_shapes`` on the model's device. The clean frames are those given, bit for bit.
 
         Raises:
-            InvalidInput: sound from a checkpoint without sound, noise of the wrong shape, or an approximation that
-                this device or model cannot compute.
+            InvalidInput: sound from a checkpoint without sound, noise or clean frames of the wrong shape, or an
+                approximation that this device or model cannot compute.
             Stopped: ``should_stop`` returned True.
         """
         shapes = self.latent_shapes(params)
@@ -77,14 +80,21 @@ class VideoDenoiser:
         conditions = self.transformer.conditions(prompts, grid, params.fps, sound_frames)
         schedule = make_schedule(params.sigma_schedule, params.num_inference_steps, params.flow_shift, self._scheduler)
         noise = Streams(*(stream.to(self.transformer.device, torch.float32) for stream in noise.present))
+        start = noise if clean is None else clean.put_into(noise)
         velocity = velocity_function(self.transformer, conditions, params)
-        return denoise(velocity, noise, schedule, params.guidance_scale, on_step, should_stop)
+        return denoise(velocity, start, schedule, params.guidance_scale, on_step, should_stop)
 
     def arrays(
-        self, ids: PromptIds, params: GenerationParams, *, on_step: OnStep, should_stop: ShouldStop
+        self,
+        ids: PromptIds,
+        params: GenerationParams,
+        *,
+        clean: CleanFrames | None = None,
+        on_step: OnStep,
+        should_stop: ShouldStop,
     ) -> list[NDArray[np.float32]]:
         """Make the latents as the call does, as contiguous fp32 arrays in host memory: video, then sound if any."""
-        latents = self(ids, params, on_step=on_step, should_stop=should_stop)
+        latents = self(ids, params, clean=clean, on_step=on_step, should_stop=should_stop)
         return [to_numpy(stream) for stream in latents.present]
 
     def warm_up(self, approximation: Approximation = EXACTLY) -> None:
@@ -138,7 +148,7 @@ def velocity_function(
 @torch.inference_mode()
 def denoise(
     velocity: Velocity,
-    noise: Streams,
+    start: Streams,
     schedule: Schedule,
     guidance_scale: float,
     on_step: OnStep,
@@ -147,24 +157,25 @@ def denoise(
     """Follow the velocity from noise to data with one UniPC solver for each stream.
 
     Args:
-        noise: fp32 on the model's device; left as it is.
+        start: noise and clean frames, fp32 on the model's device; left as they are.
         guidance_scale: of ``guide``.
 
     Returns:
-        Clean latents, fp32, shaped like ``noise``.
+        Latents without noise, fp32, shaped like ``start``, with the clean frames of ``start``.
 
     Raises:
         Stopped: ``should_stop`` returned True.
     """
-    solvers = [UniPC(schedule.sigmas, stream) for stream in noise.present]
-    streams = noise
+    solvers = [UniPC(schedule.sigmas, stream) for stream in start.present]
+    streams = start
     for done, timestep in enumerate(schedule.timesteps, start=1):
         if should_stop():
             raise Stopped
         branches = zip(*(branch.present for branch in velocity(streams, timestep)), strict=True)
         guided = [guide(branch, guidance_scale) for branch in branches]
-        streams = Streams(*(solver.step(stream) for solver, stream in zip(solvers, guided, strict=True)))
-        _wait(noise.video.device)
+        stepped = [solver.step(stream) for solver, stream in zip(solvers, guided, strict=True)]
+        streams = start.replaced(stepped)  # a velocity of 0 moves a clean frame by rounding alone
+        _wait(start.video.device)
         on_step(done, schedule.steps)
     return streams
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
+from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from cosmos3_models.checkpoint.configs import TransformerConfig
@@ -26,15 +26,32 @@ TIME_FREQUENCIES = 128
 
 
 class Streams(NamedTuple):
-    """What is denoised together: latents, velocities or noise."""
+    """What is denoised together: latents, velocities or noise.
+
+    A clean latent frame is given, not made: it has no noise, takes part in attention like every other one, and stays as
+    it is.
+    """
 
     video: Tensor  # (b, c, t, h, w)
     sound: Tensor | None = None  # (b, sound channels, sound frames)
+    clean: Tensor | None = None  # bool (t,), or (b, t): the clean frames of the video; None if there are none
 
     @property
     def present(self) -> list[Tensor]:
         """Video, then sound if there is one."""
         return [self.video] if self.sound is None else [self.video, self.sound]
+
+    @property
+    def clean_latents(self) -> Tensor | None:
+        """``clean`` in a form that broadcasts over the video, (1 or b, 1, t, 1, 1)."""
+        return None if self.clean is None else self.clean.view(-1, 1, self.video.shape[2], 1, 1)
+
+    def replaced(self, latents: Sequence[Tensor]) -> "Streams":
+        """These streams with other latents, video first; clean frames keep their own."""
+        video, *sound = latents
+        clean = self.clean_latents
+        kept = video if clean is None else torch.where(clean, self.video, video)
+        return Streams(kept, sound[0] if sound else None, self.clean)
 
 
 @dataclass(frozen=True)
@@ -63,7 +80,10 @@ class TimestepEmbedder(nn.Module):
 
 
 class GenerationTower(nn.Module):
-    """Runs once per sampler step and prompt. Media tokens attend to the text and to each other without a mask."""
+    """Runs once per sampler step and prompt. Media tokens attend to the text and to each other without a mask.
+
+    Noisy and clean tokens differ in one thing: a clean one gets no time embedding.
+    """
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -95,23 +115,24 @@ class GenerationTower(nn.Module):
         """Predict the velocity, noise less data, of noisy latents.
 
         Args:
-            streams: noisy latents of any float dtype; left as they are.
-            timestep: the noise level, 0 to 1000; one for all, or a column (b, 1, 1).
+            streams: noisy and clean latents of any float dtype; left as they are.
+            timestep: the noise level of noisy latents, 0 to 1000; one for all, or a column (b, 1, 1).
             condition: keys and values of the text, and the positions of these streams' tokens.
             cache: of this prompt and request, or None to compute every layer.
 
         Returns:
-            Velocities in the model's dtype, shaped like ``streams``.
+            Velocities in the model's dtype, shaped like ``streams``; 0 of clean frames.
         """
         x = self._tokens(streams)
-        x = x + self.time_embedder(timestep).to(x.dtype)
+        time, noisy = self.time_embedder(timestep).to(x.dtype), self._noisy(streams, x)
+        x = x + time if noisy is None else torch.addcmul(x, time, noisy)
 
         def run(x: Tensor, layers: slice) -> Tensor:
             for layer, text in zip(self.layers[layers], condition.text[layers], strict=True):
                 x = layer(x, condition.positions, text, precision)[0]
             return x
 
-        x = self.norm(run(x, slice(None)) if cache is None else cache.run(x, run))
+        x = self.norm(run(x, slice(None)) if cache is None else cache.run(x, run, noisy))
         return self._velocities(x, streams)
 
     def _tokens(self, streams: Streams) -> Tensor:
@@ -123,11 +144,22 @@ class GenerationTower(nn.Module):
             tokens.append(self.audio_proj_in(sound) + self.audio_modality_embed)
         return torch.cat(tokens, dim=1)
 
+    def _noisy(self, streams: Streams, x: Tensor) -> Tensor | None:
+        """1 for every noisy token of x (b, n, d) and 0 for every clean one, (1 or b, n, 1); None if all are noisy."""
+        if streams.clean is None:
+            return None
+        patches = LatentGrid(*streams.video.shape[2:]).patches(self.patch_size)
+        frames = streams.clean.view(-1, patches.frames).logical_not().to(x.dtype)
+        video = repeat(frames, "b t -> b (t cells) 1", cells=patches.height * patches.width)
+        return F.pad(video, (0, 0, 0, x.shape[1] - patches.cells), value=1)  # sound
+
     def _velocities(self, x: Tensor, streams: Streams) -> Streams:
         """(b, n, d) to a velocity for each stream."""
         grid = LatentGrid(*streams.video.shape[2:])
         split = grid.patches(self.patch_size).cells
         video = unpatchify(self.proj_out(x[:, :split]), grid, self.patch_size)
+        if (clean := streams.clean_latents) is not None:
+            video = video.masked_fill(clean, 0)
         if streams.sound is None:
             return Streams(video)
         return Streams(video, rearrange(self.audio_proj_out(x[:, split:]), "b n c -> b c n"))

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,16 @@ from diffusers import AutoencoderKLWan, UniPCMultistepScheduler
 from diffusers.models.autoencoders.autoencoder_cosmos3_audio import Cosmos3AVAEAudioTokenizer
 from diffusers.models.transformers.transformer_cosmos3 import Cosmos3OmniTransformer
 from diffusers.pipelines.cosmos.pipeline_cosmos3_omni import Cosmos3OmniPipeline
+from numpy.typing import NDArray
+from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from cosmos3_models import Cosmos3Pipeline, GenerationParams, GenerationResult
+from cosmos3_models.params import clean_frames
 from cosmos3_models.sampling.denoise import draw_noise
+from cosmos3_models.transformer.generation_tower import Streams
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
@@ -28,6 +33,9 @@ CHAT_TEMPLATE = (
 )
 LATENT_CHANNELS = 8
 SOUND_CHANNELS = 4
+
+Pixels = NDArray[np.uint8]
+"""A picture (h, w, 3), or a clip (n, h, w, 3)."""
 
 
 @contextmanager
@@ -105,8 +113,12 @@ def _scaled(name: str, draw: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Reference:
-    """What diffusers makes of a request: fp32 latents (1, c, t, h, w), pixels (1, 3, T, H, W), waveform (2, n)."""
+    """What diffusers makes of a request: fp32 latents (1, c, t, h, w), pixels (1, 3, T, H, W), waveform (2, n).
 
+    ``start`` is the noise with the clean latent frames in their places, (1, c, t, h, w).
+    """
+
+    start: torch.Tensor
     video_latents: np.ndarray
     pixels: np.ndarray
     waveform: np.ndarray | None
@@ -120,8 +132,13 @@ def _reference_pipeline(folder: Path) -> Cosmos3OmniPipeline:
 
 
 @quiet_reference()
-def run_diffusers(folder: Path, params: GenerationParams, noise: torch.Tensor, sound: torch.Tensor | None) -> Reference:
-    """Run diffusers' pipeline on the checkpoint's files, with the noise (1, c, t, h, w) and (1, d, t) given."""
+def run_diffusers(
+    folder: Path, params: GenerationParams, noise: Streams, image: Pixels | None = None, video: Pixels | None = None
+) -> Reference:
+    """Run diffusers' pipeline on the checkpoint's files, with the noise given and a picture or a clip.
+
+    Of a clip the frames have the size of the video: diffusers would stretch others, and crops only pictures.
+    """
     pipeline = _reference_pipeline(folder)
     flow = params.sigma_schedule == "flow"
     pipeline.register_to_config(use_native_flow_schedule=flow)
@@ -137,25 +154,51 @@ def run_diffusers(folder: Path, params: GenerationParams, noise: torch.Tensor, s
         "fps": params.fps,
         "num_inference_steps": params.num_inference_steps,
         "guidance_scale": params.guidance_scale,
-        "latents": noise,
         "enable_safety_check": False,
-        "enable_sound": sound is not None,
-        "sound_latents": None if sound is None else sound[0],
-        "add_resolution_template": False,
-        "add_duration_template": False,
+        "enable_sound": noise.sound is not None,
+        "sound_latents": None if noise.sound is None else noise.sound[0],
+        "add_resolution_template": params.append_metadata,
+        "add_duration_template": params.append_metadata,
+        **_given(params, image, video),
     }
+    start = _blended(pipeline, request, noise.video)
     last_step: dict[str, torch.Tensor] = {}
 
     def keep(_: Any, __: int, ___: Any, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         last_step.update(tensors)
         return {}
 
-    decoded = pipeline(**request, output_type="pt", callback_on_step_end=keep)
+    decoded = pipeline(**request, latents=start, output_type="pt", callback_on_step_end=keep)
     return Reference(
-        last_step["latents"].numpy().reshape(noise.shape),
+        start,
+        last_step["latents"].numpy().reshape(start.shape),
         decoded.video.numpy(),
         None if decoded.sound is None else decoded.sound.numpy(),
     )
+
+
+def _given(params: GenerationParams, image: Pixels | None, video: Pixels | None) -> dict[str, Any]:
+    """Picture or clip as diffusers takes them."""
+    if image is not None:
+        return {"image": Image.fromarray(image)}
+    if video is None:
+        return {}
+    return {
+        "video": [Image.fromarray(frame) for frame in video],
+        "condition_frame_indexes_vision": clean_frames(params, "video"),
+        "condition_video_keep": params.condition_video_keep,
+    }
+
+
+@torch.no_grad()
+def _blended(pipeline: Cosmos3OmniPipeline, request: dict[str, Any], noise: torch.Tensor) -> torch.Tensor:
+    """Noise with diffusers' own clean frames in it, which it does not put into latents that it is given."""
+    names = signature(pipeline.prepare_latents).parameters
+    given = {name: value for name, value in request.items() if name in names and name != "enable_sound"}
+    generator = torch.Generator().manual_seed(0)  # of noise that nobody uses
+    prepared = pipeline.prepare_latents(**given, generator=generator, device="cpu", dtype=torch.float32)
+    latents, mask = prepared[0], prepared[5]
+    return torch.where(mask > 0, latents, noise)
 
 
 def relative_error(got: Any, expected: Any) -> float:
@@ -243,11 +286,11 @@ class Comparison:
     errors: dict[str, float]
 
 
-def compare_with_diffusers(pipeline: Cosmos3Pipeline, params: GenerationParams) -> Comparison:
+def compare_with_diffusers(pipeline: Cosmos3Pipeline, params: GenerationParams, **given: Pixels) -> Comparison:
     """Relative errors of latents, pixels and, where there is sound, waveform, from the same files and noise."""
     noise = draw_noise(pipeline.denoiser.latent_shapes(params), params.seed)
-    expected = run_diffusers(pipeline.checkpoint.folder, params, noise.video, noise.sound)
-    result = pipeline(params)
+    expected = run_diffusers(pipeline.checkpoint.folder, params, noise, **given)
+    result = pipeline(params, **given)
     pixels = torch.cat(list(pipeline.video_decoder(result.video_latents)), dim=2)
     errors = {
         "latents": relative_error(result.video_latents, expected.video_latents),
