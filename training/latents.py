@@ -92,7 +92,7 @@ class Encoders:
     def __call__(self, scene: Scene) -> Encoded:
         """Latents of these clips, video as the decoder takes it."""
         frames = self.world.frames(scene)
-        mean, _ = self.video(frames.to(self.dtype))
+        mean, _ = video_vae.encode(self.video, frames)
         sound = self.sound(self.world.waveform(scene))
         return Encoded(mean.float(), sound.float(), most_colourful(frames, mean))
 

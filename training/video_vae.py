@@ -12,12 +12,13 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from cosmos3_models.autoencoders.video_decoder import History, WanVideoDecoder
+from cosmos3_models.autoencoders.video_decoder import WanVideoDecoder
+from cosmos3_models.autoencoders.video_encoder import WanVideoEncoder
+from cosmos3_models.autoencoders.video_layers import History
 from cosmos3_models.checkpoint.configs import VideoVAEConfig
 from cosmos3_models.shapes import LatentGrid
 from training.loop import Forward, Inputs, add_arguments, settings_of, train
 from training.recipe import Recipe
-from training.video_encoder import VideoEncoder
 from training.world import Draw, World
 
 COMPONENT = "video_vae"
@@ -35,19 +36,31 @@ LOG_VARIANCE_RANGE = (-12.0, 4.0)
 
 
 class VideoAutoencoder(nn.Module):
-    """Encoder and decoder; the decoder's modules are the served ones."""
+    """The served encoder and decoder."""
 
-    def __init__(self, config: VideoVAEConfig, base_dim: int) -> None:
+    def __init__(self, config: VideoVAEConfig) -> None:
         super().__init__()
-        self.encoder = VideoEncoder(config, base_dim)
+        self.encoder = WanVideoEncoder(config)
         self.decoder = WanVideoDecoder(config)
 
     def forward(self, pixels: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Reconstruction, mean and log variance; ``noise`` is standard normal in the latents' shape."""
-        mean, log_variance = self.encoder(pixels.to(self.decoder.post_quant_conv.weight.dtype))
+        mean, log_variance = encode(self.encoder, pixels)
         log_variance = log_variance.float().clamp(*LOG_VARIANCE_RANGE)
         latents = mean.float() + (log_variance / 2).exp() * noise
         return decode(self.decoder, latents).float(), mean.float(), log_variance
+
+
+def encode(encoder: WanVideoEncoder, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and log variance (b, c, t, h, w) of the latents of (b, 3, 4 t - 3, 16 h, 16 w) in [-1, 1].
+
+    The served encode without its normalisation: the first frame alone, then all others at once.
+    """
+    history = History()
+    chunks = [chunk for chunk in (pixels[:, :, :1], pixels[:, :, 1:]) if chunk.shape[2]]
+    moments = torch.cat([encoder.moments(chunk, history) for chunk in chunks], dim=2)
+    mean, log_variance = moments.chunk(2, dim=1)
+    return mean, log_variance
 
 
 def decode(decoder: WanVideoDecoder, latents: Tensor) -> Tensor:
@@ -126,7 +139,7 @@ def build(recipe: Recipe) -> VideoAutoencoder:
 
     The norms keep the direction of a pixel's channels only. Without a bias in front, bright and dark would look alike.
     """
-    module = VideoAutoencoder(recipe.video_vae, recipe.data["vae"]["base_dim"])
+    module = VideoAutoencoder(recipe.video_vae)
     for name, parameter in module.named_parameters():
         if name.endswith("gamma"):
             nn.init.ones_(parameter)

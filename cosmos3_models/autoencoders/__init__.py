@@ -1,1 +1,1 @@
-"""From latents to pixels and to a waveform."""
+"""From pictures to latents, and from latents to pictures and to a waveform."""

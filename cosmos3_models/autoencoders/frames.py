@@ -1,4 +1,4 @@
-"""Decoded pixels as 8-bit pictures in host memory."""
+"""Pixels as 8-bit pictures, and the other way round."""
 
 import numpy as np
 import torch
@@ -11,6 +11,11 @@ def to_frames(pixels: Tensor) -> Tensor:
     """Round pixels (1, 3, t, h, w) in [0, 1] to the nearest of 256 levels: uint8 (t, h, w, 3)."""
     frames = rearrange(pixels, "1 c t h w -> t h w c")
     return (frames * 255).round().to(torch.uint8).contiguous()
+
+
+def to_pixels(frames: Tensor) -> Tensor:
+    """8-bit pictures uint8 (t, h, w, 3) as the encoder's pixels: fp32 (1, 3, t, h, w) in [-1, 1]."""
+    return rearrange(frames, "t h w c -> 1 c t h w").float() / 127.5 - 1
 
 
 class HostCopy:

@@ -85,11 +85,13 @@ class TransformerConfig(_Config):
 class VideoVAEConfig(_Config):
     """``vae/config.json``."""
 
+    base_dim: Count  # the encoder's
     decoder_base_dim: Count
     z_dim: Count
     dim_mult: tuple[Count, ...]
     num_res_blocks: Count
     temporal_downsample: Annotated[tuple[bool, ...], Field(alias="temperal_downsample")]
+    in_channels: Count
     out_channels: Count
     patch_size: Count
     latents_mean: tuple[float, ...]
@@ -108,7 +110,8 @@ class VideoVAEConfig(_Config):
         _same("frames per latent", 2 ** sum(self.temporal_downsample), shapes.FRAMES_PER_LATENT)
         pixels = self.patch_size * 2 ** len(self.temporal_downsample)
         _same("pixels per latent", pixels, shapes.PIXELS_PER_LATENT)
-        _same("out_channels", self.out_channels, 3 * self.patch_size**2)
+        for name, channels in (("in_channels", self.in_channels), ("out_channels", self.out_channels)):
+            _same(name, channels, 3 * self.patch_size**2)
         return self
 
 

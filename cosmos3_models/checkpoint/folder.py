@@ -9,6 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from safetensors import SafetensorError, safe_open
+
 from cosmos3_models.checkpoint.configs import (
     PromptGuide,
     SchedulerConfig,
@@ -25,6 +27,7 @@ from cosmos3_models.resources.budget import Decoders
 DEMO = "demo"
 DEMO_FOLDER = Path(__file__).parents[1] / "demo"  # ships with the package
 DEMO_NAME = "cosmos3-demo"
+VIDEO_ENCODER = "encoder."  # how the names of its tensors in vae/ begin
 PROMPT_GUIDE = Path("assets", "prompt_guide.json")
 
 Offload = Literal["auto"] | bool
@@ -90,6 +93,15 @@ class Checkpoint:
         """The model's name for users unless the server gives it another one."""
         return checkpoint_name(self.folder)
 
+    @cached_property
+    def has_video_encoder(self) -> bool:
+        """Whether ``vae/`` holds the encoder besides the decoder, by the headers of its files.
+
+        A file that cannot be read counts as empty: loading the decoder, which is always there, says what is wrong.
+        """
+        names = (name for path in (self.folder / "vae").glob("*.safetensors") for name in _tensor_names(path))
+        return any(name.startswith(VIDEO_ENCODER) for name in names)
+
     def _check_agreement(self) -> None:
         transformer, vae, sound = self.transformer, self.video_vae, self.sound
         self._agree("vae z_dim", vae.z_dim, "transformer latent_channel", transformer.latent_channel)
@@ -101,6 +113,14 @@ class Checkpoint:
     def _agree(self, one: str, got: float, other: str, expected: float | None) -> None:
         if got != expected:
             raise CheckpointError(self.folder, f"{one} is {got}, but {other} is {expected}")
+
+
+def _tensor_names(path: Path) -> list[str]:
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return list(file.keys())
+    except (SafetensorError, OSError):
+        return []
 
 
 def checkpoint_folder(path: str | Path) -> Path:

@@ -11,12 +11,14 @@ from torch import Tensor, nn
 
 from cosmos3_models.autoencoders.sound_decoder import OobleckSoundDecoder
 from cosmos3_models.autoencoders.video_decoder import WanVideoDecoder
+from cosmos3_models.autoencoders.video_encoder import WanVideoEncoder
 from cosmos3_models.checkpoint.configs import SoundDecoderConfig
-from cosmos3_models.checkpoint.folder import CardUse, Checkpoint, Offload
+from cosmos3_models.checkpoint.folder import VIDEO_ENCODER, CardUse, Checkpoint, Offload
 from cosmos3_models.checkpoint.tensor_files import FoldedWeightNorm, TensorFiles, TensorSource
 from cosmos3_models.checkpoint.tensor_names import (
     SOUND_SKIPPED,
-    VIDEO_VAE_SKIPPED,
+    VIDEO_DECODER_SKIPPED,
+    VIDEO_ENCODER_SKIPPED,
     transformer_name,
     transformer_skipped,
 )
@@ -82,6 +84,19 @@ def load_video_decoder(checkpoint: Checkpoint, device: torch.device, dtype: torc
         CheckpointError: naming the file and the tensor at fault.
     """
     component = _video_decoder(checkpoint)
+    component.check()
+    return component.load(device, dtype)
+
+
+def load_video_encoder(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> WanVideoEncoder:
+    """Load the encoder of ``vae/``, every weight in ``dtype``.
+
+    Raises:
+        CheckpointError: the folder has none, or naming the file and the tensor at fault.
+    """
+    component = _video_encoder(checkpoint)
+    if not any(name.startswith(VIDEO_ENCODER) for name in component.source):
+        raise CheckpointError(checkpoint.folder / "vae", "no tensor of an encoder, so there is no video encoder")
     component.check()
     return component.load(device, dtype)
 
@@ -162,6 +177,8 @@ def allocate(module: nn.Module, device: torch.device, dtype: torch.dtype) -> Non
 def _components(checkpoint: Checkpoint) -> Iterator[_Component[Any]]:
     yield _transformer(checkpoint)
     yield _video_decoder(checkpoint)
+    if checkpoint.has_video_encoder:
+        yield _video_encoder(checkpoint)
     if checkpoint.sound is not None:
         yield _sound_decoder(checkpoint, checkpoint.sound)
 
@@ -175,7 +192,12 @@ def _transformer(checkpoint: Checkpoint) -> _Component[Transformer]:
 
 def _video_decoder(checkpoint: Checkpoint) -> _Component[WanVideoDecoder]:
     source = TensorFiles(checkpoint.folder / "vae")
-    return _Component(_empty(lambda: WanVideoDecoder(checkpoint.video_vae)), source, str, VIDEO_VAE_SKIPPED)
+    return _Component(_empty(lambda: WanVideoDecoder(checkpoint.video_vae)), source, str, VIDEO_DECODER_SKIPPED)
+
+
+def _video_encoder(checkpoint: Checkpoint) -> _Component[WanVideoEncoder]:
+    source = TensorFiles(checkpoint.folder / "vae")
+    return _Component(_empty(lambda: WanVideoEncoder(checkpoint.video_vae)), source, str, VIDEO_ENCODER_SKIPPED)
 
 
 def _sound_decoder(checkpoint: Checkpoint, config: SoundDecoderConfig) -> _Component[OobleckSoundDecoder]:

@@ -26,7 +26,8 @@ TRANSFORMER_SKIPPED = (
     r"action_",  # robot actions, a modality of their own
 )
 LAST_TEXT_LAYER_SKIPPED = r"layers\.{last}\.(self_attn\.(to_q|norm_q|to_out)|mlp|post_attention_layernorm)\."
-VIDEO_VAE_SKIPPED = (r"encoder\.", r"quant_conv\.")  # pixels to latents
+VIDEO_DECODER_SKIPPED = (r"encoder\.", r"quant_conv\.")  # pixels to latents
+VIDEO_ENCODER_SKIPPED = (r"decoder\.", r"post_quant_conv\.")  # latents to pixels
 SOUND_SKIPPED = (r"encoder\.",)  # waveform to latents
 
 

@@ -1,4 +1,4 @@
-"""What the video decoder does between its convolutions; see ``cosmos3_models.kernels``."""
+"""What the video autoencoder does between its convolutions; see ``cosmos3_models.kernels``."""
 
 import math
 from functools import cache
@@ -26,7 +26,9 @@ def empty(like: Tensor, channels: int, frames: int, height: int, width: int) -> 
     return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=layout)
 
 
-def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, padding: tuple[int, ...]) -> Tensor:
+def convolve(
+    x: Tensor, weight: Tensor, bias: Tensor | None, padding: tuple[int, ...], stride: tuple[int, ...] = (1, 1, 1)
+) -> Tensor:
     """``F.conv3d``, on a CPU in fp32 by oneDNN whatever the size.
 
     PyTorch leaves one video of fewer than 20,480 channels x frames x rows to a loop: the demo's decode, a latent frame
@@ -34,8 +36,8 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, padding: tuple[int,
     bf16 on an x86-64 CPU without AVX-512, and fp64 everywhere.
     """
     if x.is_cpu and x.dtype == torch.float32 and torch.backends.mkldnn.is_available():
-        return torch.ops.aten.mkldnn_convolution(x, weight, bias, padding, (1, 1, 1), (1, 1, 1), 1)
-    return F.conv3d(x, weight, bias, padding=padding)
+        return torch.ops.aten.mkldnn_convolution(x, weight, bias, padding, stride, (1, 1, 1), 1)
+    return F.conv3d(x, weight, bias, stride, padding)
 
 
 def norm(x: Tensor, gain: Tensor) -> Tensor:
@@ -111,6 +113,26 @@ def repeated(source: Tensor, channels: int, time_factor: int, first: bool) -> Te
         q=2,
     )
     return dealt[:, :, time_factor - 1 :] if first else dealt
+
+
+def averaged(x: Tensor, channels: int, time_factor: int, side_factor: int) -> Tensor:
+    """x on a smaller grid without weights: frames, rows and columns become channels, and groups of those their mean.
+
+    Args:
+        x: (b, c, t, h, w); zeros in front make t a multiple of ``time_factor``.
+
+    Returns:
+        (b, channels, t / time_factor, h / side_factor, w / side_factor)
+    """
+    x = F.pad(x, (0, 0, 0, 0, -x.shape[2] % time_factor, 0))
+    folded = rearrange(
+        x,
+        "b c (t s) (h p) (w q) -> b (c s p q) t h w",
+        s=time_factor,
+        p=side_factor,
+        q=side_factor,
+    )
+    return channels_last(rearrange(folded, "b (c g) t h w -> b c g t h w", c=channels).mean(2))
 
 
 def _spread(bias: Tensor) -> Tensor:

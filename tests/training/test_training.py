@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from benchmarks import reconstruction
 from cosmos3_models import Cosmos3Pipeline
 from cosmos3_models.autoencoders.video_decoder import WanVideoDecoder
+from cosmos3_models.autoencoders.video_encoder import WanVideoEncoder
 from cosmos3_models.checkpoint.configs import VideoVAEConfig
 from cosmos3_models.checkpoint.folder import Checkpoint
 from cosmos3_models.text.prompt import DEFAULT_NEGATIVE, PromptEncoder
@@ -24,7 +25,6 @@ from training.latents import Cache
 from training.loop import LOG, WEIGHTS, Gradients, Run, Settings, Task, half_forward, train
 from training.muon import Muon
 from training.recipe import Recipe
-from training.video_encoder import VideoEncoder
 from training.world import Draw
 
 CPU = torch.device("cpu")
@@ -174,16 +174,16 @@ def test_a_run_whose_time_is_over_stops(recipe: Recipe, text: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("frames", [1, 5, 13])
-def test_the_video_encoder_equals_that_of_diffusers(frames: int) -> None:
+def test_the_encode_in_training_equals_that_of_diffusers(frames: int) -> None:
     with tiny.quiet_reference():
         reference = tiny.randomize(tiny._video_vae(1), 3)
-    encoder = VideoEncoder(VideoVAEConfig.model_validate(dict(reference.config)), reference.config.base_dim)
+    encoder = WanVideoEncoder(VideoVAEConfig.model_validate(dict(reference.config)))
     ours = [name for name, _ in encoder.named_parameters()]
     encoder.load_state_dict({name: reference.state_dict()[name] for name in ours})
     pixels = 2 * torch.rand(2, 3, frames, 64, 48, generator=torch.Generator().manual_seed(0)) - 1
     with torch.no_grad():
         expected = reference.encode(pixels).latent_dist
-        mean, log_variance = encoder(pixels)
+        mean, log_variance = video_vae.encode(encoder, pixels)
     assert tiny.relative_error(mean, expected.mean) <= 1e-5
     assert tiny.relative_error(log_variance.clamp(-30, 20), expected.logvar) <= 1e-5
 

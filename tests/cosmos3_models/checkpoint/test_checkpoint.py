@@ -13,7 +13,13 @@ from safetensors.torch import load_file, save_file
 
 from cosmos3_models import CheckpointError, Cosmos3Pipeline, GenerationParams, InvalidInput
 from cosmos3_models.checkpoint.folder import Checkpoint, checkpoint_name
-from cosmos3_models.checkpoint.loading import check_weights, load_sound_decoder, load_transformer, load_video_decoder
+from cosmos3_models.checkpoint.loading import (
+    check_weights,
+    load_sound_decoder,
+    load_transformer,
+    load_video_decoder,
+    load_video_encoder,
+)
 from cosmos3_models.checkpoint.tensor_files import TensorFiles
 from cosmos3_models.text.prompt import PromptEncoder
 
@@ -43,6 +49,8 @@ def load_everything(folder: Path) -> None:
     checkpoint = Checkpoint.open(folder)
     load_transformer(checkpoint, CPU, torch.float32)
     load_video_decoder(checkpoint, CPU, torch.float32)
+    if checkpoint.has_video_encoder:
+        load_video_encoder(checkpoint, CPU, torch.float32)
     load_sound_decoder(checkpoint, CPU, torch.float32)
 
 
@@ -69,13 +77,19 @@ def test_one_file_and_shards_hold_the_same_weights(whole: Path, tiny_checkpoint:
 
 
 def test_weights_are_frozen_and_cast(whole: Path) -> None:
-    decoder = load_video_decoder(Checkpoint.open(whole), CPU, torch.bfloat16)
-    assert all(p.dtype == torch.bfloat16 and not p.requires_grad for p in decoder.parameters())
+    for load in (load_video_decoder, load_video_encoder):
+        module: torch.nn.Module = load(Checkpoint.open(whole), CPU, torch.bfloat16)
+        assert all(p.dtype == torch.bfloat16 and not p.requires_grad for p in module.parameters())
 
 
 @pytest.mark.parametrize(
     ("needed", "load"),
-    [("transformer", load_transformer), ("vae", load_video_decoder), ("sound_tokenizer", load_sound_decoder)],
+    [
+        ("transformer", load_transformer),
+        ("vae", load_video_decoder),
+        ("vae", load_video_encoder),
+        ("sound_tokenizer", load_sound_decoder),
+    ],
 )
 def test_a_part_opens_the_weights_of_no_other(folder: Path, needed: str, load: Callable[..., object]) -> None:
     for component in {"transformer", "vae", "sound_tokenizer"} - {needed}:
@@ -89,11 +103,36 @@ def test_tensors_that_generation_does_not_use_may_be_absent(folder: Path) -> Non
         folder / "transformer" / WEIGHTS,
         lambda tensors: [tensors.pop(name) for name in list(tensors) if name.startswith(unused)],
     )
-    edit_tensors(
-        folder / "vae" / WEIGHTS,
-        lambda tensors: [tensors.pop(name) for name in list(tensors) if name.startswith(("encoder.", "quant_conv."))],
-    )
     load_everything(folder)
+
+
+def remove(file: Path, *starts: str) -> None:
+    edit_tensors(file, lambda tensors: [tensors.pop(name) for name in list(tensors) if name.startswith(starts)])
+
+
+@pytest.mark.parametrize("starts", [("encoder.",), ("encoder.", "quant_conv.")], ids=str)
+def test_a_checkpoint_may_come_without_the_video_encoder(folder: Path, starts: tuple[str, ...]) -> None:
+    assert Checkpoint.open(folder).has_video_encoder
+    remove(folder / "vae" / WEIGHTS, *starts)
+    checkpoint = Checkpoint.open(folder)
+    assert not checkpoint.has_video_encoder
+    load_everything(folder)
+    check_everything(folder)
+    with pytest.raises(CheckpointError, match="vae: no tensor of an encoder, so there is no video encoder"):
+        load_video_encoder(checkpoint, CPU, torch.float32)
+
+
+def test_the_encoder_is_found_in_any_shard(sharded: Path) -> None:
+    assert len(list((sharded / "vae").glob("*.safetensors"))) > 2
+    assert Checkpoint.open(sharded).has_video_encoder
+    for file in (sharded / "vae").glob("*.safetensors"):
+        remove(file, "encoder.")
+    assert not Checkpoint.open(sharded).has_video_encoder
+
+
+def test_the_encoder_needs_no_tensor_of_the_decoder(folder: Path) -> None:
+    remove(folder / "vae" / WEIGHTS, "decoder.", "post_quant_conv.")
+    load_video_encoder(Checkpoint.open(folder), CPU, torch.float32)
 
 
 @pytest.mark.parametrize(
@@ -122,6 +161,22 @@ def test_tensors_that_generation_does_not_use_may_be_absent(folder: Path) -> Non
         (
             lambda f: edit_tensors(f / "vae" / WEIGHTS, lambda t: t.update({"decoder.conv_in.bias": torch.ones(7)})),
             rf"vae/{WEIGHTS}: tensor decoder\.conv_in\.bias: got shape \[7\], expected \[48\]",
+        ),
+        (
+            lambda f: edit_tensors(f / "vae" / WEIGHTS, lambda t: t.pop("encoder.mid_block.attentions.0.to_qkv.bias")),
+            r"vae: missing tensor encoder\.mid_block\.attentions\.0\.to_qkv\.bias \(1 missing in all\)",
+        ),
+        (
+            lambda f: edit_tensors(f / "vae" / WEIGHTS, lambda t: t.pop("quant_conv.weight")),
+            r"vae: missing tensor quant_conv\.weight \(1 missing in all\)",
+        ),
+        (
+            lambda f: edit_tensors(f / "vae" / WEIGHTS, lambda t: t.update({"quant_conv.bias": torch.ones(8)})),
+            rf"vae/{WEIGHTS}: tensor quant_conv\.bias: got shape \[8\], expected \[16\]",
+        ),
+        (
+            lambda f: edit_tensors(f / "vae" / WEIGHTS, lambda t: t.update({"encoder.extra": torch.ones(8)})),
+            rf"vae/{WEIGHTS}: unexpected tensor encoder\.extra",
         ),
         (
             lambda f: edit_tensors(f / "transformer" / WEIGHTS, lambda t: t.update({ADD_K: torch.ones(33, 64)})),
@@ -331,6 +386,9 @@ def test_an_index_that_lies_is_refused(sharded: Path, shard: str, told: str) -> 
         ("vae/config.json", {"scale_factor_spatial": 8}, "scale_factor_spatial: got 8"),
         ("vae/config.json", {"patch_size": 1, "out_channels": 3}, "pixels per latent is 8, expected 16"),
         ("vae/config.json", {"out_channels": 3}, "out_channels is 3, expected 12"),
+        ("vae/config.json", {"in_channels": 3}, "in_channels is 3, expected 12"),
+        ("vae/config.json", {"base_dim": ...}, "base_dim Field required"),
+        ("vae/config.json", {"base_dim": 0}, "base_dim: got 0, expected: .*greater than 0"),
         ("vae/config.json", {"is_residual": False}, "is_residual: got False"),
         ("sound_tokenizer/config.json", {"dec_strides": [2]}, "length of dec_strides is 1, expected 5"),
         ("sound_tokenizer/config.json", {"activation": "elu"}, "activation: got 'elu'"),
