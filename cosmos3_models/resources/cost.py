@@ -1,7 +1,7 @@
 """Floating-point operations of a request, counted from the checkpoint's configs. A multiply-add is two.
 
 Only matrix products, convolutions and attention count: everything else is a few percent of them. The formulas follow
-the layers of ``transformer``, ``video_decoder`` and ``sound_decoder`` one by one.
+the layers of ``transformer``, ``video_encoder``, ``video_decoder`` and ``sound_decoder`` one by one.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from cosmos3_models.checkpoint.folder import Checkpoint
 from cosmos3_models.params import GenerationParams
 from cosmos3_models.shapes import LatentGrid, sound_latent_frames
 
-CONVOLUTION = 3  # taps of the video decoder's kernels, in each of their dimensions
+CONVOLUTION = 3  # taps of the video autoencoder's kernels, in each of their dimensions
 TIME_FREQUENCIES = 128  # of the timestep's sinusoid
 RESIDUAL_UNITS = 3  # in a block of the sound decoder
 SOUND_KERNEL = 7
@@ -77,15 +77,34 @@ def text_flops(config: TransformerConfig, tokens: int) -> int:
     return (config.num_hidden_layers - 1) * _layer_flops(config, tokens, tokens) + keys_values
 
 
+def video_encode_flops(config: VideoVAEConfig, grid: LatentGrid) -> int:
+    """Count the video encoder on the pictures of this grid."""
+    widths = [config.base_dim * m for m in (1, *config.dim_mult)]
+    levels = len(config.temporal_downsample)
+    frames, height, width = grid.num_frames, grid.height << levels, grid.width << levels
+    taps = CONVOLUTION**3
+    total = 2 * frames * height * width * taps * config.in_channels * widths[0]
+    for level, (inputs, outputs) in enumerate(pairwise(widths)):
+        cells, more = frames * height * width, config.num_res_blocks - 1
+        total += _residual_flops(inputs, outputs, cells) + more * _residual_flops(outputs, outputs, cells)
+        if level == levels:
+            break
+        height, width = height // 2, width // 2
+        total += 2 * frames * height * width * CONVOLUTION**2 * outputs**2
+        if config.temporal_downsample[level]:  # all frames but the first
+            total += 2 * (frames // 2) * height * width * CONVOLUTION * outputs**2
+            frames = frames // 2 + 1
+    moments = 2 * config.z_dim
+    return total + _middle_flops(widths[-1], grid) + 2 * grid.cells * moments * (taps * widths[-1] + moments)
+
+
 def video_decode_flops(config: VideoVAEConfig, grid: LatentGrid) -> int:
     """Count the video decoder on latents of this grid."""
     widths = [config.decoder_base_dim * m for m in (config.dim_mult[-1], *reversed(config.dim_mult))]
     doubles_time = (*reversed(config.temporal_downsample), False)
-    frames, area, channels = grid.frames, grid.height * grid.width, widths[0]
+    frames, channels = grid.frames, widths[0]
     taps = CONVOLUTION**3
-    total = 2 * grid.cells * config.z_dim * (config.z_dim + taps * channels)
-    total += 2 * _residual_flops(channels, channels, grid.cells)
-    total += grid.frames * (8 * area * channels**2 + 4 * area**2 * channels)  # attention within each frame
+    total = 2 * grid.cells * config.z_dim * (config.z_dim + taps * channels) + _middle_flops(channels, grid)
     height, width = grid.height, grid.width
     for level, (inputs, outputs) in enumerate(pairwise(widths)):
         cells = frames * height * width
@@ -120,6 +139,13 @@ def _layer_flops(config: TransformerConfig, tokens: int, keys: int) -> int:
     key_value = config.num_key_value_heads * config.head_dim
     linear = 2 * tokens * d * (2 * query + 2 * key_value + 3 * config.intermediate_size)
     return linear + 4 * tokens * keys * query
+
+
+def _middle_flops(channels: int, grid: LatentGrid) -> int:
+    """Two residual blocks, and attention within each frame."""
+    area = grid.height * grid.width
+    attention = grid.frames * (8 * area * channels**2 + 4 * area**2 * channels)
+    return 2 * _residual_flops(channels, channels, grid.cells) + attention
 
 
 def _residual_flops(inputs: int, outputs: int, cells: int) -> int:

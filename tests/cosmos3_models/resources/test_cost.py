@@ -1,6 +1,7 @@
 """Operations counted from the configs, against PyTorch's counter over the modules and against Nano's known figures."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from benchmarks import nano
 from cosmos3_models import Cosmos3Pipeline, GenerationParams
 from cosmos3_models.checkpoint.configs import SchedulerConfig, SoundDecoderConfig, VideoVAEConfig
 from cosmos3_models.checkpoint.folder import Checkpoint
+from cosmos3_models.checkpoint.loading import load_video_encoder
 from cosmos3_models.errors import InvalidInput
 from cosmos3_models.params import GenerationDefaults
 from cosmos3_models.resources.cost import (
@@ -22,6 +24,7 @@ from cosmos3_models.resources.cost import (
     step_flops,
     text_flops,
     video_decode_flops,
+    video_encode_flops,
 )
 from cosmos3_models.sampling.denoise import draw_noise
 from cosmos3_models.shapes import LatentGrid
@@ -93,6 +96,16 @@ def test_decoding_is_counted_as_pytorch_counts_it(
     assert request_flops(pipeline.checkpoint, asked, PROMPT_TOKENS).decode == flops + sound
 
 
+@pytest.mark.parametrize("size", [(1, 48, 80), (5, 16, 48), (13, 80, 112)], ids=str)
+def test_encoding_is_counted_as_pytorch_counts_it(
+    pipeline: Cosmos3Pipeline, size: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)  # the counter knows no call of oneDNN
+    encoder = load_video_encoder(pipeline.checkpoint, torch.device("cpu"), torch.float32)
+    encoded = counted(lambda: encoder.latents(torch.zeros(1, 3, *size)))
+    assert video_encode_flops(pipeline.checkpoint.video_vae, LatentGrid.of_video(*size)) == encoded
+
+
 def test_a_prompt_alone_costs_its_own_pass_only(pipeline: Cosmos3Pipeline) -> None:
     asked = params(SIZES[1])
     both, alone = (step_flops(pipeline.checkpoint, asked, tokens) for tokens in ((40, 40), (40,)))
@@ -100,7 +113,7 @@ def test_a_prompt_alone_costs_its_own_pass_only(pipeline: Cosmos3Pipeline) -> No
 
 
 def test_sound_of_a_checkpoint_without_sound_is_refused(pipeline: Cosmos3Pipeline) -> None:
-    silent = Checkpoint(**{**vars(pipeline.checkpoint), "sound": None})
+    silent = replace(pipeline.checkpoint, sound=None)
     with pytest.raises(InvalidInput, match="generate_sound"):
         step_flops(silent, params(SIZES[1], generate_sound=True), PROMPT_TOKENS)
 
@@ -113,6 +126,8 @@ def test_nano_costs_what_is_known_of_it() -> None:
     assert step_flops(NANO, LARGE, NANO_PROMPT_TOKENS) == pytest.approx(3602e12, rel=1e-3)
     assert step_flops(NANO, SMALL, NANO_PROMPT_TOKENS) == pytest.approx(180e12, rel=1e-2)
     assert text_flops(config, 2812) == pytest.approx(41.4e12, rel=0.03)  # with a mask
+    assert video_encode_flops(NANO.video_vae, LatentGrid.of_video(1, 720, 1280)) == pytest.approx(4.3e12, rel=0.02)
+    assert video_encode_flops(NANO.video_vae, LatentGrid.of_video(189, 720, 1280)) == pytest.approx(611e12, rel=0.02)
     assert sound_decode_flops(NANO.sound, 197) == pytest.approx(5.63e12, rel=0.01)  # type: ignore[arg-type]
     # Counted over another implementation, whose upsampling convolves after doubling: nine taps in place of four.
     grid = LatentGrid.of_video(189, 720, 1280)
