@@ -1,1 +1,1 @@
-"""Encoded files: mp4 and JPEG."""
+"""Pictures and clips: encoded ones written, foreign ones read."""
