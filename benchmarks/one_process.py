@@ -15,7 +15,8 @@ from cosmos3_models.checkpoint.loading import one_process, resolve_device
 from cosmos3_models.media.mp4 import mux
 from cosmos3_models.params import Approximation, ApproximationPolicy, GenerationParams
 from serve.app import AppArgs
-from serve.graph.stages import Denoiser, SoundDecoder, Tokenizer, VideoDecoder
+from serve.graph.media_stages import SoundDecoder, VideoDecoder
+from serve.graph.stages import Denoiser, Tokenizer
 from serve.schema import VideoRequest
 
 PROMPT = "A red ball bounces on a wooden floor while a camera moves slowly around it."

@@ -137,6 +137,7 @@ def application(args: AppArgs, denoisers: int, step_s: float) -> Any:
     tokenizer = _deployment(Tokenizer, args, slots=8).bind()
     stages = Stages(
         tokenizer,
+        tokenizer,  # nothing begins with a picture
         _deployment(Denoiser, args, slots=1).options(num_replicas=denoisers).bind(step_s),
         _deployment(VideoDecoder, args, slots=1).bind(),
         tokenizer,  # no sound is made

@@ -14,7 +14,8 @@ from ray.serve.config import RequestRouterConfig
 from cosmos3_models.checkpoint.folder import DEMO, CardUse, Offload, checkpoint_name
 from cosmos3_models.params import ApproximationPolicy
 from serve.graph.graph import Stages
-from serve.graph.stages import Denoiser, SoundDecoder, Tokenizer, VideoDecoder
+from serve.graph.media_stages import SoundDecoder, VideoDecoder, VideoEncoder
+from serve.graph.stages import Denoiser, Tokenizer
 from serve.graph.worker import Patience
 from serve.http.access import HOST_PATTERN, ORIGIN_PATTERN, Access
 from serve.http.keys import check_key, check_key_file
@@ -141,6 +142,7 @@ class Placement(NamedTuple):
 
     device: str
     denoiser: float = 0
+    video_encoder: float = 0
     video_decoder: float = 0
     sound_decoder: float = 0
 
@@ -156,8 +158,9 @@ ENVIRONMENT = {
 }
 
 CPU = Placement("cpu")
-ONE_GPU = Placement("cuda", 0.6, 0.3, 0.1)  # shares only in Ray's bookkeeping: all three use one card
-SEVERAL_GPUS = Placement("cuda", 1, 0.75, 0.25)  # the denoiser alone, both decoders on one other card
+# Shares only in Ray's bookkeeping: all four stages use one card, or the denoiser one alone and the others another one.
+ONE_GPU = Placement("cuda", denoiser=0.6, video_encoder=0.1, video_decoder=0.2, sound_decoder=0.1)
+SEVERAL_GPUS = Placement("cuda", denoiser=1, video_encoder=0.25, video_decoder=0.5, sound_decoder=0.25)
 
 
 def build_app(args: AppArgs) -> Application:
@@ -171,6 +174,7 @@ def build_app(args: AppArgs) -> Application:
     denoiser = (*stage, policy, args.offload_text, use, patience)
     stages = Stages(
         tokenizer=_deployment(Tokenizer, args, slots=8).bind(args.checkpoint),
+        video_encoder=_deployment(VideoEncoder, args, slots=1, gpus=place.video_encoder).bind(*stage, patience),
         denoiser=_deployment(Denoiser, args, slots=1, gpus=place.denoiser).bind(*denoiser),
         video_decoder=_deployment(VideoDecoder, args, slots=1, gpus=place.video_decoder).bind(*stage, patience),
         sound_decoder=_deployment(SoundDecoder, args, slots=1, gpus=place.sound_decoder).bind(*stage, patience),

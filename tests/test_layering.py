@@ -50,6 +50,7 @@ LIGHT = [
     "serve.ingress.ingress",
     "serve.jobs.runner",
     "serve.graph.stages",
+    "serve.graph.media_stages",
 ]
 
 

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -50,7 +50,7 @@ def inspect(path: Path) -> MediaInfo:
     return MediaInfo(kind, width, height, number)
 
 
-def frames(path: Path, count: int, keep: Keep) -> Iterator[Frames]:
+def frames(path: Path, count: int, keep: Keep) -> Generator[Frames, None, None]:
     """Yield ``count`` frames of a file as ``reading.frames`` does: uint8 (1, h, w, 3).
 
     The process starts with the first frame, waits while the caller works, and ends with the iterator.

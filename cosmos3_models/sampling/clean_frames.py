@@ -2,7 +2,9 @@
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from cosmos3_models.errors import InvalidInput
@@ -14,6 +16,11 @@ class CleanFrames(NamedTuple):
 
     latents: Tensor  # fp32 (1, c, k, h, w): latent frames 0 to k - 1
     indexes: tuple[int, ...]  # each below k
+
+    @classmethod
+    def of(cls, latents: NDArray[np.float32], indexes: tuple[int, ...]) -> "CleanFrames":
+        """The frames of an array, which may be read-only."""
+        return cls(torch.tensor(latents), indexes)
 
     def put_into(self, noise: Streams) -> Streams:
         """The noise with these frames in their places, marked as clean. Their own noise is drawn and discarded.

@@ -1,15 +1,16 @@
 """The graph of stages, written once: handle calls and HTTP both run it.
 
-    params ─ Tokenizer ─ ids ─ Denoiser ─┬─ video latents ─ VideoDecoder ─ H.264 ─┬─ mp4
-                                         └─ sound latents ─ SoundDecoder ─ AAC ───┘
+    params ── Tokenizer ──── ids ───────────┬─ Denoiser ─┬─ video latents ─ VideoDecoder ─ H.264 ─┬─ mp4
+    picture ─ VideoEncoder ─ clean latents ─┘            └─ sound latents ─ SoundDecoder ─ AAC ───┘
 
-Latents travel by reference from the denoiser to the decoders; this process never loads them.
+Only a request with a picture or clip needs the encoder. Latents travel by reference from stage to stage; this process
+never loads them. Of one frame the video decoder makes an image, which needs no mp4.
 """
 
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from typing import Any, NamedTuple
@@ -25,13 +26,24 @@ from ray.serve.handle import DeploymentHandle
 
 from cosmos3_models import GenerationParams, InvalidInput
 from cosmos3_models.media.mp4 import mux
+from cosmos3_models.params import ReferenceKind
 from cosmos3_models.resources.budget import Budget
 from cosmos3_models.text.prompt import PromptIds
 from serve.errors import InvalidRequest, NotReady, QueueFull, StageFailed
 from serve.graph.artifacts import Artifact, FinishedRequest
 from serve.graph.batching import Batches
 from serve.graph.messages import LATENTS_FOLLOW, DecodedSound, DecodedVideo
-from serve.graph.stage_names import DECODERS, DENOISER, LOST, MUX, QUEUE, SOUND_DECODER, TOKENIZER, VIDEO_DECODER
+from serve.graph.stage_names import (
+    DECODERS,
+    DENOISER,
+    LOST,
+    MUX,
+    QUEUE,
+    SOUND_DECODER,
+    TOKENIZER,
+    VIDEO_DECODER,
+    VIDEO_ENCODER,
+)
 from serve.graph.streaming_call import StreamingCall
 from serve.schema import Progress, video_record
 
@@ -50,13 +62,32 @@ class Stages(NamedTuple):
     """The handles of the model stages."""
 
     tokenizer: DeploymentHandle[Any]
+    video_encoder: DeploymentHandle[Any]
     denoiser: DeploymentHandle[Any]
     video_decoder: DeploymentHandle[Any]
     sound_decoder: DeploymentHandle[Any]
 
 
+class Reference(NamedTuple):
+    """The picture or clip that a video begins with.
+
+    Attributes:
+        read: returns the file; called for each attempt, so that no request keeps the bytes.
+    """
+
+    kind: ReferenceKind
+    read: Callable[[], Awaitable[bytes]]
+
+
+class Inputs(NamedTuple):
+    """What the denoiser works from: the prompts' ids and, if the video begins with a picture or clip, its latents."""
+
+    ids: PromptIds
+    clean: tuple[()] | tuple[ObjectRef, ReferenceKind] = ()
+
+
 class Latents(NamedTuple):
-    """References of the clean latents, which the decoders load: fp32 (1, c, t, h, w) and (1, d, t)."""
+    """References of the denoised latents, which the decoders load: fp32 (1, c, t, h, w) and (1, d, t)."""
 
     video: ObjectRef
     sound: ObjectRef | None = None
@@ -82,11 +113,14 @@ class Graph:
 
     def __init__(self, stages: Stages, max_attempts: int) -> None:
         self._stages = stages
+        self._encoder = stages.video_encoder.options(stream=True)
         self._denoiser = stages.denoiser.options(stream=True)
         self._max_attempts = max_attempts
         self._checks: Batches[GenerationParams, PromptIds] = Batches(self._check_all)
 
-    async def run(self, params: GenerationParams, model: str, arrays: bool = False) -> AsyncGenerator[GraphEvent, None]:
+    async def run(
+        self, params: GenerationParams, model: str, arrays: bool = False, reference: Reference | None = None
+    ) -> AsyncGenerator[GraphEvent, None]:
         """Make one video: yield progress events, then the result. Closing the generator stops the stages.
 
         The events are step 0 when the denoiser takes up the request, every step after it, and the start of the
@@ -95,10 +129,11 @@ class Graph:
         Args:
             model: the served model's name, for the record.
             arrays: return frames and waveform as well.
+            reference: the picture or clip to begin with. Errors of its ``read`` are raised as they are.
         """
         for attempt in range(1, self._max_attempts + 1):
             try:
-                async with aclosing(self._once(params, model, arrays)) as events:
+                async with aclosing(self._once(params, model, arrays, reference)) as events:
                     async for event in events:
                         yield event
                 return
@@ -119,11 +154,12 @@ class Graph:
         encoded = await self._call(TOKENIZER, self._stages.tokenizer.encode_all.remote, batch)
         return [InvalidRequest.of(ids) if isinstance(ids, InvalidInput) else ids for ids in encoded]
 
-    async def _once(self, params: GenerationParams, model: str, arrays: bool) -> AsyncGenerator[GraphEvent, None]:
+    async def _once(
+        self, params: GenerationParams, model: str, arrays: bool, reference: Reference | None
+    ) -> AsyncGenerator[GraphEvent, None]:
         clock = _Clock()
-        ids: PromptIds = await self._call(TOKENIZER, self._stages.tokenizer.encode.remote, params)
-        clock.lap(TOKENIZER)
-        async with aclosing(self._denoise(ids, params)) as items:
+        inputs = await self._encode(params, reference, clock)
+        async with aclosing(self._denoise(inputs, params)) as items:
             async for item in items:
                 if isinstance(item, Latents):
                     latents = item
@@ -144,10 +180,39 @@ class Graph:
         record = video_record(params, model, clock.laps)
         yield FinishedRequest(artifacts, record, video.frames, sound.waveform if sound else None)
 
-    async def _denoise(self, ids: PromptIds, params: GenerationParams) -> AsyncGenerator[int | Latents, None]:
+    async def _encode(self, params: GenerationParams, reference: Reference | None, clock: "_Clock") -> Inputs:
+        """Run the tokenizer and, for a picture or clip, the video encoder at the same time."""
+
+        async def ids() -> PromptIds:
+            encoded: PromptIds = await self._call(TOKENIZER, self._stages.tokenizer.encode.remote, params)
+            clock.lap(TOKENIZER)
+            return encoded
+
+        if reference is None:
+            return Inputs(await ids())
+        encoded, clean = await _together(ids(), self._encode_reference(params, reference))
+        clock.lap(VIDEO_ENCODER)
+        return Inputs(encoded, (clean, reference.kind))
+
+    async def _encode_reference(self, params: GenerationParams, reference: Reference) -> ObjectRef:
+        """Return a reference of the clean latents. Retried when the replica dies or fails."""
+        for attempt in range(1, self._max_attempts + 1):
+            call = StreamingCall(self._encoder.encode.remote, await reference.read(), params, reference.kind)
+            try:
+                *latents, complete = [item async for item in call.references()]
+                await complete  # raises what the encoder raised
+                return latents[0]
+            except Exception as error:
+                call.cancel()  # a replica that cannot be reached may still work on it
+                self._retry_or_raise(VIDEO_ENCODER, attempt, error)
+            except BaseException:  # cancelled
+                call.cancel()
+                raise
+
+    async def _denoise(self, inputs: Inputs, params: GenerationParams) -> AsyncGenerator[int | Latents, None]:
         """Yield the steps done, then the latents. Starts again at step 0 when the replica dies or fails."""
         for attempt in range(1, self._max_attempts + 1):
-            call = StreamingCall(self._denoiser.denoise.remote, ids, params)
+            call = StreamingCall(self._denoiser.denoise.remote, inputs.ids, params, *inputs.clean)
             try:
                 references = call.references()
                 while (item := await (await anext(references))) != LATENTS_FOLLOW:
@@ -166,16 +231,11 @@ class Graph:
     async def _decode(
         self, latents: Latents, params: GenerationParams, arrays: bool
     ) -> tuple[DecodedVideo, DecodedSound | None]:
-        """Run both decoders at the same time; if one fails, the other is cancelled."""
+        """Run both decoders at the same time."""
         calls = [self._call(VIDEO_DECODER, self._stages.video_decoder.decode.remote, latents.video, params, arrays)]
         if latents.sound is not None:
             calls.append(self._call(SOUND_DECODER, self._stages.sound_decoder.decode.remote, latents.sound, arrays))
-        tasks = [asyncio.create_task(call) for call in calls]
-        try:
-            video, *sound = await asyncio.gather(*tasks)
-        finally:
-            for task in tasks:
-                task.cancel()
+        video, *sound = await _together(*calls)
         return video, sound[0] if sound else None
 
     async def _call(self, stage: str, method: Callable[..., Any], *args: Any) -> Any:
@@ -208,6 +268,16 @@ class Graph:
         if attempt == self._max_attempts:
             what = f"was lost {attempt} times while it worked" if lost else f"failed {attempt} times"
             raise StageFailed(f"the {stage} {what} on this request") from error
+
+
+async def _together(*calls: Coroutine[Any, Any, Any]) -> Sequence[Any]:
+    """Return the results of calls that run at the same time; if one fails, the others are cancelled."""
+    tasks = [asyncio.create_task(call) for call in calls]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
 class _Clock:

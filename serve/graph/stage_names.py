@@ -4,6 +4,7 @@ Plain strings rather than an enumeration, because database drivers store an enum
 """
 
 TOKENIZER = "tokenizer"
+VIDEO_ENCODER = "video_encoder"  # beside the tokenizer; as a key of ``stage_durations``, its time after the tokenizer's
 QUEUE = "queue"  # the wait for a denoiser
 LOST = "lost"  # the work of a denoiser that died or failed, until the next one took over
 DENOISER = "denoiser"
@@ -11,7 +12,7 @@ DECODERS = "decoders"  # both at once
 MUX = "mux"
 STORING = "storing"
 
-TIMED = (TOKENIZER, QUEUE, LOST, DENOISER, DECODERS, MUX, STORING)
+TIMED = (TOKENIZER, VIDEO_ENCODER, QUEUE, LOST, DENOISER, DECODERS, MUX, STORING)
 """The keys of ``stage_durations``."""
 
 REPORTED = (DENOISER, DECODERS, STORING)
@@ -19,5 +20,5 @@ REPORTED = (DENOISER, DECODERS, STORING)
 
 VIDEO_DECODER = "video_decoder"
 SOUND_DECODER = "sound_decoder"
-MODEL_STAGES = (TOKENIZER, DENOISER, VIDEO_DECODER, SOUND_DECODER)
+MODEL_STAGES = (TOKENIZER, VIDEO_ENCODER, DENOISER, VIDEO_DECODER, SOUND_DECODER)
 """The deployments that compute, as errors name them: the fields of ``serve.graph.graph.Stages``."""

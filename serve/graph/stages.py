@@ -1,38 +1,28 @@
-"""The four model stages. Each loads in its constructor and has one verb.
+"""The model stages, but for those of ``media_stages``. Each loads in its constructor and has one verb.
 
 Latents leave a stage as contiguous fp32 arrays and arrive read-only; no stage writes to its inputs. The constructors
 import PyTorch, so that the processes that only build or drive the graph start without it.
 """
 
 import asyncio
-import logging
-import time
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cosmos3_models import GenerationParams, InvalidInput
-from cosmos3_models.checkpoint.configs import require_sound
 from cosmos3_models.checkpoint.folder import CardUse, Checkpoint, Offload
-from cosmos3_models.media.mp4 import VideoWriter, encode_chunks, encode_sound
-from cosmos3_models.params import ApproximationPolicy
+from cosmos3_models.params import ApproximationPolicy, ReferenceKind, clean_frames
 from cosmos3_models.resources.budget import Budget
-from cosmos3_models.resources.cost import request_flops, sound_decode_flops, video_decode_flops
-from cosmos3_models.shapes import LatentGrid
+from cosmos3_models.resources.cost import request_flops
 from cosmos3_models.text.prompt import PromptEncoder, PromptIds
-from serve.graph.messages import LATENTS_COMPLETE, LATENTS_FOLLOW, DecodedSound, DecodedVideo, DenoiserItem
-from serve.graph.worker import Patience, Turn, Worker
+from serve.graph.messages import LATENTS_COMPLETE, LATENTS_FOLLOW, DenoiserItem
+from serve.graph.worker import Patience, Turn, Worker, logged, seconds_at_most
 
-logger = logging.getLogger("ray.serve")
-
-SLOWEST_FLOPS = {"cuda": 2e13, "cpu": 5e8}
-"""Operations per second that every usable device reaches: a first step that is slower than this is hung."""
-
-SMALLEST = GenerationParams(prompt="x", num_frames=5, height=16, width=16)
-"""The request with which a decoder proves that it works."""
+if TYPE_CHECKING:
+    from cosmos3_models.sampling.clean_frames import CleanFrames
 
 
 class Tokenizer:
@@ -85,7 +75,7 @@ class Denoiser:
         use: CardUse,
         patience: Patience,
     ) -> None:
-        with _logged("PyTorch imported"):
+        with logged("PyTorch imported"):
             from cosmos3_models.checkpoint import loading as weights
             from cosmos3_models.resources.footprint import Footprint
             from cosmos3_models.sampling.denoise import VideoDenoiser
@@ -94,7 +84,7 @@ class Denoiser:
         self._checkpoint = opened = Checkpoint.open(checkpoint)
         self._device = device
         target, dtype = weights.resolve_device(device)
-        with _logged(f"Weights of {opened.name} loaded"), ThreadPoolExecutor(max_workers=1) as aside:
+        with logged(f"Weights of {opened.name} loaded"), ThreadPoolExecutor(max_workers=1) as aside:
             aside.submit(attention.backend, target)  # on a GPU seconds of imports, while the files are read
             transformer = weights.load_transformer(opened, target, dtype, offload_text, use)
         approximation = policy.over(opened.defaults).approximation
@@ -103,18 +93,31 @@ class Denoiser:
         self._denoiser = VideoDenoiser(transformer, opened.scheduler, opened.sound)
         kind = f"{dtype}, {approximation.label}, attention: {attention.backend(target)}"
         kind += ", text tower in host memory" if transformer.text.offloaded else ""
-        with _logged(f"Transformer of {opened.name} warmed up on {target} ({kind})"):
+        with logged(f"Transformer of {opened.name} warmed up on {target} ({kind})"):
             self._worker = Worker(lambda: self._denoiser.warm_up(approximation), patience)
 
-    async def denoise(self, ids: PromptIds, params: GenerationParams) -> AsyncGenerator[DenoiserItem, None]:
+    async def denoise(
+        self,
+        ids: PromptIds,
+        params: GenerationParams,
+        clean_latents: NDArray[np.float32] | None = None,
+        kind: ReferenceKind | None = None,
+    ) -> AsyncGenerator[DenoiserItem, None]:
         """Yield the steps done, 0 first, then ``LATENTS_FOLLOW``, each stream's latents, and ``LATENTS_COMPLETE``.
 
         The latents are fp32: video (1, c, t, h, w), and sound (1, d, t) if ``params.generate_sound``. Every item is an
         object of its own in Ray's store, so the graph passes the latents on without loading them.
 
+        Args:
+            clean_latents: fp32 (1, c, k, h, w) of a picture or clip, from the first latent frame on.
+            kind: which of the two; it and the request say which of those latent frames stay as they are.
+
         Raises:
             InvalidInput: the request needs more memory than the GPU has.
         """
+        clean = None
+        if clean_latents is not None and kind is not None:
+            clean = _clean(clean_latents, clean_frames(params, kind))
         loop, steps = asyncio.get_running_loop(), asyncio.Queue[int | None]()
 
         def report(done: int) -> None:
@@ -128,7 +131,7 @@ class Denoiser:
             if self._budget is not None:
                 self._budget.check(params)
             report(0)
-            return self._denoiser.arrays(ids, params, on_step=on_step, should_stop=turn.stopped)
+            return self._denoiser.arrays(ids, params, clean=clean, on_step=on_step, should_stop=turn.stopped)
 
         work = asyncio.create_task(self._worker.run(job, self._first_step_s(ids, params)))
         work.add_done_callback(lambda _: steps.put_nowait(None))
@@ -155,129 +158,10 @@ class Denoiser:
     def _first_step_s(self, ids: PromptIds, params: GenerationParams) -> float:
         tokens = [len(text) for text in (ids.positive, ids.negative) if text is not None]
         flops = request_flops(self._checkpoint, params, tokens)
-        return _longest_s(flops.text + flops.step, self._device)
+        return seconds_at_most(flops.text + flops.step, self._device)
 
 
-class VideoDecoder:
-    """Turns video latents into H.264, chunk by chunk, or those of one frame into an image.
+def _clean(latents: NDArray[np.float32], indexes: tuple[int, ...]) -> "CleanFrames":
+    from cosmos3_models.sampling.clean_frames import CleanFrames  # here, because it imports PyTorch
 
-    Args:
-        checkpoint: a folder, or ``demo``.
-        device: cpu or cuda.
-        patience: how long a caller or a step may be silent.
-    """
-
-    def __init__(self, checkpoint: str, device: str, patience: Patience) -> None:
-        from cosmos3_models.checkpoint import loading as weights
-
-        self._device = device
-        with _logged("Video decoder loaded and warmed up"):
-            self._decoder = weights.load_video_decoder(Checkpoint.open(checkpoint), *weights.resolve_device(device))
-            self._worker = Worker(self._warm_up, patience)
-
-    async def decode(
-        self, latents: NDArray[np.float32], params: GenerationParams, arrays: bool = False
-    ) -> DecodedVideo:
-        """Decode and encode a video, or an image if the request is for one frame.
-
-        Args:
-            latents: fp32 (1, c, t, h, w).
-            params: their request, for size, length and frame rate.
-            arrays: return the frames as well.
-        """
-        longest_s = self._longest_s(latents)
-        return await self._worker.run(lambda turn: self._decode(latents, params, arrays, turn), longest_s)
-
-    async def check_health(self) -> None:
-        """Raise ``Broken`` if the replica must be replaced; Serve calls this periodically."""
-        self._worker.check()
-
-    def _warm_up(self) -> None:
-        self._decoder.warm_up()
-        latents = np.zeros((1, self._decoder.config.z_dim, 2, 1, 1), dtype=np.float32)
-        self._decode(latents, SMALLEST, False, Turn(0))
-
-    def _longest_s(self, latents: NDArray[np.float32]) -> float:
-        """Return the seconds of the whole video on the slowest device; its chunks differ too much to be compared."""
-        return _longest_s(video_decode_flops(self._decoder.config, LatentGrid(*latents.shape[2:])), self._device)
-
-    def _decode(self, latents: NDArray[np.float32], params: GenerationParams, arrays: bool, turn: Turn) -> DecodedVideo:
-        collected, longest_s = [], self._longest_s(latents)
-
-        def chunks() -> Iterator[NDArray[np.uint8]]:
-            for frames in self._decoder.frames(latents):
-                turn.raise_if_stopped()
-                turn.step(longest_s)
-                if arrays:
-                    collected.append(frames)
-                yield frames
-
-        if params.num_frames == 1:
-            (frames,) = chunks()
-            return DecodedVideo.of_image(frames[0], frames if arrays else None)
-        with VideoWriter(params.num_frames, params.height, params.width, params.fps) as writer:
-            track = encode_chunks(writer, chunks())
-        return DecodedVideo.of(track, np.concatenate(collected) if arrays else None)
-
-
-class SoundDecoder:
-    """Turns sound latents into AAC. It loads nothing if the checkpoint has no sound.
-
-    Args:
-        checkpoint: a folder, or ``demo``.
-        device: cpu or cuda.
-        patience: how long a caller or a step may be silent.
-    """
-
-    def __init__(self, checkpoint: str, device: str, patience: Patience) -> None:
-        from cosmos3_models.checkpoint import loading as weights
-
-        opened = Checkpoint.open(checkpoint)
-        self._config, self._device = opened.sound, device
-        self._worker = None
-        if opened.sound is not None:
-            with _logged("Sound decoder loaded and warmed up"):
-                self._decoder = weights.load_sound_decoder(opened, *weights.resolve_device(device))
-                self._worker = Worker(self._warm_up, patience)
-
-    async def decode(self, latents: NDArray[np.float32], arrays: bool = False) -> DecodedSound:
-        """Decode and encode a sound track.
-
-        Args:
-            latents: fp32 (1, d, t).
-            arrays: return the waveform as well.
-
-        Raises:
-            RuntimeError: the checkpoint has no sound decoder.
-        """
-        if self._worker is None:
-            raise RuntimeError("sound latents reached a checkpoint without a sound decoder")
-        longest_s = _longest_s(sound_decode_flops(require_sound(self._config), latents.shape[2]), self._device)
-        return await self._worker.run(lambda _: self._decode(latents, arrays), longest_s)
-
-    async def check_health(self) -> None:
-        """Raise ``Broken`` if the replica must be replaced; Serve calls this periodically."""
-        if self._worker is not None:
-            self._worker.check()
-
-    def _warm_up(self) -> None:
-        self._decoder.warm_up()
-        self._decode(np.zeros((1, self._decoder.config.latent_dim, 1), dtype=np.float32), False)
-
-    def _decode(self, latents: NDArray[np.float32], arrays: bool) -> DecodedSound:
-        waveform = self._decoder.waveform(latents)
-        track = encode_sound(waveform, self._decoder.config.sample_rate)
-        return DecodedSound(track, waveform if arrays else None)
-
-
-def _longest_s(flops: int, device: str) -> float:
-    """Return the most seconds that this many operations can take."""
-    return flops / SLOWEST_FLOPS[device]
-
-
-@contextmanager
-def _logged(what: str) -> Iterator[None]:
-    """Log what was done and its seconds."""
-    start = time.perf_counter()
-    yield
-    logger.info(f"{what} in {time.perf_counter() - start:.1f} s.")
+    return CleanFrames.of(latents, indexes)

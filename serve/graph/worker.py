@@ -6,8 +6,9 @@ import os
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import NamedTuple, TypeVar
 
 from cosmos3_models import InvalidInput
@@ -19,6 +20,8 @@ T = TypeVar("T")
 logger = logging.getLogger("ray.serve")
 
 HUNG_FACTOR = 5  # a step that takes this many times the longest one before it is hung
+SLOWEST_FLOPS = {"cuda": 2e13, "cpu": 5e8}
+"""Operations per second that every usable device reaches: a first step that is slower than this is hung."""
 EXIT_DELAY_S = 1.0  # between a replica's last log line and its end, so that the log and a health check get it
 EXIT_STATUS = 70  # of a process that ends because it is broken
 
@@ -183,3 +186,16 @@ def cores() -> int:
     """Return the number of cores that this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)  # Linux alone has it
     return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def seconds_at_most(flops: int, device: str) -> float:
+    """Return the most seconds that this many operations can take on cpu or cuda."""
+    return flops / SLOWEST_FLOPS[device]
+
+
+@contextmanager
+def logged(what: str) -> Iterator[None]:
+    """Log what was done and its seconds."""
+    start = time.perf_counter()
+    yield
+    logger.info(f"{what} in {time.perf_counter() - start:.1f} s.")

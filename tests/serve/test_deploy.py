@@ -18,7 +18,7 @@ from cosmos3_models.checkpoint.folder import DEMO, DEMO_FOLDER, CardUse
 from serve.app import CPU, ENVIRONMENT, ONE_GPU, SEVERAL_GPUS, AppArgs, build_app, choose_placement
 from serve.check import problems
 from serve.cli import deploy_file
-from serve.graph import stages
+from serve.graph import media_stages, stages
 from serve.ingress.ingress import Ingress
 from serve.ingress.served_model import ModelSettings
 from serve.jobs.runner import JobRunner
@@ -26,7 +26,15 @@ from serve.jobs.runner import JobRunner
 TEXT = (ROOT / "deploy.yaml").read_text()
 CONFIG = yaml.safe_load(TEXT)
 APPLICATION = CONFIG["applications"][0]
-STAGES = (Ingress, JobRunner, stages.Tokenizer, stages.Denoiser, stages.VideoDecoder, stages.SoundDecoder)
+STAGES = (
+    Ingress,
+    JobRunner,
+    stages.Tokenizer,
+    media_stages.VideoEncoder,
+    stages.Denoiser,
+    media_stages.VideoDecoder,
+    media_stages.SoundDecoder,
+)
 
 
 def test_deploy_yaml_has_no_problem() -> None:
@@ -154,7 +162,7 @@ def test_every_process_gets_the_same_absolute_folder(monkeypatch: pytest.MonkeyP
     args = AppArgs(checkpoint="~/nano", data_dir="~/data", media_url="s3://bucket/videos", device="cpu")
     assert (args.checkpoint, args.data_dir, args.media_url) == ("/home/me/nano", "/home/me/data", "s3://bucket/videos")
     deployments = bound_deployments(build_app(args))
-    for name in ("Tokenizer", "Denoiser", "VideoDecoder", "SoundDecoder"):
+    for name in ("Tokenizer", "VideoEncoder", "Denoiser", "VideoDecoder", "SoundDecoder"):
         assert deployments[name].init_args[0] == "/home/me/nano"
 
 
@@ -212,7 +220,7 @@ def test_every_deployment_lets_the_longest_request_finish_and_gpu_stages_take_on
     assert set(deployments) == {stage.__name__ for stage in STAGES}
     for name, deployment in deployments.items():
         assert deployment._deployment_config.graceful_shutdown_timeout_s == 1234
-        if name in ("Denoiser", "VideoDecoder", "SoundDecoder"):
+        if name in ("VideoEncoder", "Denoiser", "VideoDecoder", "SoundDecoder"):
             assert deployment.max_ongoing_requests == 1
 
 
@@ -229,6 +237,14 @@ def test_auto_follows_the_clusters_gpus(monkeypatch: pytest.MonkeyPatch, gpus: f
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0} | ({"GPU": gpus} if gpus else {}))
     assert choose_placement("auto") == expected
     assert choose_placement("cpu") == CPU
+
+
+def test_the_stages_reserve_one_card_or_two_in_whole() -> None:
+    for place, cards in ((CPU, 0), (ONE_GPU, 1), (SEVERAL_GPUS, 2)):
+        shares = place[1:]
+        assert sum(shares) == pytest.approx(cards)
+        assert all(shares) == (cards > 0)
+        assert len(shares) == len(STAGES) - 3, "the ingress, the runner and the tokenizer need none"
 
 
 def test_cuda_without_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,7 +67,7 @@ def fake_application(args: AppArgs, step_s: float, *, runners: int = 1, ingresse
     actor: dict[str, Any] = {"ray_actor_options": {"num_cpus": 0}}
     ends = serve.deployment(FakeEnds, **actor).bind()
     denoiser = serve.deployment(SteadyDenoiser, max_ongoing_requests=2, **actor).bind(step_s)
-    stages = Stages(ends, denoiser, ends, ends)  # no sound is made
+    stages = Stages(ends, ends, denoiser, ends, ends)  # no picture comes, no sound is made
     waiting = {**actor, "graceful_shutdown_timeout_s": 60}
     runner = serve.deployment(JobRunner, name="JobRunner", max_ongoing_requests=64, num_replicas=runners, **waiting)
     ingress = serve.deployment(
@@ -112,6 +112,8 @@ class FakeCall:
         return self._stream()
 
     async def _stream(self) -> AsyncIterator[FakeReference]:
+        if isinstance(self._result, asyncio.Event):
+            await self._result.wait()
         for reference in self.references:
             yield reference
 
@@ -153,7 +155,7 @@ class FakeGraph:
     def __init__(self, *script: Any) -> None:
         self._script = script
 
-    async def run(self, *_: Any) -> AsyncGenerator[Any, None]:
+    async def run(self, *_: Any, **__: Any) -> AsyncGenerator[Any, None]:
         for item in self._script:
             if callable(item):
                 await item()

@@ -12,7 +12,7 @@ from unittest.mock import patch
 from ray import cloudpickle
 
 from serve import app
-from serve.graph import stages
+from serve.graph import media_stages, stages
 
 DIE = "die in every step"
 
@@ -80,6 +80,10 @@ class Faulty:
             self._fault.happen()
             yield frames
 
+    def __call__(self, frames: Any) -> Any:
+        self._fault.happen()
+        return self._model(frames)
+
     def waveform(self, latents: Any) -> Any:
         self._fault.happen()
         return self._model.waveform(latents)
@@ -91,19 +95,25 @@ class Denoiser(stages.Denoiser):
         self._denoiser: Any = Faulty(self._denoiser, Fault(order))
 
 
-class VideoDecoder(stages.VideoDecoder):
+class VideoEncoder(media_stages.VideoEncoder):
+    def __init__(self, order: str, *args: Any) -> None:
+        super().__init__(*args)
+        self._encoder: Any = Faulty(self._encoder, Fault(order))
+
+
+class VideoDecoder(media_stages.VideoDecoder):
     def __init__(self, order: str, *args: Any) -> None:
         super().__init__(*args)
         self._decoder: Any = Faulty(self._decoder, Fault(order))
 
 
-class SoundDecoder(stages.SoundDecoder):
+class SoundDecoder(media_stages.SoundDecoder):
     def __init__(self, order: str, *args: Any) -> None:
         super().__init__(*args)
         self._decoder: Any = Faulty(self._decoder, Fault(order))
 
 
-FAULTY = {stage.__name__: stage for stage in (Denoiser, VideoDecoder, SoundDecoder)}
+FAULTY = {stage.__name__: stage for stage in (Denoiser, VideoEncoder, VideoDecoder, SoundDecoder)}
 
 
 @contextmanager

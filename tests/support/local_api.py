@@ -61,7 +61,7 @@ class LocalIngress(Ingress):
     def __init__(self, args: AppArgs, access: Access = OPEN) -> None:
         nothing: Any = LocalHandle(None)
         tokenizer, runner = LocalHandle(Tokenizer(args.checkpoint)), DeafRunner()
-        stages: Any = Stages(tokenizer, nothing, nothing, nothing)
+        stages: Any = Stages(tokenizer, nothing, nothing, nothing, nothing)
         super().__init__(stages, runner, args.model_settings("cpu"), args.job_settings(), args.media(), access)
         self.unready: list[str] = []
 

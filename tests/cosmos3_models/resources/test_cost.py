@@ -16,9 +16,10 @@ from cosmos3_models.checkpoint.configs import SchedulerConfig, SoundDecoderConfi
 from cosmos3_models.checkpoint.folder import Checkpoint
 from cosmos3_models.checkpoint.loading import load_video_encoder
 from cosmos3_models.errors import InvalidInput
-from cosmos3_models.params import GenerationDefaults
+from cosmos3_models.params import GenerationDefaults, ReferenceKind
 from cosmos3_models.resources.cost import (
     pass_flops,
+    reference_flops,
     request_flops,
     sound_decode_flops,
     step_flops,
@@ -104,6 +105,23 @@ def test_encoding_is_counted_as_pytorch_counts_it(
     encoder = load_video_encoder(pipeline.checkpoint, torch.device("cpu"), torch.float32)
     encoded = counted(lambda: encoder.latents(torch.zeros(1, 3, *size)))
     assert video_encode_flops(pipeline.checkpoint.video_vae, LatentGrid.of_video(*size)) == encoded
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "frames"),
+    [
+        ("image", {}, 1),
+        ("video", {}, 5),
+        ("video", {"condition_frame_indexes_vision": (0, 3)}, 13),
+        ("image", {"condition_frame_indexes_vision": (2,)}, 9),
+    ],
+)
+def test_only_the_frames_are_encoded_that_clean_latents_depend_on(
+    kind: ReferenceKind, fields: dict[str, Any], frames: int
+) -> None:
+    asked = LARGE.model_copy(update=fields)
+    expected = video_encode_flops(NANO.video_vae, LatentGrid.of_video(frames, asked.height, asked.width))
+    assert reference_flops(NANO, asked, kind) == expected > 0
 
 
 def test_a_prompt_alone_costs_its_own_pass_only(pipeline: Cosmos3Pipeline) -> None:

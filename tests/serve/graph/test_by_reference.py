@@ -1,8 +1,10 @@
 """Latents never pass through the process that drives the graph, however large they are."""
 
+import asyncio
 import sys
 import time
 from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from cosmos3_models import GenerationParams
 from cosmos3_models.media.mp4 import VideoWriter, encode_sound
 from cosmos3_models.text.prompt import PromptIds
 from serve.app import AppArgs
-from serve.graph.graph import Stages
+from serve.graph.graph import Graph, Reference, Stages
 from serve.graph.messages import LATENTS_COMPLETE, LATENTS_FOLLOW, DecodedSound, DecodedVideo, DenoiserItem
 from serve.graph.stages import Tokenizer
 from serve.ingress.ingress import Ingress
@@ -27,11 +29,25 @@ LATENTS_MB = 100
 PARAMS = GenerationParams(prompt="x", num_frames=5, height=16, width=16, generate_sound=True)
 
 
+class InflatedVideoEncoder:
+    """Gives latents of 100 MB."""
+
+    async def encode(self, file: bytes, _: GenerationParams, kind: str) -> AsyncGenerator[Any, None]:
+        assert (file, kind) == (b"a picture", "image")
+        yield np.full(LATENTS_MB * MEGABYTE // 4, 3, dtype=np.float32)
+        yield LATENTS_COMPLETE
+
+
 class InflatedDenoiser:
     """Gives latents of 100 MB a stream."""
 
-    async def denoise(self, ids: PromptIds, _: GenerationParams) -> AsyncGenerator[DenoiserItem, None]:
+    async def denoise(
+        self, ids: PromptIds, _: GenerationParams, clean: NDArray[np.float32] | None = None, kind: str | None = None
+    ) -> AsyncGenerator[DenoiserItem, None]:
         assert len(ids.positive)
+        if clean is not None:
+            check(clean, 3)
+            assert kind == "image"
         yield 0
         yield LATENTS_FOLLOW
         for value in (1, 2):
@@ -67,6 +83,7 @@ def handle(server: object, tiny_checkpoint: Path, tmp_path: Path) -> Iterator[De
     options = {"ray_actor_options": {"num_cpus": 0}}
     stages = Stages(
         serve.deployment(Tokenizer, **options).bind(str(tiny_checkpoint)),
+        serve.deployment(InflatedVideoEncoder, **options).bind(),
         serve.deployment(InflatedDenoiser, **options).bind(),
         serve.deployment(CheckingVideoDecoder, **options).bind(),
         serve.deployment(CheckingSoundDecoder, **options).bind(),
@@ -95,6 +112,27 @@ def test_the_ingress_does_not_grow_with_the_latents(handle: DeploymentHandle[Any
         most = max(most, ingress.memory_info().rss)
         time.sleep(0.01)
     assert (most - before) / MEGABYTE < 5
+
+
+def test_the_caller_does_not_grow_with_the_latents_of_a_picture(handle: DeploymentHandle[Any]) -> None:
+    """As above, for the process that drives the graph: here it is this one."""
+    assert handle
+    names = (InflatedVideoEncoder, InflatedDenoiser, CheckingVideoDecoder, CheckingSoundDecoder)
+    handles = [serve.get_deployment_handle(stage.__name__, "inflated") for stage in (Tokenizer, *names)]
+    process, sizes = psutil.Process(), []
+
+    async def read() -> bytes:
+        return b"a picture"
+
+    async def scene() -> None:
+        graph = Graph(Stages(*handles), max_attempts=1)
+        for _ in range(3):
+            async with aclosing(graph.run(PARAMS, "m", reference=Reference("image", read))) as events:
+                async for _ in events:
+                    sizes.append(process.memory_info().rss)
+
+    asyncio.run(scene())
+    assert (max(sizes) - sizes[len(sizes) // 3]) / MEGABYTE < 5, "what is loaded once was loaded for the first request"
 
 
 def _done(response: Any) -> bool:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any, NamedTuple
@@ -16,14 +17,15 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from cosmos3_models import GenerationParams, InvalidInput
 from cosmos3_models.media.mp4 import VideoWriter, encode_sound
 from cosmos3_models.text.prompt import PromptIds
-from serve.errors import InvalidRequest, NotReady, QueueFull, ServingError, StageFailed
+from serve.errors import InvalidRequest, MediaUnavailable, NotReady, QueueFull, ServingError, StageFailed
 from serve.graph.artifacts import MEDIA_TYPES, FinishedRequest
-from serve.graph.graph import Graph, Stages
+from serve.graph.graph import Graph, Reference, Stages
 from serve.graph.messages import LATENTS_COMPLETE, LATENTS_FOLLOW, DecodedSound, DecodedVideo
 
 PARAMS = GenerationParams(prompt="x", num_frames=5, height=16, width=16, num_inference_steps=2, generate_sound=True)
 IDS = PromptIds(np.zeros(1, dtype=np.int64), None)
 VIDEO_LATENTS, SOUND_LATENTS = np.zeros((1, 1, 1, 1, 1), np.float32), np.zeros((1, 1, 1), np.float32)
+ENCODED = [np.zeros((1, 1, 1, 1, 1), np.float32), LATENTS_COMPLETE]
 STEPS = [0, 1, 2, LATENTS_FOLLOW]
 DENOISED = [*STEPS, VIDEO_LATENTS, SOUND_LATENTS, LATENTS_COMPLETE]
 MAX_ATTEMPTS = 3
@@ -48,6 +50,7 @@ class FakeStages(NamedTuple):
     """The methods that the graph calls."""
 
     encode: FakeMethod
+    encode_reference: FakeMethod
     denoise: FakeMethod
     decode_video: FakeMethod
     decode_sound: FakeMethod
@@ -55,6 +58,7 @@ class FakeStages(NamedTuple):
     def graph(self) -> Graph:
         stages: Any = Stages(
             FakeHandle(encode=self.encode, encode_all=self.encode),
+            FakeHandle(encode=self.encode_reference),
             FakeHandle(denoise=self.denoise, budget=self.denoise),
             FakeHandle(decode=self.decode_video),
             FakeHandle(decode=self.decode_sound),
@@ -68,25 +72,34 @@ class FakeStages(NamedTuple):
 
 def stages(**changes: FakeMethod) -> FakeStages:
     """Stages that work, but for ``changes``."""
-    working = FakeStages(FakeMethod(IDS), FakeMethod(DENOISED), FakeMethod(VIDEO), FakeMethod(SOUND))
+    working = FakeStages(
+        FakeMethod(IDS), FakeMethod(ENCODED), FakeMethod(DENOISED), FakeMethod(VIDEO), FakeMethod(SOUND)
+    )
     return working._replace(**changes)
 
 
-def events_of(fakes: FakeStages, params: GenerationParams = PARAMS) -> list[Any]:
+async def read_picture() -> bytes:
+    return b"a picture"
+
+
+PICTURE = Reference("image", read_picture)
+
+
+def events_of(fakes: FakeStages, params: GenerationParams = PARAMS, reference: Reference | None = None) -> list[Any]:
     """All events of one request."""
 
     async def scene() -> list[Any]:
         try:
-            return [event async for event in fakes.graph().run(params, "m")]
+            return [event async for event in fakes.graph().run(params, "m", reference=reference)]
         finally:
             await asyncio.sleep(0.01)  # cancellations happen in the background
 
     return asyncio.run(scene())
 
 
-def error_of(fakes: FakeStages) -> ServingError:
+def error_of(fakes: FakeStages, reference: Reference | None = None) -> ServingError:
     with pytest.raises(ServingError) as caught:
-        events_of(fakes)
+        events_of(fakes, reference=reference)
     return caught.value
 
 
@@ -97,7 +110,7 @@ def steps(events: list[Any]) -> list[int]:
 def test_a_request_passes_each_stage_once_and_its_latents_are_never_loaded() -> None:
     fakes = stages()
     *progress, finished = events_of(fakes)
-    assert fakes.counts() == (1, 1, 1, 1)
+    assert fakes.counts() == (1, 0, 1, 1, 1)
     assert [(event["stage"], event["step"]) for event in progress] == [
         ("denoiser", 0),
         ("denoiser", 1),
@@ -121,8 +134,91 @@ def test_a_request_passes_each_stage_once_and_its_latents_are_never_loaded() -> 
 def test_a_request_without_sound_needs_no_sound_decoder() -> None:
     fakes = stages(denoise=FakeMethod([*STEPS, VIDEO_LATENTS, LATENTS_COMPLETE]))
     finished = events_of(fakes, PARAMS.model_copy(update={"generate_sound": False}))[-1]
-    assert fakes.counts() == (1, 1, 1, 0)
+    assert fakes.counts() == (1, 0, 1, 1, 0)
     assert finished.waveform is None
+
+
+def test_a_picture_is_encoded_beside_the_prompt_and_its_latents_are_never_loaded() -> None:
+    fakes = stages()
+    finished = events_of(fakes, reference=PICTURE)[-1]
+    assert fakes.counts() == (1, 1, 1, 1, 1)
+    (encode,), (denoise,) = fakes.encode_reference.calls, fakes.denoise.calls
+    assert encode.args == (b"a picture", PARAMS, "image")
+    assert denoise.args == (IDS, PARAMS, encode.references[0], "image")
+    assert not encode.references[0].loaded
+    durations = list(finished.record["stage_durations"])
+    assert durations == ["tokenizer", "video_encoder", "queue", "denoiser", "decoders", "mux"]
+
+
+def test_tokenizer_and_encoder_run_at_the_same_time_and_their_times_add_up() -> None:
+    started: list[str] = []
+
+    class Slow(FakeMethod):
+        """Answers once both stages have been called."""
+
+        def remote(self, *args: Any) -> FakeCall:
+            started.append("call")
+            return super().remote(*args)
+
+    both = asyncio.Event()
+    fakes = stages(encode=Slow(both), encode_reference=Slow(ENCODED))
+
+    async def scene() -> Any:
+        began = time.perf_counter()
+        events = fakes.graph().run(PARAMS, "m", reference=PICTURE)
+        first = asyncio.ensure_future(anext(events))
+        while len(started) < 2:
+            await asyncio.sleep(0)
+        await asyncio.sleep(0.05)
+        both.set()
+        await first
+        return [event async for event in events][-1].record["stage_durations"], time.perf_counter() - began
+
+    durations, wall_s = asyncio.run(scene())
+    assert durations["tokenizer"] >= 0.05 > durations["video_encoder"] >= 0
+    assert sum(durations.values()) == pytest.approx(wall_s, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    "lost",
+    [[DIED], [ENCODED[0], DIED], DIED, [BROKEN]],
+    ids=["at work", "after its latents", "before it started", "it raises"],
+)
+def test_an_encode_whose_replica_dies_or_fails_is_retried_alone(lost: Any) -> None:
+    fakes = stages(encode_reference=FakeMethod(lost, ENCODED))
+    assert isinstance(events_of(fakes, reference=PICTURE)[-1], FinishedRequest)
+    assert fakes.counts() == (1, 2, 1, 1, 1)
+    assert [call.cancelled for call in fakes.encode_reference.calls] == [True, False], "the first one may still run"
+    assert fakes.denoise.calls[0].args[2] is fakes.encode_reference.calls[1].references[0]
+
+
+def test_an_encoder_that_fails_every_time_fails_the_request_and_cancels_the_tokenizer() -> None:
+    fakes = stages(encode=FakeMethod(asyncio.Event()), encode_reference=FakeMethod([BROKEN]))
+    error = error_of(fakes, PICTURE)
+    assert (type(error), error.message) == (StageFailed, "the video_encoder failed 3 times on this request")
+    assert fakes.counts() == (1, 3, 0, 0, 0)
+    assert fakes.encode.calls[0].cancelled
+
+
+def test_a_tokenizer_that_refuses_cancels_the_encoder() -> None:
+    fakes = stages(encode=FakeMethod(INVALID), encode_reference=FakeMethod(asyncio.Event()))
+    assert error_of(fakes, PICTURE).param == "height"
+    assert fakes.counts() == (1, 1, 0, 0, 0)
+
+
+def test_clean_latents_whose_node_dies_are_made_again_from_the_file_on() -> None:
+    fakes = stages(denoise=FakeMethod([LOST], DENOISED))
+    assert isinstance(events_of(fakes, reference=PICTURE)[-1], FinishedRequest)
+    assert fakes.counts() == (2, 2, 2, 1, 1)
+
+
+def test_a_file_that_cannot_be_read_from_the_store_is_not_an_error_of_a_stage() -> None:
+    async def gone() -> bytes:
+        raise MediaUnavailable("the store is away")
+
+    fakes = stages()
+    assert isinstance(error_of(fakes, Reference("video", gone)), MediaUnavailable)
+    assert fakes.counts() == (1, 0, 0, 0, 0)
 
 
 def test_one_frame_gives_an_image_and_no_video() -> None:
@@ -144,7 +240,7 @@ def test_one_frame_gives_an_image_and_no_video() -> None:
 def test_a_denoise_whose_replica_dies_starts_again_and_its_time_is_apart(lost: Any) -> None:
     fakes = stages(denoise=FakeMethod(lost, DENOISED))
     events = events_of(fakes)
-    assert fakes.counts() == (1, 2, 1, 1)
+    assert fakes.counts() == (1, 0, 2, 1, 1)
     assert steps(events)[-3:] == [0, 1, 2]
     assert ("lost" in events[-1].record["stage_durations"]) == isinstance(lost, list)
     assert [call.cancelled for call in fakes.denoise.calls] == [True, False], "the first one may still run"
@@ -153,7 +249,7 @@ def test_a_denoise_whose_replica_dies_starts_again_and_its_time_is_apart(lost: A
 def test_latents_whose_node_dies_are_made_again_from_the_prompt_on() -> None:
     fakes = stages(decode_video=FakeMethod(LOST, VIDEO))
     assert steps(events_of(fakes)) == [0, 1, 2, 0, 1, 2]
-    assert fakes.counts() == (2, 2, 2, 2)
+    assert fakes.counts() == (2, 0, 2, 2, 2)
 
 
 def test_latents_that_are_lost_every_time_fail_the_request() -> None:
@@ -161,14 +257,14 @@ def test_latents_that_are_lost_every_time_fail_the_request() -> None:
     error = error_of(fakes)
     assert isinstance(error, StageFailed)
     assert error.message == "the node with the latents was lost 3 times while it worked on this request"
-    assert fakes.counts() == (3, 3, 3, 3)
+    assert fakes.counts() == (3, 0, 3, 3, 3)
 
 
 @pytest.mark.parametrize("error", [BROKEN, DIED], ids=["it raises", "its replica dies"])
 def test_only_the_decoder_that_fails_is_retried(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
     fakes = stages(decode_sound=FakeMethod(error, error, SOUND))
     assert isinstance(events_of(fakes)[-1], FinishedRequest)
-    assert fakes.counts() == (1, 1, 1, 3)
+    assert fakes.counts() == (1, 0, 1, 1, 3)
     assert [call.cancelled for call in fakes.decode_sound.calls] == [True, True, False], "each may still run"
     warnings = [record for record in caplog.records if record.levelno == logging.WARNING]
     assert [record.message.split(" was")[0].split(" failed")[0] for record in warnings] == [
@@ -189,7 +285,7 @@ def test_a_decoder_that_fails_every_time_fails_the_request_and_cancels_the_other
         return fakes.decode_sound.calls[0].cancelled
 
     assert asyncio.run(scene())
-    assert fakes.counts() == (1, 1, 3, 1)
+    assert fakes.counts() == (1, 0, 1, 3, 1)
 
 
 def test_a_denoiser_that_fails_every_time_fails_the_request_without_a_detail_of_the_error() -> None:
@@ -197,11 +293,11 @@ def test_a_denoiser_that_fails_every_time_fails_the_request_without_a_detail_of_
     error = error_of(fakes)
     assert (type(error), error.message) == (StageFailed, "the denoiser failed 3 times on this request")
     assert error.__cause__ is BROKEN
-    assert fakes.counts() == (1, 3, 0, 0)
+    assert fakes.counts() == (1, 0, 3, 0, 0)
     assert all(call.cancelled for call in fakes.denoise.calls)
 
 
-@pytest.mark.parametrize("stage", ["encode", "denoise", "decode_video"])
+@pytest.mark.parametrize("stage", ["encode", "encode_reference", "denoise", "decode_video"])
 @pytest.mark.parametrize(
     ("raised", "kind", "message"),
     [
@@ -215,7 +311,7 @@ def test_what_another_attempt_cannot_change_is_not_retried(
     stage: str, raised: Exception, kind: type[ServingError], message: str
 ) -> None:
     fakes = stages(**{stage: FakeMethod(raised)})
-    error = error_of(fakes)
+    error = error_of(fakes, PICTURE)
     assert type(error) is kind
     assert message in error.message
     assert len(getattr(fakes, stage).calls) == 1
@@ -239,7 +335,7 @@ async def closed_at(fakes: FakeStages, step: int) -> None:
 def test_closing_the_events_cancels_the_denoise() -> None:
     fakes = stages()
     asyncio.run(closed_at(fakes, step=1))
-    assert fakes.counts() == (1, 1, 0, 0)
+    assert fakes.counts() == (1, 0, 1, 0, 0)
     assert fakes.denoise.calls[0].cancelled
 
 
@@ -251,14 +347,15 @@ async def cancelled_in(call: Callable[[], FakeCall | None], work: Awaitable[Any]
     task.cancel()
     await asyncio.wait([task])
     assert task.cancelled()
+    await asyncio.sleep(0.01)  # the cancellation of a stream happens in the background
 
 
-@pytest.mark.parametrize("stage", ["encode", "decode_video"])
+@pytest.mark.parametrize("stage", ["encode", "encode_reference", "decode_video"])
 def test_cancelling_a_request_cancels_the_stage_that_works_on_it(stage: str) -> None:
     fakes = stages(**{stage: FakeMethod(asyncio.Event())})
 
     async def consume() -> None:
-        async for _ in fakes.graph().run(PARAMS, "m"):
+        async for _ in fakes.graph().run(PARAMS, "m", reference=PICTURE):
             pass
 
     calls = getattr(fakes, stage).calls

@@ -1,0 +1,213 @@
+"""The model stages between media and latents; ``stages`` has the others, and what is true of all of them."""
+
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import closing
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cosmos3_models import GenerationParams
+from cosmos3_models.checkpoint.configs import require_sound
+from cosmos3_models.checkpoint.folder import Checkpoint
+from cosmos3_models.media import isolated
+from cosmos3_models.media.limits import WALL_SECONDS
+from cosmos3_models.media.mp4 import VideoWriter, encode_chunks, encode_sound
+from cosmos3_models.media.pictures import encode_picture
+from cosmos3_models.params import ReferenceKind, clean_frames
+from cosmos3_models.resources.cost import reference_flops, sound_decode_flops, video_decode_flops
+from cosmos3_models.shapes import LatentGrid, pixel_frames_needed
+from serve.graph.messages import LATENTS_COMPLETE, DecodedSound, DecodedVideo
+from serve.graph.worker import Patience, Turn, Worker, logged, seconds_at_most
+
+SMALLEST = GenerationParams(prompt="x", num_frames=5, height=16, width=16)
+"""The request with which a stage proves that it works."""
+
+
+class VideoEncoder:
+    """Turns a picture or the frames of a clip into clean latents. It loads nothing if the checkpoint has no encoder.
+
+    Args:
+        checkpoint: a folder, or ``demo``.
+        device: cpu or cuda.
+        patience: how long a caller or a step may be silent.
+    """
+
+    def __init__(self, checkpoint: str, device: str, patience: Patience) -> None:
+        from cosmos3_models.checkpoint import loading as weights
+
+        self._checkpoint = opened = Checkpoint.open(checkpoint)
+        self._device = device
+        self._worker = None
+        if opened.has_video_encoder:
+            from cosmos3_models.media.resize import cover
+
+            self._cover = cover
+            with logged("Video encoder loaded and warmed up"):
+                self._encoder = weights.load_video_encoder(opened, *weights.resolve_device(device))
+                self._worker = Worker(self._warm_up, patience)
+
+    async def encode(
+        self, file: bytes, params: GenerationParams, kind: ReferenceKind
+    ) -> AsyncGenerator[NDArray[np.float32] | str, None]:
+        """Yield the latents that the clean frames of a video need, then ``LATENTS_COMPLETE``.
+
+        The latents, fp32 (1, c, k, h, w) from the first latent frame to the last clean one, are an object of their own
+        in Ray's store, so the graph passes them on without loading them.
+
+        Args:
+            file: a picture or clip in any format that ``cosmos3_models.media.reading`` accepts.
+            params: the request, for size and clean frames.
+
+        Raises:
+            InvalidInput: the file cannot be read.
+            RuntimeError: the checkpoint has no video encoder.
+        """
+        if self._worker is None:
+            raise RuntimeError("a picture or clip reached a checkpoint without a video encoder")
+        longest_s = self._longest_s(params, kind)
+        yield await self._worker.run(lambda turn: self._encode(file, params, kind, turn), longest_s)
+        yield LATENTS_COMPLETE
+
+    async def check_health(self) -> None:
+        """Raise ``Broken`` if the replica must be replaced; Serve calls this periodically."""
+        if self._worker is not None:
+            self._worker.check()
+
+    def _warm_up(self) -> None:
+        self._encoder.warm_up()
+        black = np.zeros((SMALLEST.height, SMALLEST.width, 3), dtype=np.uint8)
+        self._encode(encode_picture(black, "png"), SMALLEST, "image", Turn(0))
+
+    def _longest_s(self, params: GenerationParams, kind: ReferenceKind) -> float:
+        """Return the seconds until the file is read and encoded on the slowest device."""
+        return WALL_SECONDS + seconds_at_most(reference_flops(self._checkpoint, params, kind), self._device)
+
+    def _encode(self, file: bytes, params: GenerationParams, kind: ReferenceKind, turn: Turn) -> NDArray[np.float32]:
+        count, longest_s = pixel_frames_needed(clean_frames(params, kind)), self._longest_s(params, kind)
+
+        def fitted(path: Path) -> Iterator[NDArray[np.uint8]]:
+            with closing(isolated.frames(path, count, params.condition_video_keep)) as chunks:
+                for frames in chunks:
+                    turn.raise_if_stopped()
+                    turn.step(longest_s)
+                    yield self._cover(frames, params.height, params.width)
+
+        with TemporaryDirectory() as folder:
+            path = Path(folder) / "reference"
+            path.write_bytes(file)
+            latents: NDArray[np.float32] = self._encoder(fitted(path)).cpu().numpy()
+        return latents
+
+
+class VideoDecoder:
+    """Turns video latents into H.264, chunk by chunk, or those of one frame into an image.
+
+    Args:
+        checkpoint: a folder, or ``demo``.
+        device: cpu or cuda.
+        patience: how long a caller or a step may be silent.
+    """
+
+    def __init__(self, checkpoint: str, device: str, patience: Patience) -> None:
+        from cosmos3_models.checkpoint import loading as weights
+
+        self._device = device
+        with logged("Video decoder loaded and warmed up"):
+            self._decoder = weights.load_video_decoder(Checkpoint.open(checkpoint), *weights.resolve_device(device))
+            self._worker = Worker(self._warm_up, patience)
+
+    async def decode(
+        self, latents: NDArray[np.float32], params: GenerationParams, arrays: bool = False
+    ) -> DecodedVideo:
+        """Decode and encode a video, or an image if the request is for one frame.
+
+        Args:
+            latents: fp32 (1, c, t, h, w).
+            params: their request, for size, length and frame rate.
+            arrays: return the frames as well.
+        """
+        longest_s = self._longest_s(latents)
+        return await self._worker.run(lambda turn: self._decode(latents, params, arrays, turn), longest_s)
+
+    async def check_health(self) -> None:
+        """Raise ``Broken`` if the replica must be replaced; Serve calls this periodically."""
+        self._worker.check()
+
+    def _warm_up(self) -> None:
+        self._decoder.warm_up()
+        latents = np.zeros((1, self._decoder.config.z_dim, 2, 1, 1), dtype=np.float32)
+        self._decode(latents, SMALLEST, False, Turn(0))
+
+    def _longest_s(self, latents: NDArray[np.float32]) -> float:
+        """Return the seconds of the whole video on the slowest device; its chunks differ too much to be compared."""
+        return seconds_at_most(video_decode_flops(self._decoder.config, LatentGrid(*latents.shape[2:])), self._device)
+
+    def _decode(self, latents: NDArray[np.float32], params: GenerationParams, arrays: bool, turn: Turn) -> DecodedVideo:
+        collected, longest_s = [], self._longest_s(latents)
+
+        def chunks() -> Iterator[NDArray[np.uint8]]:
+            for frames in self._decoder.frames(latents):
+                turn.raise_if_stopped()
+                turn.step(longest_s)
+                if arrays:
+                    collected.append(frames)
+                yield frames
+
+        if params.num_frames == 1:
+            (frames,) = chunks()
+            return DecodedVideo.of_image(frames[0], frames if arrays else None)
+        with VideoWriter(params.num_frames, params.height, params.width, params.fps) as writer:
+            track = encode_chunks(writer, chunks())
+        return DecodedVideo.of(track, np.concatenate(collected) if arrays else None)
+
+
+class SoundDecoder:
+    """Turns sound latents into AAC. It loads nothing if the checkpoint has no sound.
+
+    Args:
+        checkpoint: a folder, or ``demo``.
+        device: cpu or cuda.
+        patience: how long a caller or a step may be silent.
+    """
+
+    def __init__(self, checkpoint: str, device: str, patience: Patience) -> None:
+        from cosmos3_models.checkpoint import loading as weights
+
+        opened = Checkpoint.open(checkpoint)
+        self._config, self._device = opened.sound, device
+        self._worker = None
+        if opened.sound is not None:
+            with logged("Sound decoder loaded and warmed up"):
+                self._decoder = weights.load_sound_decoder(opened, *weights.resolve_device(device))
+                self._worker = Worker(self._warm_up, patience)
+
+    async def decode(self, latents: NDArray[np.float32], arrays: bool = False) -> DecodedSound:
+        """Decode and encode a sound track.
+
+        Args:
+            latents: fp32 (1, d, t).
+            arrays: return the waveform as well.
+
+        Raises:
+            RuntimeError: the checkpoint has no sound decoder.
+        """
+        if self._worker is None:
+            raise RuntimeError("sound latents reached a checkpoint without a sound decoder")
+        longest_s = seconds_at_most(sound_decode_flops(require_sound(self._config), latents.shape[2]), self._device)
+        return await self._worker.run(lambda _: self._decode(latents, arrays), longest_s)
+
+    async def check_health(self) -> None:
+        """Raise ``Broken`` if the replica must be replaced; Serve calls this periodically."""
+        if self._worker is not None:
+            self._worker.check()
+
+    def _warm_up(self) -> None:
+        self._decoder.warm_up()
+        self._decode(np.zeros((1, self._decoder.config.latent_dim, 1), dtype=np.float32), False)
+
+    def _decode(self, latents: NDArray[np.float32], arrays: bool) -> DecodedSound:
+        waveform = self._decoder.waveform(latents)
+        track = encode_sound(waveform, self._decoder.config.sample_rate)
+        return DecodedSound(track, waveform if arrays else None)
