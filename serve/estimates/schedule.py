@@ -9,7 +9,7 @@ from typing import NamedTuple
 from serve.estimates.cost import Cost
 from serve.estimates.observed_jobs import ActiveJob, FinishedJob
 from serve.estimates.rates import Rate, Sample, Work
-from serve.graph.stage_names import DENOISER
+from serve.graph.stage_names import DENOISER, VIDEO_ENCODER
 
 UNKNOWN_RETRY_S = 10  # without an estimate
 STEP_AGE_S = 0.5  # by which the record of a step may be late
@@ -34,7 +34,7 @@ class Estimate(NamedTuple):
 
 
 class Rates:
-    """Measured times by kind: decodes by model and device, denoises by approximation as well."""
+    """Measured times by kind: encodes and decodes by model and device, denoises by approximation as well."""
 
     def __init__(self, finished: Iterable[FinishedJob]) -> None:
         self._samples: dict[tuple[str, ...], list[Sample]] = defaultdict(list)
@@ -43,6 +43,9 @@ class Rates:
             # If the decoder was busy, the video was decoded after the one before it.
             decode_s = max(LEAST_S, min(job.wall_s - denoise_s, job.after_last_s))
             self._add_denoise(job.cost, job.steps, job.steps, denoise_s)
+            if (encode_s := job.stage_durations.get(VIDEO_ENCODER)) and job.cost.encode:
+                encode = Sample(_encode_work(job.cost), max(LEAST_S, encode_s), job.cost.encode)
+                self._samples[("encode", job.cost.model)].append(encode)
             self._samples[("decode", job.cost.model)].append(Sample(_decode_work(job.cost), decode_s, job.cost.decode))
         self._rates: dict[tuple[str, ...], Rate] = {}
 
@@ -75,6 +78,13 @@ class Rates:
         if cost is None:
             return inf
         return self.denoise(cost).seconds(_denoise_work(cost, steps))
+
+    def encode_s(self, cost: Cost | None) -> float:
+        """Return the seconds before the denoise; before those are measured, at the denoiser's speed."""
+        if cost is None or not cost.encode:
+            return 0.0
+        measured = self._rate(("encode", cost.model)).seconds(_encode_work(cost))
+        return measured if isfinite(measured) else self.denoise(cost).per_flop * cost.encode
 
     def decode_s(self, cost: Cost | None) -> float:
         """Return the seconds after the denoise; before those are measured, at the denoiser's speed."""
@@ -159,7 +169,7 @@ class Schedule:
 
     def _take(self, free: list[float], job: ActiveJob, denoised: list[tuple[float, ActiveJob]]) -> float:
         """Assign a job to the denoiser that is free first; return when that is."""
-        start = free[0]
+        start = max(free[0], self._rates.encode_s(job.cost))  # a picture is encoded while others are denoised
         end = start + self._rates.denoise_s(job.cost, job.steps)
         heapq.heapreplace(free, end)
         denoised.append((end, job))
@@ -185,6 +195,10 @@ def _has_a_pace(job: ActiveJob) -> bool:
 
 def _denoise_work(cost: Cost, steps: float) -> Work:
     return Work(1, steps * cost.passes, cost.text + steps * cost.step)
+
+
+def _encode_work(cost: Cost) -> Work:
+    return Work(1, 0, cost.encode)
 
 
 def _decode_work(cost: Cost) -> Work:

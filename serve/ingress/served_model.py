@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from cosmos3_models import GenerationParams, InvalidInput
 from cosmos3_models.checkpoint.configs import require_sound
 from cosmos3_models.checkpoint.folder import Checkpoint
-from cosmos3_models.params import ApproximationPolicy, check_device, check_pixel_frames
+from cosmos3_models.params import ApproximationPolicy, ReferenceKind, check_device, check_pixel_frames
 from cosmos3_models.resources.budget import Budget
 from serve.errors import invalid_input_refused
 from serve.estimates.cost import Cost, cost_of, operations
@@ -75,16 +75,22 @@ class ServedModel:
                 budget.check(params)
         return params
 
-    def cost(self, params: GenerationParams, prompt_tokens: Sequence[int] | None = None) -> Cost:
+    def cost(
+        self,
+        params: GenerationParams,
+        prompt_tokens: Sequence[int] | None = None,
+        kind: ReferenceKind | None = None,
+    ) -> Cost:
         """The floating-point operations of a request.
 
         Args:
             prompt_tokens: the length of each prompt. None leaves the text out: only the tokenizer knows how long it
                 is, and next to the video it is short.
+            kind: of the picture or clip that the video begins with.
         """
         if prompt_tokens is None:
             prompt_tokens = (0,) * (1 if params.guidance_scale == 1 else 2)
-        return cost_of(self._checkpoint, self._settings.device, params, prompt_tokens)
+        return cost_of(self._checkpoint, self._settings.device, params, prompt_tokens, kind)
 
     def relative_work(self, params: GenerationParams) -> float:
         """The operations of a request as a multiple of those of a request with the default settings."""

@@ -55,6 +55,21 @@ def test_the_pace_of_the_first_moments_is_not_believed() -> None:
     assert schedule([larger, waiting(2)]).estimate(2) == (1, pytest.approx(100 + 2 + 10, abs=3))
 
 
+def test_a_picture_is_encoded_before_the_denoise_unless_the_denoiser_is_busy_for_longer() -> None:
+    cost = COST._replace(encode=300)
+    assert schedule([waiting(1, cost)]).estimate(1) == (1, pytest.approx(3 + 10 + 2)), "at the denoiser's speed"
+    measured = DONE._replace(cost=cost, stage_durations={"tokenizer": 1, "video_encoder": 6, "denoiser": 10})
+    assert schedule([waiting(1, cost)], [measured]).estimate(1) == (1, pytest.approx(6 + 10 + 2))
+    assert schedule([denoising(1, 2), waiting(2, cost)], [measured]).estimate(2) == (1, pytest.approx(8 + 10 + 2))
+    assert schedule([denoising(1, 9), waiting(2, cost)], [measured]).estimate(2) == (1, pytest.approx(6 + 10 + 2))
+    assert schedule([waiting(1)], [measured]).estimate(1) == (1, pytest.approx(10 + 2)), "of text alone"
+
+
+def test_an_encoded_picture_is_a_part_of_the_progress() -> None:
+    cost = COST._replace(encode=700)  # of 700 + 10 * 100 + 200
+    assert [percent(cost, step, 10) for step in (0, 1, 10)] == [0, 42, 89]
+
+
 def test_a_decoding_job_needs_the_rest_of_its_decode() -> None:
     job = ActiveJob(1, "in_progress", "decoders", 10, 10, COST, running_s=11)
     assert schedule([job]).estimate(1) == (0, pytest.approx(1))
