@@ -27,6 +27,7 @@ from starlette.middleware.base import BaseHTTPMiddleware
 from cosmos3_models import GenerationParams
 from cosmos3_models.checkpoint.folder import DEMO
 from cosmos3_models.media.mp4 import encode_video
+from cosmos3_models.media.pictures import encode_picture
 from serve.app import AppArgs
 from serve.http.access import Access
 from serve.http.content import Content
@@ -235,9 +236,8 @@ class FakeVideos:
 
     def __init__(self, folder: Path) -> None:
         self._media = MediaStore(str(folder))
-        self._mp4 = encode_video(np.zeros((9, 32, 48, 3), np.uint8), None, 24, 48_000)
-        (folder / "video.mp4").write_bytes(self._mp4)
-
+        self._folder = folder
+        self.make("video/mp4", encode_video(np.zeros((9, 32, 48, 3), np.uint8), None, 24, 48_000))
         self.status: Any = "completed"
         self.lives = 0
 
@@ -264,9 +264,14 @@ class FakeVideos:
         self.status = "completed"
         yield 2, {"type": "completed", "video": self.video.model_dump()}
 
+    def make(self, media_type: str, data: bytes) -> None:
+        """Let this be the content of the video."""
+        self._media_type, self._size = media_type, len(data)
+        (self._folder / "content").write_bytes(data)
+
     async def content(self, *_: Any) -> Content:
-        read = partial(self._media.read, "video.mp4")
-        return Content(len(self._mp4), "video/mp4", "video.mp4", "tag", 0, read)
+        read = partial(self._media.read, "content")
+        return Content(self._size, self._media_type, "content", "tag", 0, read)
 
 
 class FakeService:
@@ -325,6 +330,20 @@ def test_a_restart_of_the_server_is_outlasted_by_the_stream_and_by_the_download(
             expect(page.locator("#news")).to_have_text("The video is finished.", timeout=PATIENCE_MS)
             assert the_video(page) == [pytest.approx(9 / 24, abs=0.1), 48]
             expect(page.get_by_role("listitem").locator("img")).to_be_visible(timeout=PATIENCE_MS)
+
+
+def test_an_image_is_shown_and_saved_as_one(tmp_path: Path, page: Page) -> None:
+    service, picture = FakeService(tmp_path), encode_picture(np.zeros((32, 48, 3), np.uint8), "png")
+    service.videos.make("image/png", picture)
+    with running(create_api(service), free_port()) as url:  # type: ignore[arg-type]
+        page.goto(url)
+        shown = page.locator("#screen").get_by_role("img", name="kept")
+        expect(shown).to_be_visible(timeout=PATIENCE_MS)
+        assert shown.evaluate("async image => { await image.decode(); return image.naturalWidth }") == 48
+        with page.expect_download() as download:
+            page.get_by_role("link", name="Download").click()
+        assert download.value.suggested_filename == "video_1.png"
+        assert download.value.path().read_bytes() == picture
 
 
 class NoFilesAtFirst(BaseHTTPMiddleware):
