@@ -167,8 +167,9 @@ def test_tokenizer_and_encoder_run_at_the_same_time_and_their_times_add_up() -> 
         began = time.perf_counter()
         events = fakes.graph().run(PARAMS, "m", reference=PICTURE)
         first = asyncio.ensure_future(anext(events))
-        while len(started) < 2:
-            await asyncio.sleep(0)
+        async with asyncio.timeout(10):
+            while len(started) < 2:
+                await asyncio.sleep(0)
         await asyncio.sleep(0.05)
         both.set()
         await first
