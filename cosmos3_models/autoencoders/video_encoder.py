@@ -31,8 +31,10 @@ from cosmos3_models.kernels.pixel_ops import channels_last
 from cosmos3_models.shapes import FRAMES_PER_LATENT, PIXELS_PER_LATENT, LatentGrid
 
 # Latent positions that a chunk holds at most, unless one latent frame has more: what keeps the device busy.
-CELLS_PER_CHUNK = {"cpu": 512, "cuda": 4096}
+CELLS_ON_CPU = 512
+CELLS_ON_CARD = 4096
 LATENTS_PER_CHUNK = 8  # at most
+LARGEST_ALIVE = 5  # tensors as large as the first block's input, in its last residual block
 
 
 class Downsampler(nn.Module):
@@ -163,8 +165,29 @@ class WanVideoEncoder(nn.Module):
         Args:
             height, width: latent rows and columns.
         """
-        cells = CELLS_PER_CHUNK[self.quant_conv.weight.device.type]
-        return max(1, min(LATENTS_PER_CHUNK, cells // (height * width)))
+        on_card = self.quant_conv.weight.device.type == "cuda"
+        return self.chunk_on_card(height, width) if on_card else _latents_within(CELLS_ON_CPU, height, width)
+
+    def chunk_on_card(self, height: int, width: int) -> int:
+        """``chunk_size`` on a GPU."""
+        return _latents_within(CELLS_ON_CARD, height, width)
+
+    def peak_bytes(self, latents_per_chunk: int, height: int, width: int) -> int:
+        """Bytes that encoding takes at most, besides the weights and cuDNN's scratch memory.
+
+        A chunk is largest in the first block, before anything is halved.
+
+        Args:
+            height, width: latent rows and columns.
+        """
+        levels = len(self.config.temporal_downsample)
+        frames = latents_per_chunk * FRAMES_PER_LATENT + TIME_KERNEL - 1
+        chunk = LARGEST_ALIVE * frames * self.config.base_dim * 4**levels
+        history = 0
+        for level, block in enumerate(self.encoder.down_blocks):
+            inputs = sum(m.in_channels for m in block.modules() if isinstance(m, CausalConv3d) and m.kernel_size[0] > 1)
+            history += (TIME_KERNEL - 1) * inputs * 4 ** (levels - level)
+        return self.quant_conv.weight.dtype.itemsize * height * width * (chunk + history)
 
     def _frames_per_chunk(self, height: int, width: int, latents: int | None) -> int:
         grid = LatentGrid.of_video(1, height, width)
@@ -192,6 +215,10 @@ class WanVideoEncoder(nn.Module):
         history = History()
         modes = [self.moments(chunk, history).float()[:, : self.config.z_dim] for chunk in chunks]
         return (torch.cat(modes, dim=2) - mean) / std
+
+
+def _latents_within(cells: int, height: int, width: int) -> int:
+    return max(1, min(LATENTS_PER_CHUNK, cells // (height * width)))
 
 
 def _check_count(frames: int) -> None:

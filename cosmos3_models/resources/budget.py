@@ -14,7 +14,7 @@ LATENT_COPIES = 12  # fp32: the noise, the velocities, what the solver remembers
 SOUND_COPIES = 6.5  # of the widest activation: a residual unit's input, and what its snake computes with
 
 Decoders = Literal["same process", "same GPU", "another GPU"]
-"""Where both decoders compute. Processes that share a GPU cannot use each other's idle memory."""
+"""Where the decoders and the video encoder compute. Processes that share a GPU cannot use each other's idle memory."""
 
 
 def denoised_bytes(config: TransformerConfig, cells: int, text_tokens: int, itemsize: int) -> int:
@@ -57,19 +57,22 @@ def request_sound_bytes(config: SoundDecoderConfig | None, params: GenerationPar
     return sounded_bytes(config, frames, itemsize)
 
 
-def together(decoders: Decoders, weights: int, decoder_weights: int, denoise: int, decode: int) -> int:
+def together(
+    decoders: Decoders, weights: int, autoencoder_weights: int, denoise: int, decode: int, encode: int = 0
+) -> int:
     """Add up the bytes in use on one GPU at the peak of a request, or on the fuller one of two like it.
 
     Args:
         weights: of the transformer.
-        decoder_weights: of both decoders.
+        autoencoder_weights: of both decoders and the video encoder.
         denoise: besides weights.
         decode: besides weights.
+        encode: besides weights.
     """
     if decoders == "another GPU":
-        return max(weights + denoise, decoder_weights + decode)
+        return max(weights + denoise, autoencoder_weights + decode + encode)
     in_turn = max if decoders == "same process" else sum
-    return weights + decoder_weights + in_turn((denoise, decode))
+    return weights + autoencoder_weights + in_turn((denoise, decode, encode))
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ class Budget:
         card_bytes: memory of the denoiser's GPU.
         weights: bytes of the transformer's weights that stay there.
         fp8_weights: bytes of their copy in fp8, for requests with ``fp8_linears``.
-        decoder_weights: bytes of both decoders' weights.
+        autoencoder_weights: bytes of the weights of both decoders and the video encoder.
         decode_bytes: of the video decoder, for each latent row and column of a picture, and of a video.
         itemsize: bytes of one of the model's numbers.
     """
@@ -88,7 +91,7 @@ class Budget:
     card_bytes: int
     weights: int
     fp8_weights: int
-    decoder_weights: int
+    autoencoder_weights: int
     decode_bytes: tuple[int, int]
     itemsize: int
     decoders: Decoders
@@ -106,11 +109,14 @@ class Budget:
             )
 
     def least(self, params: GenerationParams) -> int:
-        """Count the bytes of weights, denoise and decode with the smallest chunk and no text, without any slack."""
+        """Count the bytes of weights, denoise and decode with the smallest chunk and no text, without any slack.
+
+        A picture is encoded with less memory than its video is decoded with, and before.
+        """
         grid = params.grid
         weights = self.weights + self.fp8_weights * params.fp8_linears
         denoise = denoised_bytes(self.transformer, grid.cells, 0, self.itemsize)
         denoise += cached_bytes(self.transformer, grid.cells, self.itemsize) * (params.step_cache > 0)
         decode = self.decode_bytes[grid.frames > 1] * grid.height * grid.width
         decode += request_sound_bytes(self.sound, params, self.itemsize)
-        return together(self.decoders, weights, self.decoder_weights, denoise, decode)
+        return together(self.decoders, weights, self.autoencoder_weights, denoise, decode)

@@ -11,6 +11,7 @@ from torch import nn
 
 from cosmos3_models.autoencoders.sound_decoder import OobleckSoundDecoder
 from cosmos3_models.autoencoders.video_decoder import WanVideoDecoder
+from cosmos3_models.autoencoders.video_encoder import WanVideoEncoder
 from cosmos3_models.checkpoint.folder import CardUse, Checkpoint, Offload
 from cosmos3_models.params import MAX_FRAMES, GenerationParams
 from cosmos3_models.resources.budget import (
@@ -42,7 +43,7 @@ class Footprint:
     Attributes:
         transformer: bytes of both towers' weights.
         text: those of them that can stay in host memory.
-        decoders: bytes of both decoders' weights.
+        autoencoders: bytes of the weights of both decoders and, if the checkpoint has it, the video encoder.
         fp8: bytes of the generation tower's copy in fp8.
     """
 
@@ -51,10 +52,12 @@ class Footprint:
         with torch.device("meta"):
             transformer = Transformer(checkpoint.transformer)
             self._video = WanVideoDecoder(checkpoint.video_vae).to(dtype)
+            self._encoder = WanVideoEncoder(checkpoint.video_vae).to(dtype) if checkpoint.has_video_encoder else None
             sound = nn.Identity() if checkpoint.sound is None else OobleckSoundDecoder(checkpoint.sound)
         self.transformer = self._bytes(transformer.parameters())
         self.text = self._bytes(transformer.text.offloadable)
-        self.decoders = self._bytes([*self._video.parameters(), *sound.parameters()])
+        parts = (self._video, sound, self._encoder or nn.Identity())
+        self.autoencoders = self._bytes(weight for part in parts for weight in part.parameters())
         self.fp8 = sum(linear.weight.numel() for linear in transformer.generation.linears)  # a byte each
 
     def offloads(self, choice: Offload, device: torch.device) -> bool:
@@ -82,8 +85,10 @@ class Footprint:
         decode = self.decoded(grid.height, grid.width, card_bytes) + request_sound_bytes(
             self._checkpoint.sound, params, self._itemsize
         )
-        processes = 3 if self._use.decoders == "same GPU" else 1
-        peak = together(self._use.decoders, weights, self.decoders, int(SLACK * denoise), int(SLACK * decode))
+        encode = self.encoded(grid.height, grid.width)
+        processes = 3 + (self._encoder is not None) if self._use.decoders == "same GPU" else 1
+        parts = (int(SLACK * part) for part in (denoise, decode, encode))
+        peak = together(self._use.decoders, weights, self.autoencoders, *parts)
         return peak + processes * PROCESS_BYTES
 
     def budget(self, device: torch.device, *, offloaded: bool) -> Budget | None:
@@ -98,7 +103,7 @@ class Footprint:
             card_bytes=torch.cuda.get_device_properties(device).total_memory,
             weights=self.transformer - self.text * offloaded,
             fp8_weights=self.fp8,
-            decoder_weights=self.decoders,
+            autoencoder_weights=self.autoencoders,
             decode_bytes=(self._video.peak_bytes(0, 1, 1), self._video.peak_bytes(1, 1, 1)),
             itemsize=self._itemsize,
             decoders=self._use.decoders,
@@ -121,6 +126,16 @@ class Footprint:
             height, width: latent rows and columns.
         """
         return self._video.peak_bytes(self._video.chunk_on_card(height, width, card_bytes), height, width)
+
+    def encoded(self, height: int, width: int) -> int:
+        """Bytes that encoding pictures takes, besides the weights, on a GPU; 0 without the encoder.
+
+        Args:
+            height, width: latent rows and columns.
+        """
+        if self._encoder is None:
+            return 0
+        return self._encoder.peak_bytes(self._encoder.chunk_on_card(height, width), height, width)
 
     def sounded(self, latent_frames: int) -> int:
         """``sounded_bytes`` of this checkpoint."""

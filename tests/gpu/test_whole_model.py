@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from cosmos3_models import Cosmos3Pipeline, GenerationParams
+from cosmos3_models.checkpoint.loading import load_video_encoder
 from cosmos3_models.kernels import dispatch
 from cosmos3_models.params import Approximation
 from cosmos3_models.sampling.denoise import draw_noise, velocity_function
@@ -146,6 +147,19 @@ def test_decoded_pixels_are_as_near_to_fp32_as_the_definitions_are() -> None:
     with definitions():
         plain = torch.cat([p.cpu() for p in loaded("cuda").video_decoder(latents)], 2)
     assert distance(fused, exact) <= SLACK * distance(plain, exact)
+
+
+def test_encoded_pictures_are_as_near_to_fp32_as_the_definitions_are() -> None:
+    checkpoint = loaded("cpu").checkpoint
+    pictures = np.random.RandomState(0).randint(0, 256, (9, 80, 112, 3), dtype=np.uint8)
+    exact = load_video_encoder(checkpoint, torch.device("cpu"), torch.float32)([pictures])
+    for dtype, largest in ((torch.float32, 2e-3), (torch.bfloat16, LARGEST["bf16"])):
+        encoder = load_video_encoder(checkpoint, torch.device("cuda"), dtype)
+        fused = encoder([pictures]).cpu()
+        with definitions():
+            plain = encoder([pictures]).cpu()
+        assert distance(fused, exact) <= max(SLACK * distance(plain, exact), 1e-5)
+        assert distance(fused, exact) <= largest
 
 
 def test_the_same_request_gives_the_same_bytes() -> None:

@@ -4,6 +4,7 @@ import asyncio
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Literal
@@ -97,10 +98,46 @@ def test_a_whole_server_takes_what_was_measured(frames: int, size: tuple[int, in
     """All stages on one card; its default negative prompt had 623 tokens."""
     checkpoint = nano_checkpoint()
     defaults = GenerationDefaults(height=size[0], width=size[1])
-    checkpoint = Checkpoint(**{**vars(checkpoint), "defaults": defaults})
+    checkpoint = replace(checkpoint, defaults=defaults)
     use = CardUse(frames * size[0] * size[1], "same GPU", EXACT)
     said = Footprint(checkpoint, torch.bfloat16, use).most(H100, fp8=True) / GIB
     assert said == pytest.approx(used_gib, rel=0.07)
+
+
+@pytest.fixture
+def with_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Checkpoint, "has_video_encoder", True)
+
+
+def test_a_video_encoder_adds_its_weights_its_chunk_and_its_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    without = footprint()
+    monkeypatch.setattr(Checkpoint, "has_video_encoder", True)
+    encoder = footprint()
+    weights, chunk = encoder.autoencoders - without.autoencoders, encoder.encoded(45, 80)
+    assert weights == 2 * 149_637_088  # bf16
+    assert 2.66 <= chunk / GIB <= 1.13 * 2.66, "as much as is alive at once, and little more"
+    assert without.encoded(45, 80) == 0
+    added = weights + int(memory.SLACK * chunk) + memory.PROCESS_BYTES
+    assert encoder.most(H100, fp8=True) - without.most(H100, fp8=True) == added
+
+
+@pytest.mark.usefixtures("with_encoder")
+@pytest.mark.parametrize(("gib", "fp8", "expected"), CARDS)
+def test_a_video_encoder_fits_the_same_cards(
+    monkeypatch: pytest.MonkeyPatch, gib: float, fp8: bool, expected: bool
+) -> None:
+    put_card(monkeypatch, gib, fp8)
+    assert footprint().offloads("auto", GPU) is expected
+
+
+@pytest.mark.parametrize(("decoders", "chunk_counts"), [("same process", False), ("same GPU", True)])
+def test_in_one_process_pictures_are_encoded_in_memory_that_the_decode_needs_anyway(
+    monkeypatch: pytest.MonkeyPatch, decoders: Decoders, chunk_counts: bool
+) -> None:
+    without = footprint(decoders=decoders).most(H100, fp8=True)
+    monkeypatch.setattr(Checkpoint, "has_video_encoder", True)
+    added = footprint(decoders=decoders).most(H100, fp8=True) - without
+    assert (added > footprint().encoded(45, 80)) is chunk_counts
 
 
 @pytest.mark.parametrize(("gib", "fp8", "expected"), CARDS)

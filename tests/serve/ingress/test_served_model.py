@@ -87,7 +87,12 @@ def test_the_folders_own_name_is_served_whatever_its_letters(fast: Path) -> None
 def small_card(checkpoint: Path) -> Budget:
     """Of 1 GiB, with room for 64 x 64 x 9 and not for 1024 x 1024 x 97."""
     opened = Checkpoint.open(checkpoint)
-    weights = {"weights": GIB // 2, "fp8_weights": 0, "decoder_weights": GIB // 4, "decode_bytes": (1 << 15, 1 << 16)}
+    weights = {
+        "weights": GIB // 2,
+        "fp8_weights": 0,
+        "autoencoder_weights": GIB // 4,
+        "decode_bytes": (1 << 15, 1 << 16),
+    }
     return Budget(
         card_bytes=GIB, itemsize=2, decoders="same GPU", transformer=opened.transformer, sound=None, **weights
     )
