@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterator
-from importlib.resources import files
 from typing import Any
 
 import pytest
@@ -13,6 +12,7 @@ from cosmos3_models import GenerationParams, InvalidInput
 from cosmos3_models.params import OF_A_REQUEST, GenerationDefaults
 from serve.cli.generate import command as generate
 from serve.cli.submit import command as submit
+from serve.http.pages.routes import assembled
 from serve.schema import ListQuery, Video, VideoRequest
 
 OF_REQUESTS_ALONE = {"model", "size", "seconds", "metadata"}
@@ -22,7 +22,7 @@ NOT_ON_THE_PAGE |= {"condition_frame_indexes_vision", "condition_video_keep"}  #
 TYPES = {"string": "text", "boolean": "true, false", "object": "texts by name", "array": "numbers"}
 
 DECLARED = GenerationParams.model_fields
-PAGE = (files("serve.http.pages") / "page.html").read_text("utf-8")
+PAGE = assembled("page.html")
 NAMED = re.search(r"const FIELDS = \[(.*?)\]", PAGE)
 ON_THE_PAGE = re.findall(r'"(\w+)"', NAMED[1] if NAMED else "")
 INPUTS = {

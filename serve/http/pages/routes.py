@@ -10,6 +10,7 @@ from fastapi import APIRouter
 from fastapi.responses import HTMLResponse, Response
 
 SAFE = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
+OWN_FILE = re.compile(r'<(?:link rel="stylesheet" href|script src)="(\w+\.(?:css|js))">(?:</script>)?')
 
 
 def pages() -> APIRouter:
@@ -49,11 +50,11 @@ def _read(name: str, further: dict[str, str], linked: str = "") -> tuple[str, di
         further: more directives of the content security policy.
         linked: source of scripts and styles besides the inline ones.
     """
-    html = Path(__file__).with_name(name).read_text("utf-8")
+    html = assembled(name)
     policy = {
         "default-src": "'none'",
-        "script-src": linked + _hash_of("script", html),
-        "style-src": linked + _hash_of("style", html),
+        "script-src": linked + _hashes_of("script", html),
+        "style-src": linked + _hashes_of("style", html),
         "connect-src": "'self'",
         "img-src": "data: blob:",
         "media-src": "blob:",
@@ -65,7 +66,19 @@ def _read(name: str, further: dict[str, str], linked: str = "") -> tuple[str, di
     return html, SAFE | {"Content-Security-Policy": content_policy, "Cache-Control": "no-cache"}
 
 
-def _hash_of(tag: str, html: str) -> str:
-    """The source expression that allows the page's one inline element of this kind."""
-    (content,) = re.findall(f"<{tag}>(.*?)</{tag}>", html, re.DOTALL)
-    return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"
+def assembled(name: str) -> str:
+    """A page with its own style and scripts inside: whatever a browser caches, they are of one release."""
+    folder = Path(__file__).parent
+
+    def inside(found: re.Match[str]) -> str:
+        tag = "style" if found[1].endswith(".css") else "script"
+        return f"<{tag}>\n{(folder / found[1]).read_text('utf-8')}</{tag}>"
+
+    return OWN_FILE.sub(inside, (folder / name).read_text("utf-8"))
+
+
+def _hashes_of(tag: str, html: str) -> str:
+    """The source expressions that allow the page's inline elements of this kind."""
+    contents = re.findall(f"<{tag}>(.*?)</{tag}>", html, re.DOTALL)
+    digests = (base64.b64encode(hashlib.sha256(content.encode()).digest()).decode() for content in contents)
+    return " ".join(f"'sha256-{digest}'" for digest in digests)

@@ -11,7 +11,7 @@ from serve.graph.graph import Stages
 from serve.graph.stage_names import DENOISER, MODEL_STAGES, REPORTED, TIMED
 from serve.jobs.records import LAST_EVENT, QUEUED_EVENT, STAGE_EVENTS
 
-PAGE = ROOT / "serve/http/pages/page.html"
+PAGE = ROOT / "serve/http/pages/screen.js"
 CLIENTS = sorted((ROOT / "serve").glob("cli/*.py")) + sorted((ROOT / "serve").glob("client/*.py"))
 COMPARED = re.compile(r"""stage\W{1,5}===?\s*"(\w+)\"""")
 

@@ -19,7 +19,6 @@ import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, PlainTextResponse
 from local_api import LocalIngress
-from paths import ROOT
 from playwright.sync_api import Browser, Dialog, Page, expect, sync_playwright
 from running_server import Server, free_port
 from starlette.middleware.base import BaseHTTPMiddleware
@@ -31,6 +30,7 @@ from cosmos3_models.media.pictures import encode_picture
 from serve.app import AppArgs
 from serve.http.access import Access
 from serve.http.content import Content
+from serve.http.pages.routes import assembled
 from serve.http.routes import create_api
 from serve.jobs.media_store import MediaStore
 from serve.schema import Video, VideoEstimate, VideoList, VideoRequest, described
@@ -45,7 +45,6 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-PAGE = ROOT / "serve" / "http" / "pages" / "page.html"
 KEY = "0123456789abcdef"
 MARKUP = "<script>document.title = 'owned'</script><img src=x onerror=\"document.title='owned'\">"
 SMALL = {"Width": "96", "Height": "64", "Frames": "9", "Steps": "4"}
@@ -158,7 +157,7 @@ def test_what_was_typed_and_chosen_survives_a_reload(server: Server, page: Page)
 
 def test_what_was_typed_before_the_server_is_ready_survives_a_reload(page: Page) -> None:
     with running(starting := FastAPI(), free_port()) as url:
-        starting.add_api_route("/", lambda: HTMLResponse(PAGE.read_text()))
+        starting.add_api_route("/", lambda: HTMLResponse(assembled("page.html")))
         page.goto(url)
         page.get_by_label("Prompt", exact=True).fill("early")
         page.reload()
