@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-pytest_plugins = ["cluster"] if find_spec("ray") else []
+pytest_plugins = [name for name, needs in (("cluster", "ray"), ("browser", "playwright")) if find_spec(needs)]
 
 # A shell gives a command in the background an ignored Ctrl-C, which all that the tests start would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)

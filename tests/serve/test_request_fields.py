@@ -17,7 +17,6 @@ from serve.schema import ListQuery, Video, VideoRequest
 
 OF_REQUESTS_ALONE = {"model", "size", "seconds", "metadata"}
 NOT_ON_THE_PAGE = {"flow_shift", "sigma_schedule", "append_metadata", "fp8_linears", "fp8_attention", "step_cache"}
-NOT_ON_THE_PAGE |= {"condition_frame_indexes_vision", "condition_video_keep"}  # of a picture or clip
 
 TYPES = {"string": "text", "boolean": "true, false", "object": "texts by name", "array": "numbers"}
 
@@ -27,7 +26,7 @@ NAMED = re.search(r"const FIELDS = \[(.*?)\]", PAGE)
 ON_THE_PAGE = re.findall(r'"(\w+)"', NAMED[1] if NAMED else "")
 INPUTS = {
     element["name"]: element
-    for tag in re.findall(r"<(?:input|textarea) [^>]*>", PAGE)
+    for tag in re.findall(r"<(?:input|textarea|select) [^>]*>", PAGE)
     if "name" in (element := dict(re.findall(r'(\w+)="([^"]*)"', tag)))
 }
 NUMBERS = [name for name, element in INPUTS.items() if element.get("type") == "number"]

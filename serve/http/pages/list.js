@@ -54,7 +54,7 @@ function updateTile(tile, video) {
   const busy = video.status === "queued" ? `queued, number ${video.queue_position}` : `${video.progress} %`;
   tile.state.textContent = video.status === "failed" ? "failed" : brief(video);
   if (video.status === "completed" && !tile.image) showThumbnail(tile);
-  else if (!tile.image) tile.thumb.textContent = ENDS.includes(video.status) ? "no video" : busy;
+  else if (!tile.image) tile.thumb.textContent = ENDS.includes(video.status) ? `no ${noun(video)}` : busy;
 }
 
 async function showThumbnail(tile) {
@@ -75,7 +75,7 @@ function dropTile(id, tile) {
 
 async function remove(video) {
   if (removing.has(video.id)) return;  // pressed twice
-  if (ENDS.includes(video.status) && !confirm("Delete this video?")) return;
+  if (ENDS.includes(video.status) && !confirm(`Delete this ${noun(video)}?`)) return;
   removing.add(video.id);
   const cancelled = !ENDS.includes(video.status);
   if (video.id === shown?.id) watch.abort();

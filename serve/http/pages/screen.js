@@ -32,10 +32,12 @@ function showState(video) {
   $("cancel").hidden = ended;
   $("delete").hidden = !ended;
   $("save").hidden = !completed;
+  $("remix").hidden = !completed || model?.pictures === undefined;
+  $("extend").hidden = !completed || video.num_frames === 1 || !model?.pictures;
   $("facts").textContent = facts(video);
   $("screen").style.aspectRatio = `${video.width} / ${video.height}`;
   if (completed) return play(video);
-  if (ended) return failed(video.error?.message ?? "The video was deleted.");
+  if (ended) return failed(video.error?.message ?? `The ${noun(video)} was deleted.`);
   setScreen(`${video.progress} %`, true);
   $("progress").value = video.progress;
   place(video.status === "queued" ? "queued" : video.stage, video);
@@ -51,7 +53,7 @@ function setScreen(text, busy = false) {
 }
 
 function failed(message) {
-  setScreen("No video");
+  setScreen(`No ${noun(shown)}`);
   $("video-error").textContent = message;
 }
 
@@ -74,10 +76,10 @@ async function play(video) {
 }
 
 function showEvent(event) {
-  if (event.type === "deleted") return removed(shown.id, "The video was deleted.");
+  if (event.type === "deleted") return removed(shown.id, `The ${noun(shown)} was deleted.`);
   if (event.video) {
     shown = event.video;
-    say(event.type === "completed" ? "The video is finished." : "");  // a failure is an alert of its own
+    say(event.type === "completed" ? `The ${noun(shown)} is finished.` : "");  // a failure is an alert of its own
     showState(shown);
     estimateSoon();
     return refresh();
@@ -110,8 +112,10 @@ function say(news) {
   if ($("news").textContent !== news) $("news").textContent = news;
 }
 
+const noun = (video) => video.num_frames === 1 ? "image" : "video";
+
 function brief(video) {
-  const parts = [`${video.width}×${video.height}`, `${video.duration_s.toFixed(1)} s`];
+  const parts = [`${video.width}×${video.height}`, video.num_frames === 1 ? "image" : `${video.duration_s.toFixed(1)} s`];
   return parts.concat(video.generate_sound ? "sound" : []).join(" · ");
 }
 

@@ -20,7 +20,7 @@ async function call(path, options = {}) {
   const headers = { ...options.headers, ...(key && { Authorization: `Bearer ${key}` }) };
   let response;
   try {
-    response = await fetch(path, { ...options, headers });
+    response = await (options.onProgress ? upload : fetch)(path, { ...options, headers });
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new Refusal("The server cannot be reached.", null);
@@ -31,6 +31,24 @@ async function call(path, options = {}) {
   }
   if (!response.ok) throw await refusal(response);
   return response;
+}
+
+// What fetch does, with the share of the body that is sent.
+function upload(path, { method, body, headers, signal, onProgress }) {
+  return new Promise((resolve, reject) => {
+    const request = new XMLHttpRequest();
+    request.open(method, path);
+    for (const [name, value] of Object.entries(headers)) request.setRequestHeader(name, value);
+    request.upload.onprogress = ({ loaded, total }) => onProgress(loaded / total);
+    request.onload = () => {
+      const wait = request.getResponseHeader("Retry-After");
+      resolve(new Response(request.response, { status: request.status, headers: wait ? { "Retry-After": wait } : {} }));
+    };
+    request.onerror = () => reject(new TypeError());
+    request.onabort = () => reject(new DOMException("", "AbortError"));
+    signal.onabort = () => request.abort();
+    request.send(body);
+  });
 }
 
 async function refusal(response) {

@@ -10,9 +10,10 @@ async function start() {
       ({ data: [model] } = await ask("v1/models"));
       $("model").textContent = model.id;
       $("model").hidden = false;
-      $("generate_sound").disabled = !model.sound;
       showGuide(model.guide);
       fill({ ...model.defaults, ...(before.model === model.id && before.fields), prompt: $("prompt").value });
+      setSource(null);
+      chooseKind(Boolean(before.image));
       break;
     } catch (error) {
       $("form-error").textContent = error.message;
@@ -21,6 +22,7 @@ async function start() {
     }
   }
   $("form-error").textContent = "";
+  await restoreSource(before.source);
   const [newest] = await refresh();
   if (newest && !shown) select(newest);
 }
@@ -32,9 +34,37 @@ $("form").addEventListener("keydown", (event) => {
   event.preventDefault();
   $("form").requestSubmit();
 });
+$("as-video").addEventListener("click", () => chooseKind(false));
+$("as-image").addEventListener("click", () => chooseKind(true));
+$("choose").addEventListener("click", () => $("file").click());
+$("file").addEventListener("change", () => { takeFiles([...$("file").files]); $("file").value = ""; });
+$("unset").addEventListener("click", () => { setSource(null); $("choose").focus(); });
+$("stop-sending").addEventListener("click", () => sending?.abort());
+const hasFiles = (event) => event.dataTransfer.types.includes("Files");
+document.addEventListener("dragover", (event) => {
+  if (!hasFiles(event)) return;
+  event.preventDefault();  // otherwise the browser would leave the page for the file
+  $("zone").classList.add("over");
+});
+document.addEventListener("dragleave", (event) => { if (!event.relatedTarget) $("zone").classList.remove("over"); });
+document.addEventListener("drop", (event) => {
+  if (!hasFiles(event)) return;
+  event.preventDefault();
+  $("zone").classList.remove("over");
+  takeFiles([...event.dataTransfer.files]);
+});
+document.addEventListener("paste", (event) => {
+  const { files, types } = event.clipboardData;
+  if (!files.length || types.includes("text/plain")) return;  // copied text can come with a picture of itself
+  event.preventDefault();
+  takeFiles([...files]);
+});
 $("cancel").addEventListener("click", () => remove(shown));
 $("delete").addEventListener("click", () => remove(shown));
-$("reuse").addEventListener("click", () => { fill(shown); $("prompt").focus(); });
+$("extend").addEventListener("click", () => startFrom(shown, "extend"));
+$("remix").addEventListener("click", () => startFrom(shown, "remix"));
+$("num_frames").addEventListener("change", framesChosen);
+$("reuse").addEventListener("click", () => { useSettings(shown); $("prompt").focus(); });
 $("more").addEventListener("click", () => { limit = Math.min(MOST, limit + PAGE); refresh(); });
 setInterval(showToGo, 1000);
 start();

@@ -7,6 +7,7 @@ const LONG_S = 3600;     // a longer video is started only after a confirmation
 const LARGE = 16;        // so is one of this many times the default work, if there is no estimate
 
 let sent = null;         // a request without a response yet, with its idempotency key
+let sending = null;      // aborts an upload
 let typing = null;       // timer of the next estimate
 let estimating = null;   // aborts the previous estimate
 
@@ -21,14 +22,26 @@ function estimateSoon() {
 async function showEstimate(signal) {
   if (!model) return;
   let text = "";
-  if (FIELDS.every((name) => name === "prompt" || $(name).validity.valid)) {
+  if ([...FIELDS, "seconds"].every((name) => name === "prompt" || !$(name).willValidate || $(name).validity.valid)) {
     try {
-      text = inWords(await estimate({ ...request(), prompt: "-" }, signal));
+      text = inWords(await estimate({ ...comparable(), prompt: "-" }, signal));
     } catch (error) {
       if (error.status === 400) text = error.message;
     }
   }
   if (!signal.aborted) $("estimate").textContent = text;
+}
+
+// A request that takes about as long and needs no file.
+function comparable() {
+  if (source?.how === "extend" || source?.how === "remix") {
+    const { width, height, num_frames, num_inference_steps, fps, generate_sound, guidance_scale } = source.video;
+    const length = source.how === "remix" ? { num_frames } : { seconds: $("seconds").value };
+    return { width, height, num_inference_steps, fps, generate_sound, guidance_scale, ...length };
+  }
+  const { condition_frame_indexes_vision: _, condition_video_keep: __, ...fields } = request();
+  const { width, height } = sizeInUse() ?? {};
+  return width ? { ...fields, width, height } : fields;
 }
 
 const estimate = (fields, signal) => ask("v1/videos/estimate", { method: "POST", body: JSON.stringify(fields), headers: { "Content-Type": "application/json" }, signal });
@@ -51,33 +64,64 @@ function newKey() {
   return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
+// Where the request goes, and its fields.
+function wanted() {
+  const prompt = $("prompt").value;
+  if (source?.how === "remix") return ["v1/videos/" + source.video.id + "/remix", { prompt }];
+  if (source?.how === "extend") return ["v1/videos/extensions", { video: { id: source.video.id }, prompt, seconds: $("seconds").value }];
+  return ["v1/videos", request()];
+}
+
 async function submit() {
   if ($("make").disabled) return;
-  const body = JSON.stringify(request());
-  if (sent?.body !== body) sent = { body, key: newKey() };
-  $("form-error").textContent = "";
-  for (const name of FIELDS) $(name).removeAttribute("aria-invalid");
+  const [path, fields] = wanted(), file = startsFromFile() ? source.file : null;
+  const body = JSON.stringify([path, fields]);
+  if (sent?.body !== body || sent.file !== file) sent = { body, file, key: newKey() };
+  $("form-error").textContent = $("zone-error").textContent = "";
+  for (const name of [...FIELDS, "seconds"]) $(name).removeAttribute("aria-invalid");
   $("make").disabled = true;
   try {
-    if (!await agreed(request())) return;
-    const headers = { "Content-Type": "application/json", "Idempotency-Key": sent.key };
-    const video = await ask("v1/videos", { method: "POST", body, headers });
+    if (!await agreed({ ...comparable(), prompt: "-" })) return;
+    const video = await (file ? sendForm(path, fields, file) : sendJson(path, fields));
     sent = null;
+    if (source && source.how !== "file") setSource(null);
     select(video);
     reveal();
     refresh();
     estimateSoon();
   } catch (error) {
     if (error.final) sent = null;
-    $("form-error").textContent = error.message;
-    mark(error.param);
+    if (error.name !== "AbortError") mark(error);
   } finally {
     $("make").disabled = false;
   }
 }
 
-function mark(param) {
-  const field = param === "size" ? $("width") : FIELDS.includes(param) ? $(param) : null;
+const sendJson = (path, fields) => ask(path, { method: "POST", body: JSON.stringify(fields), headers: { "Content-Type": "application/json", "Idempotency-Key": sent.key } });
+
+async function sendForm(path, fields, file) {
+  const body = new FormData();
+  for (const [name, value] of Object.entries(fields)) body.append(name, value);
+  body.append("input_reference", file);
+  sending = new AbortController();
+  const onProgress = (part) => {
+    $("sending").hidden = false;
+    $("sending-progress").value = part;
+    $("sending-text").textContent = part < 1 ? `Uploading, ${Math.floor(part * 100)} %` : "Uploaded; the server checks the file";
+  };
+  try {
+    return await ask(path, { method: "POST", body, headers: { "Idempotency-Key": sent.key }, signal: sending.signal, onProgress });
+  } finally {
+    sending = null;
+    $("sending").hidden = true;
+  }
+}
+
+// Shows an error, at its field if it has one.
+function mark({ message, param }) {
+  if (["input_reference", "video"].includes(param)) return refuseSource(message);
+  $("form-error").textContent = message;
+  const field = param === "size" ? $("width") : param === "seconds" || FIELDS.includes(param) ? $(param) : null;
   if (!field) return;
   field.closest("details")?.setAttribute("open", "");
   field.setAttribute("aria-invalid", "true");

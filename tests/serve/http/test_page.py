@@ -2,78 +2,34 @@
 
 import asyncio
 import re
-import shutil
-import threading
-import time
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx
-import numpy as np
 import pytest
-import uvicorn
+from browser import CHROMIUM, PATIENCE_MS, open_page, the_video
+from fake_server import FakeService, running
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, PlainTextResponse
 from local_api import LocalIngress
-from playwright.sync_api import Browser, Dialog, Page, expect, sync_playwright
+from playwright.sync_api import Dialog, Page, expect
 from running_server import Server, free_port
 from starlette.middleware.base import BaseHTTPMiddleware
 
-from cosmos3_models import GenerationParams
 from cosmos3_models.checkpoint.folder import DEMO
-from cosmos3_models.media.mp4 import encode_video
-from cosmos3_models.media.pictures import encode_picture
 from serve.app import AppArgs
 from serve.http.access import Access
-from serve.http.content import Content
 from serve.http.pages.routes import assembled
 from serve.http.routes import create_api
-from serve.jobs.media_store import MediaStore
-from serve.schema import Video, VideoEstimate, VideoList, VideoRequest, described
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 KEY = "0123456789abcdef"
 MARKUP = "<script>document.title = 'owned'</script><img src=x onerror=\"document.title='owned'\">"
 SMALL = {"Width": "96", "Height": "64", "Frames": "9", "Steps": "4"}
 ENDLESS = {"Width": "512", "Height": "384", "Frames": "65", "Steps": "200"}
-PATIENCE_MS = 60_000
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def page(browser: Browser) -> Iterator[Page]:
-    """A new page with storage of its own, which may reach nothing but this machine and must not report an error."""
-    page = browser.new_page()
-    page.set_default_timeout(PATIENCE_MS)
-    problems: list[str] = []
-    page.on("pageerror", lambda error: problems.append(str(error)))
-    page.on("console", lambda message: problems.append(message.text) if "Security Policy" in message.text else None)
-    page.on("request", lambda request: problems.append(request.url) if "127.0.0.1" not in request.url else None)
-    yield page
-    page.close()
-    assert not [problem for problem in problems if not problem.startswith(("data:", "blob:"))]
 
 
 def ask_for(page: Page, prompt: str, settings: dict[str, str]) -> None:
@@ -82,21 +38,6 @@ def ask_for(page: Page, prompt: str, settings: dict[str, str]) -> None:
         page.get_by_role("spinbutton", name=label).fill(value)
     page.get_by_role("button", name="Make the video").click()
     expect(page.locator("#shown-prompt")).to_have_text(prompt, timeout=PATIENCE_MS)
-
-
-def open_page(page: Page, url: str) -> None:
-    page.goto(url)
-    expect(page.get_by_label("Steps")).to_have_value("35", timeout=PATIENCE_MS)  # the model card is there
-
-
-def the_video(page: Page) -> Any:
-    """Length and width of the video on the screen, once the browser can play it."""
-    player = page.locator("video")
-    expect(player).to_be_visible(timeout=PATIENCE_MS)
-    return player.evaluate(
-        "async video => { while (!(video.duration > 0)) await new Promise(setTimeout); "
-        "return [video.duration, video.videoWidth] }"
-    )
 
 
 def test_a_video_is_made_played_listed_and_deleted(server: Server, page: Page) -> None:
@@ -216,7 +157,7 @@ def test_the_page_works_by_keyboard_and_fits_a_phone(server: Server, page: Page)
 def test_every_field_and_button_has_a_name(server: Server, page: Page) -> None:
     open_page(page, server.url)
     page.get_by_text("More settings").click()
-    for control in page.locator("input, textarea, button, a, progress").all():
+    for control in page.locator("input, textarea, select, button, a, progress").all():
         name = control.evaluate("it => it.labels?.[0]?.textContent || it.ariaLabel || it.textContent")
         assert name.strip(), control.evaluate("it => it.outerHTML")
 
@@ -228,82 +169,6 @@ def test_the_policy_lets_no_other_script_run(server: Server, page: Page) -> None
     page.goto(server.url)
     with pytest.raises(Exception, match=r"Security Policy|unsafe-eval|TrustedScript"):
         page.evaluate("() => { setTimeout('0'); eval('0') }")
-
-
-class FakeVideos:
-    """One video, finished unless it is said otherwise, without a model behind it."""
-
-    def __init__(self, folder: Path) -> None:
-        self._media = MediaStore(str(folder))
-        self._folder = folder
-        self.make("video/mp4", encode_video(np.zeros((9, 32, 48, 3), np.uint8), None, 24, 48_000))
-        self.status: Any = "completed"
-        self.lives = 0
-
-    @property
-    def video(self) -> Video:
-        params = GenerationParams(prompt="kept", num_frames=9, height=32, width=48)
-        state = {"status": self.status, "progress": 100, "step": 35, "queue_position": 0, "attempts": 1}
-        times = dict.fromkeys(("created_at", "started_at", "completed_at", "expires_at"), 0)
-        nothing = dict.fromkeys(("error", "stage", "eta_s", "stage_durations", "request_id"))
-        return Video(id="video_1", model="fake", **described(params), **state, **times, **nothing)
-
-    async def list(self, *_: Any) -> VideoList:
-        return VideoList(data=[self.video], first_id="video_1", last_id="video_1", has_more=False)
-
-    async def retrieve(self, _: str) -> Video:
-        return self.video
-
-    async def events(self, _: str, last_event: int | None) -> AsyncIterator[Any]:
-        """Step 1 and no more in the first life of the server; the rest behind it in the second."""
-        if self.lives == 1:
-            yield 1, {"type": "progress", "stage": "denoiser", "step": 1, "steps": 35, "progress": 2}
-            await asyncio.sleep(3600)
-        assert last_event == 1
-        self.status = "completed"
-        yield 2, {"type": "completed", "video": self.video.model_dump()}
-
-    def make(self, media_type: str, data: bytes) -> None:
-        """Let this be the content of the video."""
-        self._media_type, self._size = media_type, len(data)
-        (self._folder / "content").write_bytes(data)
-
-    async def content(self, *_: Any) -> Content:
-        read = partial(self._media.read, "content")
-        return Content(self._size, self._media_type, "content", "tag", 0, read)
-
-
-class FakeService:
-    def __init__(self, folder: Path) -> None:
-        self.videos: Any = FakeVideos(folder)
-
-        self.eta_s: float | None = 3.0
-
-    async def estimated(self, _: VideoRequest) -> VideoEstimate:
-        return VideoEstimate(eta_s=self.eta_s, queue_position=1, relative_work=1)
-
-    async def store(self, *_: Any) -> Video:
-        return self.videos.video
-
-    def model_cards(self) -> Any:
-        defaults = GenerationParams(prompt="-").model_dump(exclude={"prompt", "seed"})
-        return [{"id": "fake", "object": "model", "sound": False, "defaults": defaults, "guide": None}]
-
-
-@contextmanager
-def running(api: FastAPI, port: int) -> Iterator[str]:
-    """The address of a server, which at the end breaks all connections off."""
-    config = uvicorn.Config(api, port=port, log_level="critical", timeout_graceful_shutdown=0)
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.05)
-    try:
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.should_exit = True
-        thread.join()
 
 
 @pytest.fixture
@@ -329,20 +194,6 @@ def test_a_restart_of_the_server_is_outlasted_by_the_stream_and_by_the_download(
             expect(page.locator("#news")).to_have_text("The video is finished.", timeout=PATIENCE_MS)
             assert the_video(page) == [pytest.approx(9 / 24, abs=0.1), 48]
             expect(page.get_by_role("listitem").locator("img")).to_be_visible(timeout=PATIENCE_MS)
-
-
-def test_an_image_is_shown_and_saved_as_one(tmp_path: Path, page: Page) -> None:
-    service, picture = FakeService(tmp_path), encode_picture(np.zeros((32, 48, 3), np.uint8), "png")
-    service.videos.make("image/png", picture)
-    with running(create_api(service), free_port()) as url:  # type: ignore[arg-type]
-        page.goto(url)
-        shown = page.locator("#screen").get_by_role("img", name="kept")
-        expect(shown).to_be_visible(timeout=PATIENCE_MS)
-        assert shown.evaluate("async image => { await image.decode(); return image.naturalWidth }") == 48
-        with page.expect_download() as download:
-            page.get_by_role("link", name="Download").click()
-        assert download.value.suggested_filename == "video_1.png"
-        assert download.value.path().read_bytes() == picture
 
 
 class NoFilesAtFirst(BaseHTTPMiddleware):
