@@ -13,6 +13,7 @@ import psutil
 import pytest
 from batch import JOBS, REQUEST, Batch
 from faulty_stages import faulty_graph
+from pictured import begun_with_a_picture
 from ray import serve
 from running_server import LEASE_S, Server, ray_process
 
@@ -108,6 +109,15 @@ def test_a_replica_that_cannot_work_is_replaced_and_no_job_is_lost(
     again = sum(record["attempts"] > 1 for record in records)
     figures = {"lost": 0, "changed": 0, "retried": again, "ended s": round(ended_s, 1), "all done s": round(took_s, 1)}
     record_property(f"{stage}: {fault}", figures)
+
+
+def test_an_encoder_that_cannot_work_is_replaced_and_the_picture_encoded_elsewhere(faulty: FaultyServer) -> None:
+    undisturbed = begun_with_a_picture("faulty")
+    victim = faulty.process("VideoEncoder")
+    faulty.order("VideoEncoder", "break")
+    assert begun_with_a_picture("faulty").artifacts == undisturbed.artifacts
+    victim.wait(timeout=60)
+    assert faulty.process("VideoEncoder").pid != victim.pid
 
 
 def test_a_failure_that_does_not_come_again_is_retried_on_the_same_replica(

@@ -1,6 +1,5 @@
 """The real graph under Ray, started by ``serve run deploy.yaml``, over HTTP and over handles."""
 
-import asyncio
 import io
 import json
 import subprocess
@@ -15,19 +14,13 @@ import av
 import httpx
 import numpy as np
 import pytest
-from ray import serve
+from pictured import PICTURED, begun_with_a_picture
 from running_server import Server
 from sample_requests import ENDLESS, LONG, REQUEST
 
 from cosmos3_models import Cosmos3Pipeline, GenerationParams
 from cosmos3_models.media.mp4 import encode_video
-from cosmos3_models.media.pictures import encode_picture
 from serve.graph.artifacts import FinishedRequest
-from serve.graph.graph import Graph, Reference, Stages
-
-STAGES = ("Tokenizer", "VideoEncoder", "Denoiser", "VideoDecoder", "SoundDecoder")
-PICTURE = np.random.default_rng(0).integers(0, 256, (80, 60, 3), dtype=np.uint8)
-PICTURED = GenerationParams(prompt="x", num_frames=9, height=64, width=96, num_inference_steps=3)
 
 
 @pytest.fixture(scope="module")
@@ -104,23 +97,7 @@ def test_another_seed_gives_another_video(server: Server, expected: bytes) -> No
 def pictured(server: Server) -> FinishedRequest:
     """What every run of ``PICTURED`` must give."""
     assert server
-    return begun_with_a_picture()
-
-
-def begun_with_a_picture() -> FinishedRequest:
-    """A request with a picture, driven from here over the stages of the server."""
-    handles: list[Any] = [serve.get_deployment_handle(stage, "cosmos3") for stage in STAGES]
-
-    async def read() -> bytes:
-        return encode_picture(PICTURE, "png")
-
-    async def scene() -> FinishedRequest:
-        graph = Graph(Stages(*handles), max_attempts=3)
-        events = [event async for event in graph.run(PICTURED, "m", arrays=True, reference=Reference("image", read))]
-        assert isinstance(events[-1], FinishedRequest)
-        return events[-1]
-
-    return asyncio.run(scene())
+    return begun_with_a_picture("cosmos3")
 
 
 def test_a_request_with_a_picture_passes_the_encoder_and_differs_from_one_without(
@@ -139,7 +116,7 @@ def test_a_request_survives_the_death_of_the_encoder_that_reads_its_picture(
     victim = server.process("VideoEncoder")
     victim.suspend()  # so that the request surely waits for this very replica
     with ThreadPoolExecutor(1) as aside:
-        again = aside.submit(begun_with_a_picture)
+        again = aside.submit(begun_with_a_picture, "cosmos3")
         time.sleep(2)
         victim.kill()
         assert again.result(timeout=120).artifacts == pictured.artifacts
