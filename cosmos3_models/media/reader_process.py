@@ -54,15 +54,16 @@ def send_frames(file: BinaryIO, count: int, keep: Literal["first", "last"]) -> N
 def give_up_rights() -> None:
     """Limit memory and CPU time, and open no file from now on."""
     limits = {
-        resource.RLIMIT_AS: MEMORY_BYTES,
-        resource.RLIMIT_CPU: CPU_SECONDS,
-        resource.RLIMIT_CORE: 0,
-        resource.RLIMIT_NOFILE: 0,
+        resource.RLIMIT_AS: (MEMORY_BYTES, MEMORY_BYTES),
+        # The first one ends the process with a signal of its own, the second with SIGKILL.
+        resource.RLIMIT_CPU: (CPU_SECONDS, CPU_SECONDS + 1),
+        resource.RLIMIT_CORE: (0, 0),
+        resource.RLIMIT_NOFILE: (0, 0),
     }
     for name, limit in limits.items():
         # macOS has no limit on address space.
         with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(name, (limit, limit))
+            resource.setrlimit(name, limit)
 
 
 def end_with(parent: int) -> None:
