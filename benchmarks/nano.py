@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from cosmos3_models.autoencoders.sound_decoder import OobleckSoundDecoder
 from cosmos3_models.autoencoders.video_decoder import WanVideoDecoder
+from cosmos3_models.autoencoders.video_encoder import WanVideoEncoder
 from cosmos3_models.checkpoint.configs import SoundDecoderConfig, TransformerConfig, VideoVAEConfig
 from cosmos3_models.checkpoint.loading import allocate
 from cosmos3_models.checkpoint.tensor_names import transformer_name
@@ -101,6 +102,10 @@ def transformer(device: str, dtype: torch.dtype, layers: int) -> Transformer:
 
 def video_decoder(device: str, dtype: torch.dtype) -> WanVideoDecoder:
     return _materialized(lambda: WanVideoDecoder(VideoVAEConfig.model_validate(VIDEO_VAE)), device, dtype, str)
+
+
+def video_encoder(device: str, dtype: torch.dtype) -> WanVideoEncoder:
+    return _materialized(lambda: WanVideoEncoder(VideoVAEConfig.model_validate(VIDEO_VAE)), device, dtype, str)
 
 
 def sound_decoder(device: str, dtype: torch.dtype) -> OobleckSoundDecoder:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from benchmarks import nano
 from cosmos3_models.autoencoders.sound_decoder import OobleckSoundDecoder
 from cosmos3_models.autoencoders.video_decoder import WanVideoDecoder
+from cosmos3_models.autoencoders.video_encoder import WanVideoEncoder
 from cosmos3_models.checkpoint.configs import SoundDecoderConfig, VideoVAEConfig
 from cosmos3_models.checkpoint.folder import DEMO_FOLDER
 from cosmos3_models.checkpoint.tensor_names import transformer_name
@@ -84,10 +85,11 @@ def _components(layers: int, device: str) -> Iterator[tuple[str, NamedTensors]]:
     """Folder and drawn tensors of each component, in the checkpoint's names."""
     with torch.device("meta"):
         transformer = Transformer(nano.transformer_config(layers))
-        video = WanVideoDecoder(VideoVAEConfig.model_validate(nano.VIDEO_VAE))
+        video = VideoVAEConfig.model_validate(nano.VIDEO_VAE)
+        autoencoder = nn.ModuleList([WanVideoEncoder(video), WanVideoDecoder(video)])
         sound = OobleckSoundDecoder(SoundDecoderConfig.model_validate(nano.SOUND))
     yield "transformer", _drawn(transformer, device, lambda name: transformer_name(name, layers))
-    yield "vae", _drawn(video, device, str)
+    yield "vae", _drawn(autoencoder, device, lambda name: name.partition(".")[2])
     yield "sound_tokenizer", _weight_normed(_drawn(sound, device, str))
 
 
