@@ -15,6 +15,7 @@ import httpx
 import numpy as np
 import pytest
 from pictured import PICTURED, begun_with_a_picture
+from PIL import Image
 from running_server import Server
 from sample_requests import ENDLESS, LONG, REQUEST
 
@@ -63,6 +64,16 @@ def test_the_frames_equal_those_of_one_process(server: Server, tiny_checkpoint: 
     assert np.array_equal(result["frames"], alone.frames)
     assert np.array_equal(result["waveform"], alone.waveform)
     assert expected == encode_video(alone.frames, alone.waveform, alone.fps, alone.sample_rate)
+
+
+def test_one_frame_is_a_png_over_http_and_over_a_handle(server: Server) -> None:
+    one = REQUEST | {"num_frames": 1, "generate_sound": False}
+    result = server.handle.generate.remote(one, arrays=True).result()
+    with Image.open(io.BytesIO(result["image"])) as image:
+        assert image.format == "PNG"
+        assert np.array_equal(np.asarray(image), result["frames"][0])
+    response = post(server, one)
+    assert (response.headers["content-type"], response.content) == ("image/png", result["image"])
 
 
 @pytest.mark.usefixtures("server")
