@@ -9,7 +9,7 @@ from pathlib import Path, PurePath
 import psutil
 
 REPLICA = "ray::ServeReplica:cosmos3:"
-OURS = ("Ingress", "JobRunner", "Tokenizer", "Denoiser", "VideoDecoder", "SoundDecoder")
+OURS = ("Ingress", "JobRunner", "Tokenizer", "VideoEncoder", "Denoiser", "VideoDecoder", "SoundDecoder")
 """The replicas of this project's deployments. All other processes are Ray's."""
 CLIENT = "client"
 Figures = defaultdict[str, float]

@@ -35,12 +35,11 @@ class VideoEncoder:
     """
 
     def __init__(self, checkpoint: str, device: str, patience: Patience) -> None:
-        from cosmos3_models.checkpoint import loading as weights
-
         self._checkpoint = opened = Checkpoint.open(checkpoint)
         self._device = device
         self._worker = None
         if opened.has_video_encoder:
+            from cosmos3_models.checkpoint import loading as weights
             from cosmos3_models.media.resize import cover
 
             self._cover = cover
