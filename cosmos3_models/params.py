@@ -149,7 +149,7 @@ class GenerationParams(Approximation):
     ]
     negative_prompt: Annotated[
         Text | None,
-        Field(description='what to avoid; absent: a structured default, "": nothing'),
+        Field(description='what to avoid; absent: a structured default, of an image nothing; "": nothing'),
         Why(f"it is text of at most {MAX_PROMPT_CHARS} characters that describes what to avoid"),
     ] = None
     num_frames: Annotated[

@@ -54,12 +54,16 @@ class PromptEncoder:
         positive = self._checked("prompt", prompt)
         if params.guidance_scale == 1:
             return PromptIds(positive, None)
-        negative = self._default_negative if params.negative_prompt is None else params.negative_prompt
+        negative = self._negative(params) if params.negative_prompt is None else params.negative_prompt
         return PromptIds(positive, self._checked("negative_prompt", negative))
 
     def token_ids(self, text: str) -> Ids:
         """Encode one text of any length; see ``ChatTokenizer.ids``."""
         return self._tokenizer.ids(text)
+
+    def _negative(self, params: GenerationParams) -> str:
+        """The default: that of videos speaks of motion and cuts, which an image has none of."""
+        return "" if params.num_frames == 1 else self._default_negative
 
     def _checked(self, param: str, text: str) -> Ids:
         ids = self.token_ids(text)

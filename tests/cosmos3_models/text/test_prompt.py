@@ -117,6 +117,13 @@ def test_no_negative_prompt_means_the_structured_default_and_an_empty_one_means_
     assert own.tolist() != packaged.tolist()
 
 
+@pytest.mark.parametrize(("given", "meant"), [(None, ""), ("", ""), ("blurry", "blurry")])
+def test_an_image_avoids_nothing_by_default(encoder: PromptEncoder, given: str | None, meant: str) -> None:
+    negative = encoder.encode(GenerationParams(prompt="x", num_frames=1, negative_prompt=given)).negative
+    assert negative is not None
+    assert negative.tolist() == encoder.token_ids(meant).tolist()
+
+
 def test_the_negative_prompt_carries_no_metadata_and_is_left_out_without_guidance(encoder: PromptEncoder) -> None:
     given = encoder.encode(GenerationParams(prompt="x", negative_prompt="blurry."))
     assert given.negative is not None
