@@ -41,6 +41,11 @@ def decode_picture(file: BinaryIO, kind: str) -> NDArray[np.uint8]:
         raise refusal(
             f"an animated {kind} picture", "a still picture or a clip", "it is not clear which frame is meant"
         )
+    return rgb(picture)
+
+
+def rgb(picture: Image.Image) -> NDArray[np.uint8]:
+    """Convert a picture of any mode to uint8 RGB (h, w, 3), upright and on white, as ``decode_picture`` does."""
     picture.load()
     turn = UPRIGHT.get(picture.getexif().get(ORIENTATION, 1))
     flat = _on_white(picture)

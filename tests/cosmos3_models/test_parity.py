@@ -2,17 +2,21 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import tiny
 import torch
+from numpy.typing import NDArray
 from paths import ROOT
 
 from cosmos3_models import Cosmos3Pipeline, GenerationParams
-from cosmos3_models.params import SigmaSchedule
+from cosmos3_models.media.resize import cover
+from cosmos3_models.params import ReferenceKind, SigmaSchedule, clean_frames
 from cosmos3_models.sampling.denoise import draw_noise
 from cosmos3_models.sampling.schedules import make_schedule
+from cosmos3_models.shapes import pixel_frames_needed
 from cosmos3_models.text.prompt import PromptIds
 
 TOLERANCE = 1e-5
@@ -39,6 +43,25 @@ CASES = {
 }
 
 
+LONGER = {"num_frames": 17, "height": 48, "width": 80}
+PICTURE, CLIP = ((*shape, 3) for shape in [(50, 70), (20, 48, 80)])
+CLEAN_CASES: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
+    "picture": ({}, PICTURE),
+    "upright picture": ({"height": 80, "width": 48}, (90, 33, 3)),
+    "picture without guidance": ({"guidance_scale": 1.0}, PICTURE),
+    "picture, karras": ({"sigma_schedule": "karras"}, PICTURE),
+    "picture, eight steps at shift 5": ({"num_inference_steps": 8, "flow_shift": 5.0}, PICTURE),
+    "picture with its metadata": ({"append_metadata": True, "guidance_scale": 1.0}, PICTURE),
+    "clip": ({}, CLIP),
+    "end of a clip": ({"condition_video_keep": "last", "sigma_schedule": "checkpoint"}, CLIP),
+    "one frame of a clip": ({"condition_frame_indexes_vision": 0}, CLIP),
+    "latent frames 0 and 3": ({"condition_frame_indexes_vision": (0, 3)}, CLIP),
+    "latent frame 2 of a clip's end": ({"condition_frame_indexes_vision": 2, "condition_video_keep": "last"}, CLIP),
+    "clip too short": ({"condition_frame_indexes_vision": (0, 2)}, (3, *CLIP[1:])),
+    "whole clip": ({"condition_frame_indexes_vision": (0, 1, 2, 3, 4)}, CLIP),
+}
+
+
 @pytest.fixture(scope="module")
 def pipeline(tiny_checkpoint: Path) -> Cosmos3Pipeline:
     return Cosmos3Pipeline.from_pretrained(tiny_checkpoint, "cpu")
@@ -59,6 +82,44 @@ def test_a_video_equals_that_of_diffusers(
     assert all(error <= TOLERANCE for error in compared.errors.values()), compared.errors
     rounded, pixels = compared.result.frames / 255.0, compared.pixels[0].permute(1, 2, 3, 0).numpy()
     assert np.abs(rounded - pixels).max() <= 0.5 / 255 + 1e-6
+
+
+@pytest.mark.parametrize("sound", [False, True], ids=["silent", "with sound"])
+@pytest.mark.parametrize("case", CLEAN_CASES)
+def test_a_video_from_a_picture_or_clip_equals_that_of_diffusers(
+    pipeline: Cosmos3Pipeline, case: str, sound: bool, record_property: Callable[[str, object], None]
+) -> None:
+    changes, shape = CLEAN_CASES[case]
+    params = GenerationParams(**(REQUEST | LONGER | changes), generate_sound=sound)
+    given = np.random.RandomState(1).randint(0, 256, shape).astype(np.uint8)
+    kind: ReferenceKind = "image" if given.ndim == 3 else "video"
+    compared = tiny.compare_with_diffusers(pipeline, params, **{kind: given})
+    record_property("relative errors", compared.errors)
+    assert ("waveform" in compared.errors) == sound
+    assert all(error <= TOLERANCE for error in compared.errors.values()), compared.errors
+    indexes = list(clean_frames(params, kind))
+    assert torch.equal(compared.result.video_latents[:, :, indexes], encoded(pipeline, params, given)[:, :, indexes])
+
+
+def encoded(pipeline: Cosmos3Pipeline, params: GenerationParams, given: NDArray[np.uint8]) -> torch.Tensor:
+    """The latents of the video that repeats the picture, or begins with the clip and stands still at its end."""
+    assert pipeline.video_encoder is not None
+    frames = given[None] if given.ndim == 3 else given
+    needed = pixel_frames_needed(clean_frames(params, "image" if given.ndim == 3 else "video"))
+    frames = frames[:needed] if params.condition_video_keep == "first" else frames[-needed:]
+    frames = np.concatenate([frames, *[frames[-1:]] * (needed - len(frames))])
+    return pipeline.video_encoder([cover(frames, params.height, params.width)])
+
+
+def test_an_image_equals_that_of_diffusers_with_its_own_sentence(
+    pipeline: Cosmos3Pipeline, record_property: Callable[[str, object], None]
+) -> None:
+    """Guidance is off: diffusers has a sentence for the negative prompt as well, which the official pipeline lacks."""
+    changes = {"num_frames": 1, "append_metadata": True, "guidance_scale": 1.0}
+    compared = tiny.compare_with_diffusers(pipeline, GenerationParams(**(REQUEST | changes)))
+    record_property("relative errors", compared.errors)
+    assert all(error <= TOLERANCE for error in compared.errors.values()), compared.errors
+    assert compared.result.frames.shape == (1, 64, 96, 3)
 
 
 @pytest.mark.parametrize("schedule", ["karras", "phyai"])
