@@ -143,6 +143,12 @@ class StageFailed(ServingError):
     code = "stage_failed"
 
 
+class InputLost(ServingError):
+    """The picture or clip of a stored job is gone from the media store, or damaged."""
+
+    code = "input_lost"
+
+
 class NotReady(ServingError):
     status = 503
     type = "server_error"

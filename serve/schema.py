@@ -3,17 +3,23 @@
 import hashlib
 import json
 import secrets
-from typing import Annotated, Any, Literal, NotRequired, TypedDict
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NotRequired, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, BeforeValidator, Field
+from pydantic import BaseModel, BeforeValidator, Field, PlainValidator, WithJsonSchema
 
 from cosmos3_models import GenerationParams, InvalidInput
 from cosmos3_models.fields import CheckedModel, Number, Why, optional, unchecked, with_fields
-from cosmos3_models.params import MAX_SEED, GenerationDefaults
-from cosmos3_models.shapes import nearest_frame_counts
+from cosmos3_models.media.natural_size import natural_size
+from cosmos3_models.params import CLEAN_BY_DEFAULT, MAX_SEED, GenerationDefaults
+from cosmos3_models.shapes import nearest_frame_counts, pixel_frames_needed
 from serve.errors import invalid_input_refused
+from serve.inputs.reference import FIELD, SCHEMA, StoredVideo, read_reference
+from serve.inputs.uploads import Upload
+
+if TYPE_CHECKING:
+    from cosmos3_models.media.reading import MediaInfo
 
 
 def _number_text(value: object) -> object:
@@ -34,6 +40,16 @@ Time = Annotated[int, Field(ge=0, le=MAX_TIME), Number]
 OF_TIMES = Why("times are whole seconds since 1970, up to the year 9999")
 
 
+ModelName = Annotated[
+    str | None, Field(description="the served model's name, or nothing"), Why("a model is chosen by its name")
+]
+Size = Annotated[
+    Annotated[str, Field(pattern=r"^[1-9][0-9]{0,4}x[1-9][0-9]{0,4}$", examples=["1280x720"])] | None,
+    Field(description="WIDTHxHEIGHT in pixels, instead of width and height"),
+    Why("a size is its width, an x and its height, in pixels"),
+]
+
+
 @with_fields(optional(GenerationParams))
 class VideoRequest(CheckedModel):
     """The body of a request; an absent field is the served checkpoint's default, and an absent seed is drawn.
@@ -41,14 +57,8 @@ class VideoRequest(CheckedModel):
     The fields that follow these are those of ``cosmos3_models.GenerationParams``.
     """
 
-    model: Annotated[
-        str | None, Field(description="the served model's name, or nothing"), Why("a model is chosen by its name")
-    ] = None
-    size: Annotated[
-        Annotated[str, Field(pattern=r"^[1-9][0-9]{0,4}x[1-9][0-9]{0,4}$", examples=["1280x720"])] | None,
-        Field(description="WIDTHxHEIGHT in pixels, instead of width and height"),
-        Why("a size is its width, an x and its height, in pixels"),
-    ] = None
+    model: ModelName = None
+    size: Size = None
     seconds: Annotated[
         Annotated[str, Field(pattern=r"^[0-9]{1,4}(\.[0-9]{1,6})?$"), BeforeValidator(_number_text)] | None,
         Field(description="length, rounded to the nearest 4k + 1 frames, instead of num_frames"),
@@ -59,9 +69,23 @@ class VideoRequest(CheckedModel):
         Field(description="up to 16 texts under names of your own, by which lists can be filtered"),
         OF_METADATA,
     ] = None
+    input_reference: Annotated[
+        Upload | StoredVideo | None,
+        PlainValidator(read_reference),
+        WithJsonSchema(SCHEMA),
+        Field(description="the picture or clip that the video starts from"),
+        Why("a video starts from one picture or one clip"),
+    ] = None
 
-    def params(self, defaults: GenerationDefaults) -> GenerationParams:
+    def params(
+        self, defaults: GenerationDefaults, media: "MediaInfo | None" = None, continues: bool = False
+    ) -> GenerationParams:
         """The complete request over a checkpoint's defaults, with a seed drawn if none is given.
+
+        Args:
+            media: what the reference is. Without a size in the request, the video has its ratio, at about the default
+                number of pixels.
+            continues: whether ``seconds`` are those after the frames that the video shares with a clip.
 
         Raises:
             InvalidInput: fields that contradict each other, or a size or length that the model cannot make.
@@ -69,11 +93,16 @@ class VideoRequest(CheckedModel):
         given = {name: value for name, value in self.given.items() if name in GenerationParams.model_fields}
         given.setdefault("seed", secrets.randbelow(MAX_SEED + 1))
         given |= self._picture_size(given.get("width"), given.get("height"))
+        if media is not None and "width" not in given:
+            usual = defaults.params(prompt="-")
+            given["width"], given["height"] = natural_size(media.width, media.height, usual.width * usual.height)
         if self.seconds is not None:
             if "num_frames" in given:
                 raise _conflict("seconds", self.seconds, "num_frames", given["num_frames"])
             fps = given.get("fps") or defaults.params(prompt="-").fps
-            given["num_frames"] = _nearest_frame_count(float(self.seconds) * fps)
+            indexes = given.get("condition_frame_indexes_vision") or CLEAN_BY_DEFAULT["video"]
+            shared = pixel_frames_needed(indexes) if continues else 0
+            given["num_frames"] = _nearest_frame_count(float(self.seconds) * fps + shared)
         return defaults.params(**given)
 
     def record(self, params: GenerationParams) -> dict[str, Any]:
@@ -82,13 +111,16 @@ class VideoRequest(CheckedModel):
 
     @property
     def given(self) -> dict[str, Any]:
-        """The fields that were given, by name."""
-        return self.model_dump(exclude_none=True)
+        """The fields that were given, by name, but for the reference."""
+        return self.model_dump(exclude_none=True, exclude={FIELD})
 
     @property
     def fingerprint(self) -> str:
-        """A hash of the fields that were given; a repeated request has the same one, whatever seed is drawn."""
-        return hashlib.sha256(json.dumps(self.given, sort_keys=True).encode()).hexdigest()
+        """A hash of what was given, files included; a repeated request has the same one, whatever seed is drawn."""
+        reference = self.input_reference
+        named = reference.sha256 if isinstance(reference, Upload) else reference and reference.file_id
+        given = self.given | ({FIELD: named} if named else {})
+        return hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()
 
     def _picture_size(self, width: int | None, height: int | None) -> dict[str, int]:
         """The sides that ``size`` names, checked against those that were given."""
@@ -142,12 +174,31 @@ class VideoError(BaseModel):
     message: str
 
 
+class ReferenceRecord(BaseModel):
+    """The picture or clip that a video starts from.
+
+    Attributes:
+        frames: 1 of a picture.
+        file_id: the video of this server that it is, if the request named it.
+        continued: whether the video begins with all frames of the clip.
+    """
+
+    kind: str
+    width: int
+    height: int
+    frames: int
+    file_id: str | None
+    continued: bool
+
+
 @with_fields(unchecked(GenerationParams))  # what is stored may be of another release
 class Video(BaseModel):
     """A job or the video that it made: the fields of OpenAI's video object, this server's own, and the request's.
 
     Attributes:
         progress: percent.
+        remixed_from_video_id: the video whose request this is with another prompt.
+        input_reference: the picture or clip that the video starts from.
         created_at, completed_at, expires_at: seconds since the epoch; record and files expire together.
         started_at: seconds since the epoch when the latest denoise started; None while the job is queued.
         seconds: the length that the request named; the exact length if it named none.
@@ -174,7 +225,8 @@ class Video(BaseModel):
     duration_s: float
     size: str
     error: VideoError | None
-    remixed_from_video_id: None = None
+    remixed_from_video_id: str | None
+    input_reference: ReferenceRecord | None
     stage: str | None
     step: int
     queue_position: int
@@ -253,6 +305,7 @@ class ModelCard(TypedDict):
     created: int  # seconds since the epoch
     owned_by: str
     sound: bool  # whether it can make sound
+    pictures: bool  # whether a video can start from a picture or clip
     defaults: dict[str, Any]
     max_pixel_frames: int  # height x width x frames
     guide: dict[str, Any] | None  # how to prompt the model, if its folder has a PromptGuide
@@ -260,14 +313,18 @@ class ModelCard(TypedDict):
 
 
 def described(
-    params: GenerationParams, seconds: str | None = None, metadata: dict[str, str] | None = None
+    params: GenerationParams,
+    seconds: str | None = None,
+    metadata: dict[str, str] | None = None,
+    frames_before: int = 0,
 ) -> dict[str, Any]:
     """The request's fields of a record: its parameters, and size and length in OpenAI's form.
 
     Args:
         seconds, metadata: as the request named them.
+        frames_before: those of a continued clip, but for the ones that the new frames repeat.
     """
-    duration_s = params.num_frames / params.fps
+    duration_s = (frames_before + params.num_frames) / params.fps
     return {
         "size": f"{params.width}x{params.height}",
         "seconds": seconds or f"{duration_s:g}",

@@ -21,7 +21,7 @@ from serve.cli.main import COMMANDS
 ON_A_GPU = {"triton", "flash_attn"}
 
 # The parts of serve, each of which imports only parts before it. Client, command lines and check stand beside them.
-LAYERS = ("errors", "schema", "graph", "estimates", "jobs", "http", "ingress", "app")
+LAYERS = ("errors", "inputs", "schema", "graph", "estimates", "jobs", "http", "ingress", "app")
 BESIDE = {"client", "cli", "check", "__init__", "__main__"}
 
 # What os lacks on macOS, and some of it on arm64 or in small containers.

@@ -18,6 +18,25 @@ out_option = click.option(
 )
 
 
+def reference_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorate a command with ``--image`` and ``--video``; it gets the file of one of them, or None, as ``reference``.
+
+    The options differ in name alone: the content of the file tells what it is.
+    """
+
+    @functools.wraps(command)
+    def with_reference(image: Path | None, video: Path | None, **given: Any) -> Any:
+        if image is not None and video is not None:
+            raise click.UsageError("got --image and --video, expected one of them: a video starts from one file")
+        return command(reference=image or video, **given)
+
+    decorated: Callable[..., Any] = with_reference
+    file = click.Path(path_type=Path, exists=True, dir_okay=False)
+    for kind, what in (("video", "clip"), ("image", "picture")):
+        decorated = click.option(f"--{kind}", type=file, help=f"The {what} that the video starts from.")(decorated)
+    return decorated
+
+
 def request_options(without: Collection[str] = ()) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Decorate a command with PROMPT and an option for each other field that has a single value.
 

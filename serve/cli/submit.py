@@ -4,14 +4,14 @@ import sys
 import uuid
 from contextlib import closing
 from pathlib import Path
-from typing import Any, Never
+from typing import Any, NamedTuple, Never
 
 import click
 from tqdm import tqdm
 
 from cosmos3_models.errors import InvalidInput
 from cosmos3_models.media.output_file import check_output_file
-from serve.cli.options import out_option, request_options
+from serve.cli.options import out_option, reference_options, request_options
 from serve.client.videos import RemoteError, RemoteVideos
 
 KEY_VARIABLE = "COSMOS3_API_KEY"
@@ -20,10 +20,11 @@ BAR = "{desc} {percentage:3.0f}%|{bar}| {elapsed}{postfix}"
 
 @click.command("submit")
 @request_options()
+@reference_options
 @out_option
 @click.option("--url", default="http://127.0.0.1:8000", show_default=True, help="URL of the server.")
 @click.option("--api-key", envvar=KEY_VARIABLE, help=f"API key; {KEY_VARIABLE} is safer, since process lists omit it.")
-def command(fields: dict[str, Any], out: Path, url: str, api_key: str | None) -> None:
+def command(fields: dict[str, Any], reference: Path | None, out: Path, url: str, api_key: str | None) -> None:
     """Make a video on a server.
 
     Shows its progress and saves it; Ctrl-C cancels the job. The exit status is 1 if there is no video, and 130 after
@@ -32,17 +33,31 @@ def command(fields: dict[str, Any], out: Path, url: str, api_key: str | None) ->
     try:
         check_output_file(out)
         with closing(RemoteVideos(url, api_key, _print)) as server:
-            _make(server, fields, out)
+            _make(Submission(server, fields, uuid.uuid4().hex, reference), out)
     except (InvalidInput, RemoteError, OSError) as error:
         _print(f"error: {error}")
         sys.exit(1)
 
 
-def _make(server: RemoteVideos, fields: dict[str, Any], out: Path) -> None:
+class Submission(NamedTuple):
+    """A video to make on a server.
+
+    Attributes:
+        key: idempotency key.
+        reference: the picture or clip that it starts from.
+    """
+
+    server: RemoteVideos
+    fields: dict[str, Any]
+    key: str
+    reference: Path | None
+
+
+def _make(wanted: Submission, out: Path) -> None:
     """Submit the job, follow it and save the video; on Ctrl-C delete the job."""
-    key, video_id = uuid.uuid4().hex, None
+    server, video_id = wanted.server, None
     try:
-        video_id = server.submit(fields, key)
+        video_id = server.submit(wanted.fields, wanted.key, wanted.reference)
         _print(f"{video_id} was submitted")
         with tqdm(total=100, desc="waiting", bar_format=BAR) as bar:
             end = server.follow(video_id, lambda event: _show(bar, event))
@@ -50,19 +65,19 @@ def _make(server: RemoteVideos, fields: dict[str, Any], out: Path) -> None:
             raise RemoteError(_reason(end))
         server.download(video_id, out)
     except KeyboardInterrupt:
-        _cancel(server, video_id, fields, key)
+        _cancel(wanted, video_id)
         raise
     video = end["video"]
     made = f"{video['size']}, {video['num_frames']} frames, {video['fps']:g} fps, seed {video['seed']}"
     sys.stdout.write(f"{out}: {made}\n")
 
 
-def _cancel(server: RemoteVideos, video_id: str | None, fields: dict[str, Any], key: str) -> None:
+def _cancel(wanted: Submission, video_id: str | None) -> None:
     try:
         if video_id is None:
-            server.withdraw(fields, key)
+            wanted.server.withdraw(wanted.fields, wanted.key, wanted.reference)
         else:
-            server.delete(video_id)
+            wanted.server.delete(video_id)
     except RemoteError as error:
         _print(f"error: {video_id or 'the job'} may still run: {error}")
     else:

@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -16,6 +16,7 @@ RETRY_S = 1.0
 GIVE_UP_S = 600.0  # since the server's last response; longer than a restart takes
 FULL = 429
 BUSY = (FULL, 503)
+FILE_FIELD = "input_reference"
 ENDS = ("completed", "failed", "deleted")
 
 
@@ -67,16 +68,17 @@ class RemoteVideos:
         """Close the connections."""
         self._http.close()
 
-    def submit(self, fields: dict[str, Any], key: str) -> str:
+    def submit(self, fields: dict[str, Any], key: str, reference: Path | None = None) -> str:
         """Submit a job and return its id.
 
         Args:
+            reference: the picture or clip that the video starts from.
             key: idempotency key. A second call with the same key returns the same job, so a lost response is no harm.
 
         Raises:
             RemoteError: the server refused the request, or could not be reached.
         """
-        return self._patiently(lambda: self._submit(fields, key), known=False)
+        return self._patiently(lambda: self._submit(fields, key, reference), known=False)
 
     def follow(self, video_id: str, show: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
         """Call ``show`` with every event, over as many connections as necessary, and return the last event.
@@ -114,12 +116,18 @@ class RemoteVideos:
         with self._open("DELETE", f"/v1/videos/{video_id}") as response:
             response.read()
 
-    def withdraw(self, fields: dict[str, Any], key: str) -> None:
+    def withdraw(self, fields: dict[str, Any], key: str, reference: Path | None = None) -> None:
         """Delete the job of an interrupted ``submit``, whether or not the server had received it."""
-        self.delete(self._submit(fields, key))
+        self.delete(self._submit(fields, key, reference))
 
-    def _submit(self, fields: dict[str, Any], key: str) -> str:
-        with self._open("POST", "/v1/videos", json=fields, headers={"Idempotency-Key": key}) as response:
+    def _submit(self, fields: dict[str, Any], key: str, reference: Path | None) -> str:
+        with ExitStack() as opened:
+            body: dict[str, Any] = {"json": fields}
+            if reference is not None:  # a form, which sends the file as it is read
+                texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in fields.items()}
+                body = {"data": texts, "files": {FILE_FIELD: opened.enter_context(reference.open("rb"))}}
+            headers = {"Idempotency-Key": key}
+            response = opened.enter_context(self._open("POST", "/v1/videos", headers=headers, **body))
             return str(json.loads(response.read())["id"])
 
     def _download(self, video_id: str, part: Path) -> None:

@@ -3,19 +3,42 @@
 from typing import Any
 
 from fastapi import FastAPI
+from pydantic import BaseModel
 
 from serve.graph.artifacts import MAIN, MEDIA_TYPES
 from serve.http.body import FORM_TYPES, JSON_TYPE
+from serve.inputs.reference import FIELD
 from serve.schema import VideoRequest
 
 Responses = dict[int | str, dict[str, Any]]
 
-REQUEST_SCHEMA: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {kind: {"schema": VideoRequest.model_json_schema()} for kind in (JSON_TYPE, *FORM_TYPES)},
-    }
-}
+FILE = {"type": "string", "format": "binary"}
+VIDEO_ID = {"type": "object", "properties": {"id": {"type": "string"}}, "required": ["id"]}
+
+
+def request_schema(
+    model: type[BaseModel], file_field: str | None = None, **fields: dict[str, Any] | None
+) -> dict[str, Any]:
+    """What the document says of a route's body.
+
+    Args:
+        file_field: may be a file in a multipart form.
+        fields: further required ones; None removes one.
+    """
+    schema = model.model_json_schema()
+    properties = {name: field for name, field in (schema["properties"] | fields).items() if field is not None}
+    required = [*schema.get("required", ()), *(name for name, field in fields.items() if field is not None)]
+    schema |= {"properties": properties, "required": required}
+    forms = {kind: {"schema": schema} for kind in (JSON_TYPE, *FORM_TYPES)}
+    if file_field is not None:
+        either = {"anyOf": [FILE, properties[file_field]]}
+        forms[FORM_TYPES[0]] = {"schema": schema | {"properties": properties | {file_field: either}}}
+    return {"requestBody": {"required": True, "content": forms}}
+
+
+REQUEST_SCHEMA = request_schema(VideoRequest, FIELD)
+REMIX_SCHEMA = REQUEST_SCHEMA
+EXTENSION_SCHEMA = request_schema(VideoRequest, "video", video=VIDEO_ID, input_reference=None)
 FIELDS_OF_ERRORS: dict[str, dict[str, Any]] = {
     "message": {"type": "string"},
     "type": {"type": "string"},

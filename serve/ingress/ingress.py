@@ -9,23 +9,30 @@ from fastapi import FastAPI
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from serve.errors import NotReady
+from cosmos3_models import GenerationParams
+from cosmos3_models.params import ReferenceKind
+from serve.errors import NotReady, invalid_input_refused
 from serve.graph.artifacts import FinishedRequest
 from serve.graph.batching import Coalesced
 from serve.graph.callers import cancelled_with_caller
-from serve.graph.graph import Graph, Stages
+from serve.graph.graph import Graph, Reference, Stages
 from serve.http import health
 from serve.http.access import OPEN, Access
 from serve.http.health import Look
 from serve.http.query import read_query
 from serve.http.routes import create_api
+from serve.ingress.derived_requests import extended, remixed
 from serve.ingress.handle_errors import readable_errors
 from serve.ingress.served_model import ModelSettings, ServedModel
-from serve.jobs.job import JobSettings
+from serve.inputs.inspection import CheckedReference, checked, require_clip
+from serve.inputs.reference import StoredVideo, received
+from serve.inputs.uploads import Receiver, Upload, UploadFolder
+from serve.jobs.job import OF_ITS_OWN, Caller, JobSettings, Origin
 from serve.jobs.media_store import MediaStore
 from serve.jobs.migrations import prepare
 from serve.jobs.runner import NOTIFY_PERIOD_S
 from serve.jobs.videos import Videos
+from serve.jobs.wanted import Wanted
 from serve.schema import Event, FinishedVideo, ModelCard, Video, VideoEstimate, VideoRequest, read_request
 
 RETRY_S = 5.0  # after a refusal by a server that is stopping
@@ -59,8 +66,9 @@ class Ingress:
         self._access = access
         self._draining = False
         self._looks = [Look("Serve's controller", self._unready_deployments), Look("database", self._unready_database)]
-        prepare(settings.database_url)
-        self.videos = Videos(settings, MediaStore(media_url), self._model.name)
+        self.uploads = UploadFolder()
+        folder = prepare(settings.database_url)
+        self.videos = Videos(settings, MediaStore(media_url), self._model.name, folder)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return create_api(self, self._access)
@@ -82,58 +90,108 @@ class Ingress:
 
     async def _events(self, request: VideoRequest, arrays: bool) -> AsyncGenerator[Event, None]:
         self._check_open()
-        params = await self._model.params(request)
-        events = self._graph.run(params, self._model.name, arrays)
-        with self.videos.direct.counted(self._model.cost(params), params.num_inference_steps) as note:
-            async with cancelled_with_caller(self._lease_s), aclosing(events):
-                async for event in events:
-                    if isinstance(event, FinishedRequest):
-                        yield event.for_handle_caller(request.record(params))
-                    else:
-                        note(event)
-                        yield event
+        with self.uploads.receiving() as receiver:
+            params, reference = await self._accepted(request, receiver)
+            events = self._graph.run(params, self._model.name, arrays, _as_graph_reads(reference))
+            cost = self._model.cost(params, kind=_kind_of(reference))
+            with self.videos.direct.counted(cost, params.num_inference_steps) as note:
+                async with cancelled_with_caller(self._lease_s), aclosing(events):
+                    async for event in events:
+                        if isinstance(event, FinishedRequest):
+                            yield event.for_handle_caller(request.record(params))
+                        else:
+                            note(event)
+                            yield event
 
-    async def store(
-        self, request: VideoRequest, idempotency_key: str | None = None, request_id: str | None = None
-    ) -> Video:
+    async def _accepted(
+        self, request: VideoRequest, receiver: Receiver, continues: bool = False
+    ) -> tuple[GenerationParams, CheckedReference | None]:
+        """The complete parameters of a request, and the picture or clip that it starts from.
+
+        Raises:
+            InvalidRequest: either of them is invalid.
+        """
+        if request.input_reference is None:
+            return await self._model.params(request), None
+        with invalid_input_refused():
+            reference = await checked(request.input_reference, self.videos.copy, receiver)
+            if continues:
+                require_clip(reference)
+        return await self._model.params(request, reference.media, continues), reference
+
+    async def store(self, request: VideoRequest, caller: Caller, origin: Origin = OF_ITS_OWN) -> Video:
         """Store a job and return its record at once; a runner makes the video.
 
         Args:
-            idempotency_key: a second call with the same key and request returns the same job.
-            request_id: stored with the job.
+            caller: a second call with the same idempotency key and request returns the same job.
+            origin: the earlier video from which the request derives.
 
         Raises:
             ServingError: the request is invalid, or the queue is full.
         """
         self._check_open()
-        params = await self._model.params(request)
-        ids = await self._graph.check(params)
-        cost = self._model.cost(params, [len(prompt) for prompt in (ids.positive, ids.negative) if prompt is not None])
-        video = await self.videos.submit(request, params, cost, idempotency_key, request_id)
+        with self.uploads.receiving() as receiver:
+            params, reference = await self._accepted(request, receiver, origin.continues)
+            ids = await self._graph.check(params)
+            prompts = [len(prompt) for prompt in (ids.positive, ids.negative) if prompt is not None]
+            cost = self._model.cost(params, prompts, _kind_of(reference))
+            wanted = Wanted(request, params, cost, reference, origin)
+            video = await self.videos.submit(wanted, caller)
         self._notify_runner()
         return video
 
+    async def remix(self, video_id: str, request: VideoRequest, caller: Caller) -> Video:
+        """Store a job like that of a finished video, but for the fields of ``request``.
+
+        Raises:
+            NotFound: there is no such video.
+            ServingError: the video has not completed, or as ``store``.
+        """
+        source = await self.videos.finished(video_id)
+        with self.uploads.receiving() as receiver:
+            reference = await self.videos.input_of(source, receiver)
+            with invalid_input_refused():
+                wanted = remixed(source, request, reference)
+            continues = source.continues and request.input_reference is None
+            return await self.store(wanted, caller, Origin(video_id, continues))
+
+    async def extend(self, clip: Upload | str, request: VideoRequest, caller: Caller) -> Video:
+        """Store a job that continues a clip, or a finished video; its result begins with all frames of that.
+
+        Args:
+            clip: a file, or the id of a video.
+
+        Raises:
+            ServingError: as ``store``.
+        """
+        source = None if isinstance(clip, Upload) else await self.videos.start(clip)
+        with invalid_input_refused():
+            wanted = extended(source, request, StoredVideo(clip) if isinstance(clip, str) else clip)
+        return await self.store(wanted, caller, Origin(continues=True))
+
     async def estimated(self, request: VideoRequest) -> VideoEstimate:
         """How long a request would take if it came now; nothing is stored."""
-        params = await self._model.params(request)
-        estimate = await self.videos.estimate(self._model.cost(params), params.num_inference_steps)
+        with self.uploads.receiving() as receiver:
+            params, reference = await self._accepted(request, receiver)
+        kind = _kind_of(reference)
+        estimate = await self.videos.estimate(self._model.cost(params, kind=kind), params.num_inference_steps)
         return VideoEstimate(
             eta_s=estimate.rounded_eta_s,
             queue_position=estimate.position,
-            relative_work=round(self._model.relative_work(params), 3),
+            relative_work=round(self._model.relative_work(params, kind), 3),
         )
 
     # Handle calls take and return plain values and raise Ray's own errors, so that the caller needs no package but Ray.
 
     async def generate(self, request: dict[str, Any], arrays: bool = False) -> FinishedVideo:
         """One finished video: the mp4, two JPEGs and the record; with ``arrays`` also the frames and the waveform."""
-        with readable_errors():
-            return await self.make(read_request(request), arrays)
+        with readable_errors(), self.uploads.receiving() as receiver:
+            return await self.make(await _read(request, receiver), arrays)
 
     async def stream(self, request: dict[str, Any], arrays: bool = False) -> AsyncGenerator[Event, None]:
         """The same with a progress event after every step; the last event is the video."""
-        with readable_errors():
-            async with aclosing(self._events(read_request(request), arrays)) as events:
+        with readable_errors(), self.uploads.receiving() as receiver:
+            async with aclosing(self._events(await _read(request, receiver), arrays)) as events:
                 async for event in events:
                     yield event
 
@@ -141,8 +199,9 @@ class Ingress:
         self, request: dict[str, Any], idempotency_key: str | None = None, request_id: str | None = None
     ) -> dict[str, Any]:
         """Store a job and return its record."""
-        with readable_errors():
-            return (await self.store(read_request(request), idempotency_key, request_id)).model_dump()
+        with readable_errors(), self.uploads.receiving() as receiver:
+            caller = Caller(idempotency_key, request_id)
+            return (await self.store(await _read(request, receiver), caller)).model_dump()
 
     async def retrieve(self, video_id: str) -> dict[str, Any]:
         """The record of a job."""
@@ -195,3 +254,22 @@ class Ingress:
     async def _unready_database(self) -> Sequence[str]:
         await self.videos.table.queued()
         return []
+
+
+def _kind_of(reference: CheckedReference | None) -> ReferenceKind | None:
+    """Whether a request starts from a picture or from a clip."""
+    return None if reference is None else reference.media.kind
+
+
+def _as_graph_reads(reference: CheckedReference | None) -> Reference | None:
+    """The reference as the graph reads it: from its file, once a stage needs it."""
+    if reference is None:
+        return None
+    path = reference.upload.path
+    return Reference(reference.media.kind, lambda: asyncio.to_thread(path.read_bytes))
+
+
+async def _read(request: dict[str, Any], receiver: Receiver) -> VideoRequest:
+    """The request of a handle call; the bytes of its reference are in a file from now on."""
+    with invalid_input_refused():
+        return read_request(await received(request, receiver))

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 from cosmos3_models import GenerationParams, InvalidInput
 from cosmos3_models.checkpoint.configs import require_sound
 from cosmos3_models.checkpoint.folder import Checkpoint
-from cosmos3_models.params import ApproximationPolicy, ReferenceKind, check_device, check_pixel_frames
+from cosmos3_models.media.reading import MediaInfo
+from cosmos3_models.params import ApproximationPolicy, ReferenceKind, check_device, check_pixel_frames, clean_frames
 from cosmos3_models.resources.budget import Budget
 from serve.errors import invalid_input_refused
 from serve.estimates.cost import Cost, cost_of, operations
@@ -55,8 +56,14 @@ class ServedModel:
         """The name that records hold."""
         return self._settings.names[0]
 
-    async def params(self, request: VideoRequest) -> GenerationParams:
+    async def params(
+        self, request: VideoRequest, media: MediaInfo | None = None, continues: bool = False
+    ) -> GenerationParams:
         """The complete parameters of a request, over the defaults of the checkpoint and of this server.
+
+        Args:
+            media: what the picture or clip of the request is.
+            continues: whether the clip is continued.
 
         Raises:
             InvalidRequest: the request names another model, or asks for something that the model, this server's
@@ -64,13 +71,14 @@ class ServedModel:
         """
         with invalid_input_refused():
             self._check_name(request.model)
-            params = request.params(self._defaults)
+            params = request.params(self._defaults, media, continues)
             check_pixel_frames(params, self._settings.max_pixel_frames)
             check_device(params, self._settings.device)
             self._settings.approximation.check(params)
             if params.generate_sound:
                 _check_sound_has_length(params)
                 require_sound(self._checkpoint.sound)
+            self._check_reference(params, media)
             if self._settings.device == "cuda" and (budget := await self._known_budget()) is not None:
                 budget.check(params)
         return params
@@ -92,11 +100,11 @@ class ServedModel:
             prompt_tokens = (0,) * (1 if params.guidance_scale == 1 else 2)
         return cost_of(self._checkpoint, self._settings.device, params, prompt_tokens, kind)
 
-    def relative_work(self, params: GenerationParams) -> float:
+    def relative_work(self, params: GenerationParams, kind: ReferenceKind | None = None) -> float:
         """The operations of a request as a multiple of those of a request with the default settings."""
         usual = self._defaults.params(prompt=params.prompt)
-        work, usual_work = (operations(self.cost(one), one.num_inference_steps) for one in (params, usual))
-        return work / usual_work
+        usual_work = operations(self.cost(usual), usual.num_inference_steps)
+        return operations(self.cost(params, kind=kind), params.num_inference_steps) / usual_work
 
     def cards(self) -> list[ModelCard]:
         """The model card, once under each name."""
@@ -110,11 +118,24 @@ class ServedModel:
             "created": int(self._checkpoint.folder.stat().st_mtime),
             "owned_by": "cosmos3",
             "sound": self._checkpoint.sound is not None,
+            "pictures": self._checkpoint.has_video_encoder,
             "defaults": params.model_dump(exclude={"prompt", "seed"}),
             "max_pixel_frames": self._settings.max_pixel_frames,
             "guide": None if guide is None else guide.model_dump(),
             "allowed_approximations": [*self._settings.approximation.allowed],
         }
+
+    def _check_reference(self, params: GenerationParams, media: MediaInfo | None) -> None:
+        """Check that the model can start from this picture or clip, and that a request without one asks for none."""
+        if media is not None:
+            if not self._checkpoint.has_video_encoder:
+                why = f"{self._checkpoint.name} has no video encoder, which turns them into latents"
+                raise InvalidInput("input_reference", f"a {media.kind}", "no picture and no clip", why)
+            clean_frames(params, media.kind)
+        elif params.condition_frame_indexes_vision is not None:
+            indexes = list(params.condition_frame_indexes_vision)
+            why = "these are latent frames of a picture or clip"
+            raise InvalidInput("condition_frame_indexes_vision", indexes, "an input_reference as well", why)
 
     def _check_name(self, name: str | None) -> None:
         names = self._settings.names

@@ -56,8 +56,12 @@ JOBS = Table(
     Column("error_code", String(64)),
     Column("error_message", String(MAX_MESSAGE_CHARS)),
     Column("artifacts", JSON),  # a list of objects with the fields of StoredArtifact
+    Column("input_reference", JSON(none_as_null=True)),  # an object with the fields of StoredInput
+    Column("input_sha256", String(64)),  # of its file, which several jobs may share
+    Column("remixed_from_video_id", String(64)),
     Index("jobs_in_order", "status", "seq"),
     Index("jobs_by_end", "status", "completed_at"),
+    Index("jobs_by_input", "input_sha256"),
     sqlite_autoincrement=True,  # a number is never given twice, so that order is order of arrival
 )
 

@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from cosmos3_models.params import ReferenceKind
 from serve.graph.artifacts import MAIN, Artifact
+from serve.inputs.inspection import CheckedReference
 
 ACTIVE = ("queued", "in_progress")
 
@@ -56,6 +58,35 @@ class StoredArtifact(NamedTuple):
         return "." + self.file.rpartition("/")[2].partition(".")[2]
 
 
+class StoredInput(NamedTuple):
+    """The picture or clip that a job starts from, as its row describes it.
+
+    Attributes:
+        kind: image or video.
+        file: its name in the media store, which other jobs with the same bytes may name as well.
+        size: bytes.
+        width, height: pixels.
+        frames: 1 of an image.
+        file_id: the video of this server that it is, if the client gave it as such.
+        continued: whether the result begins with all frames of the clip.
+    """
+
+    kind: ReferenceKind
+    file: str
+    size: int
+    width: int
+    height: int
+    frames: int
+    file_id: str | None = None
+    continued: bool = False
+
+    @classmethod
+    def of(cls, reference: CheckedReference, file: str, continued: bool = False) -> "StoredInput":
+        """The entry for a reference whose bytes are in ``file``."""
+        media, size = reference.media, reference.upload.size
+        return cls(media.kind, file, size, media.width, media.height, media.frames, reference.file_id, continued)
+
+
 def token_of(file: str) -> str:
     """The token of the claim that stored a file."""
     return file.rpartition("/")[2].partition(".")[0]
@@ -76,6 +107,9 @@ class Job:
         attempts: how often its denoise has started.
         steps: of the denoise; ``step`` of them are done.
         artifacts: what it made, the main one first; empty until it has completed.
+        input_reference: the picture or clip that it starts from.
+        input_sha256: of its bytes.
+        remixed_from_video_id: the video whose request this is with another prompt.
     """
 
     seq: int
@@ -105,6 +139,9 @@ class Job:
     error_code: str | None
     error_message: str | None
     artifacts: Sequence[StoredArtifact]
+    input_reference: StoredInput | None
+    input_sha256: str | None
+    remixed_from_video_id: str | None
 
     @property
     def ended(self) -> bool:
@@ -116,13 +153,22 @@ class Job:
         """The names of its files in the media store."""
         return [artifact.file for artifact in self.artifacts]
 
+    @property
+    def continues(self) -> bool:
+        """Whether its result begins with all frames of its clip."""
+        return self.input_reference is not None and self.input_reference.continued
+
     def artifact(self, name: str) -> StoredArtifact | None:
         """The output of this name; None if the job has none."""
         return next((artifact for artifact in self.artifacts if artifact.name == name), None)
 
 
 class NewJob(NamedTuple):
-    """What a client asked for; see ``Job``."""
+    """What a client asked for; see ``Job``.
+
+    Attributes:
+        shares_input: its input is the file of other jobs, at least one of which must still be in the table.
+    """
 
     model: str
     params: dict[str, Any]
@@ -133,6 +179,55 @@ class NewJob(NamedTuple):
     metadata: dict[str, str] | None = None
     idempotency_key: str | None = None
     request_id: str | None = None
+    input_reference: StoredInput | None = None
+    input_sha256: str | None = None
+    remixed_from_video_id: str | None = None
+    shares_input: bool = False
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """The columns of a new row."""
+        fields = self._asdict()
+        del fields["shares_input"]
+        return fields | {"input_reference": self.input_reference and self.input_reference._asdict()}
+
+
+class Caller(NamedTuple):
+    """What a request says about itself, besides the video that it wants.
+
+    Attributes:
+        idempotency_key: a second request with the same key and fields is the same job.
+        request_id: of the HTTP request, for the log.
+    """
+
+    idempotency_key: str | None = None
+    request_id: str | None = None
+
+
+class Origin(NamedTuple):
+    """How a job derives from an earlier video.
+
+    Attributes:
+        remixed_from: whose request it is with another prompt.
+        continues: whether it continues its clip, whose frames the result begins with.
+    """
+
+    remixed_from: str | None = None
+    continues: bool = False
+
+
+OF_ITS_OWN = Origin()
+
+
+class InputGone(Exception):
+    """The jobs with which a new one shares its input were deleted, and the file with them."""
+
+
+class Deleted(NamedTuple):
+    """A deleted job, and its files, which no other job names."""
+
+    job: Job
+    files: list[str]
 
 
 class Started(NamedTuple):

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 import secrets
+import shutil
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -67,6 +68,11 @@ class MediaStore:
         """Store ``data`` as ``name`` or ``folder/name``; the file is invisible until it is whole."""
         await self._try(lambda: self._write(self._path(name), data), TIMEOUT_S + len(data) / SLOWEST_BYTES_PER_S)
 
+    async def write_file(self, name: str, path: Path) -> None:
+        """Store the file at ``path`` as ``folder/name``, block by block; it is invisible until it is whole."""
+        timeout_s = TIMEOUT_S + path.stat().st_size / SLOWEST_BYTES_PER_S
+        await self._try(lambda: self._write(self._path(name), path), timeout_s)
+
     async def size(self, name: str) -> int | None:
         """Return the file's size in bytes; None if there is no such file."""
         return await self._try(lambda: self._size(self._path(name)))
@@ -101,21 +107,32 @@ class MediaStore:
             # A store may refuse to create a folder that exists, and still accept files.
             logger.warning("The media store refused to create its folder; files are still written.", exc_info=True)
 
-    def _write(self, path: str, data: bytes) -> None:
+    def _write(self, path: str, source: bytes | Path) -> None:
         if isinstance(self._fs, LocalFileSystem):
-            _write_to_disk(Path(path), Path(self._root), data)
-        elif WHOLE_OR_ABSENT.isdisjoint(_protocols(self._fs)):
+            _write_to_disk(Path(path), Path(self._root), source)
+        elif self._shows_unfinished(source):
             part = _unfinished(path)
             self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
             try:
-                self._fs.pipe_file(part, data)
+                self._send(part, source)
                 self._fs.mv(part, path)
             except Exception:
                 with suppress(Exception):
                     self._fs.rm_file(part)
                 raise
         else:
-            self._fs.pipe_file(path, data)
+            self._send(path, source)
+
+    def _shows_unfinished(self, source: bytes | Path) -> bool:
+        """Tell whether a file is visible before it is whole; memory shows one that is sent block by block."""
+        protocols = _protocols(self._fs)
+        return WHOLE_OR_ABSENT.isdisjoint(protocols) or (isinstance(source, Path) and "memory" in protocols)
+
+    def _send(self, path: str, source: bytes | Path) -> None:
+        if isinstance(source, Path):
+            self._fs.put_file(str(source), path)
+        else:
+            self._fs.pipe_file(path, source)
 
     def _size(self, path: str) -> int | None:
         try:
@@ -152,15 +169,17 @@ class MediaStore:
             raise MediaUnavailable("the media store does not answer; try again", retry_after_s=5) from error
 
 
-def _write_to_disk(path: Path, root: Path, data: bytes) -> None:
+def _write_to_disk(path: Path, root: Path, source: bytes | Path) -> None:
     """Write a file that is whole even if the machine loses its power the moment after."""
-    if path.parent != root and not path.parent.is_dir():
-        path.parent.mkdir(mode=FOLDER_MODE, exist_ok=True)  # not its parents: the root may be an unmounted disk
-        _sync_folder(root)
+    _make_folders(path.parent, root)
     part = Path(_unfinished(str(path)))
     try:
         with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, FILE_MODE), "wb") as file:
-            file.write(data)
+            if isinstance(source, Path):
+                with source.open("rb") as opened:
+                    shutil.copyfileobj(opened, file, BLOCK_BYTES)
+            else:
+                file.write(source)
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
@@ -169,6 +188,15 @@ def _write_to_disk(path: Path, root: Path, data: bytes) -> None:
             part.unlink(missing_ok=True)
         raise
     _sync_folder(path.parent)
+
+
+def _make_folders(folder: Path, root: Path) -> None:
+    """Make the folders below the root, but not the root, which may be an unmounted disk."""
+    if folder == root or folder.is_dir():
+        return
+    _make_folders(folder.parent, root)
+    folder.mkdir(mode=FOLDER_MODE, exist_ok=True)
+    _sync_folder(folder.parent)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -69,7 +69,17 @@ def _stored(kind: list[str], file: str) -> dict[str, str | None]:
     return {"name": name, "media_type": media_type, "size": None, "file": file}
 
 
-MIGRATIONS: tuple[Callable[[Connection], None], ...] = (_first, _estimates_and_ids, _list_of_artifacts)
+def _inputs(connection: Connection) -> None:
+    for statement in (
+        "ALTER TABLE jobs ADD COLUMN input_reference JSON",
+        "ALTER TABLE jobs ADD COLUMN input_sha256 VARCHAR(64)",
+        "ALTER TABLE jobs ADD COLUMN remixed_from_video_id VARCHAR(64)",
+        "CREATE INDEX jobs_by_input ON jobs (input_sha256)",
+    ):
+        connection.exec_driver_sql(statement)
+
+
+MIGRATIONS: tuple[Callable[[Connection], None], ...] = (_first, _estimates_and_ids, _list_of_artifacts, _inputs)
 """The step from version n to n + 1, at index n."""
 
 

@@ -4,13 +4,15 @@ from collections.abc import Iterator
 from typing import Any
 
 from cosmos3_models import GenerationParams
+from cosmos3_models.params import clean_frames
+from cosmos3_models.shapes import pixel_frames_needed
 from serve.estimates.cost import percent, stored_cost
 from serve.estimates.observed_jobs import ActiveJob
 from serve.estimates.schedule import Schedule
 from serve.graph.stage_names import DENOISER, QUEUE, REPORTED
 from serve.jobs.job import Job
 from serve.jobs.watcher import JobState
-from serve.schema import Video, VideoError, described
+from serve.schema import ReferenceRecord, Video, VideoError, described
 
 EVENTS_OF_AN_ATTEMPT = 1000  # event numbers: steps from 0, then the stages after the denoiser
 STAGE_EVENTS = {stage: number for number, stage in enumerate(REPORTED[1:], start=500)}
@@ -22,10 +24,11 @@ NumberedEvent = tuple[int, dict[str, Any]]
 def record_of(job: Job, schedule: Schedule) -> Video:
     """Return the record of a job, with its place in the queue and the time to its completion."""
     estimate = schedule.estimate(job.seq)
+    params = GenerationParams.model_construct(**job.params)
     error = None if job.error_code is None else VideoError(code=job.error_code, message=job.error_message or "")
     return Video(
         # As stored: it is never checked against the rules of this release.
-        **described(GenerationParams.model_construct(**job.params), job.seconds, job.metadata),
+        **described(params, job.seconds, job.metadata, _frames_before(job, params)),
         id=job.id,
         model=job.model,
         status=job.status,  # type: ignore[arg-type]  # pydantic checks it
@@ -35,6 +38,8 @@ def record_of(job: Job, schedule: Schedule) -> Video:
         completed_at=_whole(job.completed_at),
         expires_at=_whole(job.expires_at),
         error=error,
+        remixed_from_video_id=job.remixed_from_video_id,
+        input_reference=None if job.input_reference is None else ReferenceRecord(**job.input_reference._asdict()),
         stage=job.stage,
         step=job.step,
         queue_position=estimate.position,
@@ -43,6 +48,14 @@ def record_of(job: Job, schedule: Schedule) -> Video:
         stage_durations=_durations(job),
         request_id=job.request_id,
     )
+
+
+def _frames_before(job: Job, params: GenerationParams) -> int:
+    """Return the frames of a continued clip, but for those that the new frames repeat."""
+    clip = job.input_reference
+    if clip is None or not clip.continued:
+        return 0
+    return clip.frames - pixel_frames_needed(clean_frames(params, clip.kind))
 
 
 def _whole(time_s: float | None) -> int | None:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain, repeat
 from typing import Any, TypeVar
 
@@ -18,9 +19,10 @@ from cosmos3_models import GenerationParams
 from serve.errors import DatabaseUnavailable, MediaUnavailable, NotReady, QueueFull, ServingError
 from serve.graph.artifacts import FinishedRequest
 from serve.graph.batching import Coalesced
-from serve.graph.graph import Graph, Stages
+from serve.graph.graph import Graph, Reference, Stages
 from serve.graph.stage_names import DENOISER, STORING
-from serve.jobs.job import ClaimProgress, FailedJob, Job, JobSettings, Outcome, StoredArtifact, token_of
+from serve.jobs.files import JobFiles
+from serve.jobs.job import ClaimProgress, FailedJob, Job, JobSettings, Outcome, StoredArtifact
 from serve.jobs.media_store import MediaStore
 from serve.jobs.metrics import JobMetrics, log_job
 from serve.jobs.migrations import prepare
@@ -38,7 +40,6 @@ NOTIFY_DELAY_S = 0.1
 RECONCILE_PERIOD_S = 1.0
 EXPIRY_PERIOD_S = 60.0
 ORPHAN_PERIOD_S = 600.0
-ORPHAN_AGE_S = 3600.0  # at least: the record of a younger file may be about to be written
 RELEASE_DELAY_S = 2.0
 DATABASE_WAIT_S = 1.0
 STORE_WAITS_S = (0.5, 1, 2, 4, 8, 15)  # between attempts to store a file; the last one repeats
@@ -78,6 +79,9 @@ class JobRunner:
         media_url: a path or an fsspec URL, where the files are stored.
         model: whose jobs to make.
 
+    Attributes:
+        files: of the jobs.
+
     Raises:
         ValueError: the database is of another kind, or of a newer release.
         TimeoutError: the database cannot be reached.
@@ -93,6 +97,7 @@ class JobRunner:
         self._folder = prepare(settings.database_url)  # in the media store, which other databases may use as well
         self._table = JobTable(settings, model)
         self._media = MediaStore(media_url)
+        self.files = JobFiles(self._table, self._media, self._folder)
         self._graph = Graph(stages, settings.max_attempts)
         self._settings = settings
         self._runners: Any = None  # this deployment's own handle
@@ -102,11 +107,11 @@ class JobRunner:
         self._draining = False
         self._metrics = JobMetrics()
         self._background: set[asyncio.Future[None]] = set()
-        upkeep = {
+        upkeep: dict[Callable[[], Awaitable[None]], float] = {
             self._heartbeat: HEARTBEAT_PERIOD_S,
             self._reconcile: RECONCILE_PERIOD_S,
-            self.remove_expired: EXPIRY_PERIOD_S,
-            self.remove_orphans: ORPHAN_PERIOD_S,
+            self.files.remove_expired: EXPIRY_PERIOD_S,
+            partial(self.files.remove_orphans, settings.retention_s): ORPHAN_PERIOD_S,
         }
         loop = asyncio.get_running_loop()
         self._upkeep = [loop.create_task(_forever(action, period_s)) for action, period_s in upkeep.items()]
@@ -168,7 +173,7 @@ class JobRunner:
     async def _run_graph(self, claim: Claim) -> FinishedRequest:
         """Run the graph, and count each start of its denoise."""
         params = GenerationParams.model_construct(**claim.job.params)  # stored under the rules of that time
-        async with aclosing(self._graph.run(params, claim.job.model)) as events:
+        async with aclosing(self._graph.run(params, claim.job.model, reference=self._reference(claim.job))) as events:
             async for event in events:
                 if isinstance(event, FinishedRequest):
                     return event
@@ -179,6 +184,12 @@ class JobRunner:
                 elif event["stage"] != DENOISER:
                     self._in_background(self._heartbeat)  # the denoiser is free, which other claims depend on
         raise RuntimeError("the graph ended without a result")
+
+    def _reference(self, job: Job) -> Reference | None:
+        """Return what the job starts from, which is read when a stage needs it."""
+        if job.input_reference is None:
+            return None
+        return Reference(job.input_reference.kind, lambda: _reached(partial(self.files.read_input, job)))
 
     async def _start(self, claim: Claim) -> None:
         started = await _persist(lambda: self._table.start(claim.owner))
@@ -197,7 +208,7 @@ class JobRunner:
         artifacts = []
         for artifact in finished.artifacts:
             artifacts.append(StoredArtifact.of(artifact, f"{self._folder}/{claim.owner}"))
-            await self._write(artifacts[-1].file, artifact.data)
+            await _reached(partial(self._media.write, artifacts[-1].file, artifact.data))
         durations = finished.record["stage_durations"] | {STORING: round(time.perf_counter() - start, 3)}
         claim.ending = True
         if not await _persist(lambda: self._table.complete(claim.job, artifacts, durations)):
@@ -205,15 +216,6 @@ class JobRunner:
                 await self._media.remove(*(artifact.file for artifact in artifacts))
             raise Revoked
         self._metrics.completed(claim.job, durations, sum(len(artifact.data) for artifact in finished.artifacts))
-
-    async def _write(self, name: str, data: bytes) -> None:
-        """Store a file, however often the store refuses it: the job's deadline ends this task."""
-        for wait_s in chain(STORE_WAITS_S, repeat(STORE_WAITS_S[-1])):
-            try:
-                return await self._media.write(name, data)
-            except MediaUnavailable:
-                logger.warning(f"The media store refuses {name}; retrying in {wait_s} s.", exc_info=True)
-                await asyncio.sleep(wait_s)
 
     async def _release(self, claim: Claim, error: ServingError) -> None:
         """Free the job for another claim, unless it has started as often as it may."""
@@ -274,23 +276,6 @@ class JobRunner:
         if await self._table.may_claim():
             self._notify()
 
-    async def remove_expired(self) -> None:
-        """Delete the ended jobs whose retention is over, with their files."""
-        for job in await self._table.delete_past_retention():
-            await self._media.remove(*job.files)
-
-    async def remove_orphans(self) -> None:
-        """Remove the files of runners of this database that died between a file and its record.
-
-        Only files that are older than any record: a database restored to an earlier state may lack some records.
-        """
-        old = await self._media.older_than(max(ORPHAN_AGE_S, self._settings.retention_s), self._folder)
-        used = await self._table.tokens_in_use()
-        orphans = [file for file in old if token_of(file) not in used]
-        await self._media.remove(*orphans)
-        if orphans:
-            logger.info(f"Removed {len(orphans)} files without a record.")
-
     def _in_background(self, action: Callable[[], Awaitable[None]]) -> None:
         """Run a part of the upkeep now, without waiting for it."""
         task = asyncio.ensure_future(_logged(action))
@@ -327,6 +312,17 @@ async def _persist(write: Callable[[], Awaitable[T]]) -> T:
         except DatabaseUnavailable:
             logger.warning("The job table cannot be reached; retrying in %s s.", DATABASE_WAIT_S, exc_info=True)
             await asyncio.sleep(DATABASE_WAIT_S)
+
+
+async def _reached(action: Callable[[], Awaitable[T]]) -> T:
+    """Return the result of an action on the media store, however often it refuses: the job's deadline ends this."""
+    for wait_s in chain(STORE_WAITS_S, repeat(STORE_WAITS_S[-1])):
+        try:
+            return await action()
+        except MediaUnavailable:
+            logger.warning(f"The media store does not answer; retrying in {wait_s} s.", exc_info=True)
+            await asyncio.sleep(wait_s)
+    raise AssertionError("the last wait repeats")
 
 
 async def _forever(action: Callable[[], Awaitable[None]], period_s: float) -> None:

@@ -36,6 +36,7 @@ from serve.jobs.job import (
     ACTIVE,
     CANCELLED,
     ClaimProgress,
+    Deleted,
     FailedJob,
     Job,
     JobSettings,
@@ -43,8 +44,10 @@ from serve.jobs.job import (
     Outcome,
     Started,
     StoredArtifact,
+    StoredInput,
     token_of,
 )
+from serve.jobs.shared_inputs import inputs_with, last_of, without_their_input
 from serve.schema import ListQuery
 
 T = TypeVar("T")
@@ -77,6 +80,9 @@ class JobTable:
         """Store a job and return it; None if the queue is full. A known idempotency key returns the job stored with it.
 
         Submissions that arrive during a commit share the next one.
+
+        Raises:
+            InputGone: the job shares its input with jobs that have been deleted since.
         """
         return await self._submissions(new)
 
@@ -90,8 +96,11 @@ class JobTable:
                 return [error]
             return [result for new in batch for result in await self._store([new])]
 
-    def _admit(self, batch: Sequence[NewJob], connection: Connection) -> list[Job | None]:
-        """Return the jobs of a batch: stored before, stored now, or None where the queue is full."""
+    def _admit(self, batch: Sequence[NewJob], connection: Connection) -> list[Job | Exception | None]:
+        """Return the jobs of a batch: stored before, stored now, or None where the queue is full.
+
+        In place of one whose input went with its last job, return ``InputGone``.
+        """
         names = [new.idempotency_key or number for number, new in enumerate(batch)]
         keys = [new.idempotency_key for new in batch if new.idempotency_key]
         known = _jobs(connection.execute(select(JOBS).where(JOBS.c.idempotency_key.in_(keys)))) if keys else []
@@ -100,16 +109,19 @@ class JobTable:
         for name, new in zip(names, batch, strict=True):
             if name not in jobs:
                 fresh.setdefault(name, new)
+        gone = without_their_input(fresh, connection)
+        for name in gone:
+            del fresh[name]
         room = self._settings.max_queued_jobs - connection.execute(self._statements.queued).scalar_one()
         admitted = dict(islice(fresh.items(), max(0, room)))
         jobs |= dict(zip(admitted, self._insert(list(admitted.values()), connection), strict=True))
-        return [jobs.get(name) for name in names]
+        return [gone.get(name) or jobs.get(name) for name in names]
 
     def _insert(self, batch: Sequence[NewJob], connection: Connection) -> list[Job]:
         """Store jobs in order of arrival."""
         if not batch:
             return []
-        rows = [job._asdict() | {"id": secrets.token_hex(10)} for job in batch]
+        rows = [job.row | {"id": secrets.token_hex(10)} for job in batch]
         stored = _jobs(connection.execute(self._statements.insert, rows))
         # The id contains the order of arrival, so that a page can start after it even when its row is gone.
         jobs = [replace(job, id=f"video_{job.seq:012x}{job.id}") for job in stored]
@@ -132,9 +144,10 @@ class JobTable:
         """Return up to ``limit`` jobs after the ``seq`` ``after``, in order of arrival or from the newest backwards."""
         return await self._read(statements.page(after, limit, newest_first, filters or ListQuery()), _jobs)
 
-    async def delete(self, job_id: str) -> Job | None:
-        """Delete a row and return it; None if there is none. The job's runner notices and stops."""
-        return await self._write(JOBS.delete().where(JOBS.c.id == job_id).returning(JOBS), _first_job)
+    async def delete(self, job_id: str) -> Deleted | None:
+        """Delete a row and return it with its files; None if there is none. The job's runner notices and stops."""
+        deleted = await self._delete(JOBS.c.id == job_id)
+        return deleted[0] if deleted else None
 
     async def cancel(self, job_id: str) -> list[FailedJob]:
         """Fail a job that is not claimed; ask the runner of a claimed one to do so. Return the job if it failed."""
@@ -248,10 +261,34 @@ class JobTable:
         jobs = await self._read(self._statements.finished(), lambda rows: [FinishedJob._make(row) for row in rows])
         return [job._replace(cost=cost) for job in jobs if (cost := stored_cost(job.cost))]
 
-    async def delete_past_retention(self) -> list[Job]:
+    async def delete_past_retention(self) -> list[Deleted]:
         """Delete the rows whose retention is over and return them; the caller removes their files."""
-        expired = JOBS.delete().where(JOBS.c.expires_at <= Now()).returning(JOBS)
-        return await self._write(expired, _jobs)
+        return await self._delete(JOBS.c.expires_at <= Now())
+
+    async def _delete(self, condition: ColumnElement[bool]) -> list[Deleted]:
+        """Delete rows. An input belongs to the last of its jobs.
+
+        Alone, so that no submission can name an input between the count of its jobs and the end of the transaction.
+        After that none can: a job shares the input of one in the table, or has a new file.
+        """
+
+        def transaction(connection: Connection) -> list[Deleted]:
+            jobs = _jobs(connection.execute(JOBS.delete().where(condition).returning(JOBS)))
+            used = inputs_with({job.input_sha256 for job in jobs}, connection)
+            return [Deleted(job, [*job.files, *last_of(job, used)]) for job in jobs]
+
+        return await self._database.write_alone(transaction)
+
+    async def input_with(self, sha256: str) -> StoredInput | None:
+        """Return an input that has these bytes; None if no job has one."""
+        query = select(JOBS.c.input_reference).where(JOBS.c.input_sha256 == sha256).order_by(JOBS.c.seq.desc()).limit(1)
+        stored = await self._read(query, CursorResult.scalar)
+        return None if stored is None else StoredInput(**stored)
+
+    async def inputs_in_use(self) -> set[str]:
+        """Return the files of all inputs."""
+        query = select(JOBS.c.input_reference).where(JOBS.c.input_sha256.is_not(None))
+        return await self._read(query, lambda rows: {stored["file"] for stored in rows.scalars()})
 
     async def tokens_in_use(self) -> set[str]:
         """Return the tokens of all claims whose files are in use: of completed jobs, and of jobs that may complete."""
@@ -289,4 +326,5 @@ def _jobs(rows: CursorResult[Any]) -> list[Job]:
 def _job(row: Row[Any]) -> Job:
     fields = dict(row._mapping)
     artifacts = [StoredArtifact(**artifact) for artifact in fields.pop("artifacts") or ()]
-    return Job(**fields, artifacts=artifacts)
+    reference = fields.pop("input_reference")
+    return Job(**fields, artifacts=artifacts, input_reference=reference and StoredInput(**reference))

@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
+from collections.abc import AsyncGenerator, Collection, Sequence
 from contextlib import aclosing, suppress
 from functools import partial
 from typing import NamedTuple
@@ -15,18 +15,21 @@ from serve.estimates.observed_jobs import ActiveJob
 from serve.estimates.schedule import Estimate, Rates, Schedule
 from serve.graph.artifacts import ArtifactName
 from serve.graph.batching import Batches
-from serve.jobs.job import Job, JobSettings, NewJob
+from serve.inputs.reference import FIELD
+from serve.inputs.uploads import Receiver, Upload
+from serve.jobs.files import JobFiles
+from serve.jobs.job import Caller, InputGone, Job, JobSettings, NewJob
 from serve.jobs.media_store import Content, MediaStore
 from serve.jobs.metrics import EndedJobs
 from serve.jobs.records import NumberedEvent, events_of, record_of
 from serve.jobs.table import JobTable
+from serve.jobs.wanted import Wanted
 from serve.jobs.watcher import JobState, Watcher
-from serve.schema import ListQuery, Video, VideoDeleted, VideoList, VideoRequest
+from serve.schema import ListQuery, Video, VideoDeleted, VideoList
 
 VIDEO_ID = re.compile(r"video_[0-9a-f]{32}")
 ID_WITH_ORDER = re.compile(r"video_(0000[0-9a-f]{8})[0-9a-f]{20}")  # ids of older releases contain no order
 IDEMPOTENCY_KEY = r"^[ -~]{1,255}$"
-MAX_REQUEST_ID_CHARS = 255
 WATCH_PERIOD_S = 0.25
 RATES_PERIOD_S = 2.0  # between two reads of what completed jobs took
 NEW_JOB = -1  # the number of a job that is not stored
@@ -46,16 +49,18 @@ class Videos:
         settings: of the job table.
         media: where the files are.
         model: whose jobs are submitted and estimated.
+        folder: of this database in the media store.
 
     Attributes:
         table: the job table.
         direct: requests of this process that are not in the table but take its denoisers' time.
     """
 
-    def __init__(self, settings: JobSettings, media: MediaStore, model: str) -> None:
+    def __init__(self, settings: JobSettings, media: MediaStore, model: str, folder: str) -> None:
         self.table = JobTable(settings, model)
         self.direct = DirectRequests()
         self._media = media
+        self._files = JobFiles(self.table, media, folder)
         self._model = model
         self._rates = Rates([])
         self._rates_end = 0.0
@@ -63,48 +68,79 @@ class Videos:
         self._snapshots: Batches[None, Snapshot] = Batches(self._read_snapshot)
         self._watcher = Watcher(self._states, WATCH_PERIOD_S)
 
-    async def submit(
-        self,
-        request: VideoRequest,
-        params: GenerationParams,
-        cost: Cost,
-        idempotency_key: str | None,
-        request_id: str | None,
-    ) -> Video:
+    async def submit(self, wanted: Wanted, caller: Caller) -> Video:
         """Store a job and return its record.
 
         Args:
-            params: the complete request.
-            cost: what it costs, for estimates.
-            idempotency_key: the same key and request return the job stored before.
-            request_id: of the HTTP request, for the log.
+            caller: the same idempotency key and request return the job stored before.
 
         Raises:
             QueueFull: with the time after which a place is expected to be free.
             InvalidRequest: the idempotency key is empty, too long or not in ASCII.
             Conflict: the idempotency key belongs to another request.
         """
-        if idempotency_key is not None and not re.fullmatch(IDEMPOTENCY_KEY, idempotency_key):
-            message = f"Idempotency-Key: got {idempotency_key[:80]!r}, expected 1 to 255 printable ASCII characters"
+        key = caller.idempotency_key
+        if key is not None and not re.fullmatch(IDEMPOTENCY_KEY, key):
+            message = f"Idempotency-Key: got {key[:80]!r}, expected 1 to 255 printable ASCII characters"
             raise InvalidRequest(message, "Idempotency-Key")
-        new = NewJob(
-            model=self._model,
-            params=params.model_dump(),
-            cost=cost._asdict(),
-            steps=params.num_inference_steps,
-            fingerprint=request.fingerprint,
-            seconds=request.seconds,
-            metadata=request.metadata,
-            idempotency_key=idempotency_key,
-            request_id=request_id and request_id[:MAX_REQUEST_ID_CHARS],
-        )
-        job = await self.table.submit(new)
+        new = wanted.job(self._model, caller)
+        job = await (self.table.submit(new) if wanted.reference is None else self._submit_with_input(new, wanted))
         if job is None:
             wait_s = (await self._snapshots(None)).schedule.retry_after_s
             raise QueueFull("as many videos wait as this server takes; try again later", retry_after_s=wait_s)
-        if not _same_request(job, new, request.given.get("seed")):
+        if not _same_request(job, new, wanted.request.given.get("seed")):
             raise Conflict("Idempotency-Key: got a key of another request, expected a new key for new fields")
         return await self._record(job)
+
+    async def _submit_with_input(self, new: NewJob, wanted: Wanted) -> Job | None:
+        """Store a job after the file that it starts from: the file of a record always exists."""
+        while True:
+            file, shared = await self._files.input_of(wanted.upload)
+            starting = new._replace(input_reference=wanted.stored_input(file), shares_input=shared)
+            try:
+                job = await self.table.submit(starting)
+            except InputGone:
+                continue
+            if not shared and (job is None or job.input_reference != starting.input_reference):
+                with suppress(MediaUnavailable):  # no record names the new file
+                    await self._media.remove(file)
+            return job
+
+    async def start(self, video_id: str) -> Job:
+        """Return the job of a finished video, or image, from which another video can start.
+
+        Raises:
+            InvalidRequest: there is none.
+        """
+        job = await self.table.get(video_id) if VIDEO_ID.fullmatch(video_id) else None
+        if job is None or not job.files:
+            got = f"a video that is {job.status}" if job else repr(video_id[:80])
+            why = "a video starts from one that is there"
+            raise InvalidRequest(f"{FIELD}: got {got}, expected a finished video of this server, because {why}", FIELD)
+        return job
+
+    async def finished(self, video_id: str) -> Job:
+        """Return the job of a finished video.
+
+        Raises:
+            InvalidRequest: it has not completed.
+        """
+        job = await self._job(video_id)
+        if not job.files:
+            raise InvalidRequest(f"video_id: got a video that is {job.status}, expected a finished one", "video_id")
+        return job
+
+    async def copy(self, video_id: str, receiver: Receiver) -> Upload:
+        """Copy a finished video, or image, into a file.
+
+        Raises:
+            InvalidRequest: there is none.
+        """
+        return await self._files.copy((await self.start(video_id)).files[0], receiver)
+
+    async def input_of(self, job: Job, receiver: Receiver) -> Upload | None:
+        """Copy the picture or clip that a job starts from into a file; None if there is none."""
+        return None if job.input_reference is None else await self._files.copy(job.input_reference.file, receiver)
 
     async def estimate(self, cost: Cost, steps: int) -> Estimate:
         """Return the place in the queue and the time to completion of a job that arrived now."""
@@ -131,11 +167,13 @@ class Videos:
 
     async def delete(self, video_id: str) -> VideoDeleted:
         """Delete a video and its files. A running job stops before its next step."""
-        job = await self._job(video_id, self.table.delete)
-        self._ended.deleted(job)
-        if job.files:
+        deleted = await self.table.delete(video_id) if VIDEO_ID.fullmatch(video_id) else None
+        if deleted is None:
+            raise _unknown(video_id)
+        self._ended.deleted(deleted.job)
+        if deleted.files:
             with suppress(MediaUnavailable):  # the sweep of files without a record will remove them
-                await self._media.remove(*job.files)
+                await self._media.remove(*deleted.files)
         return VideoDeleted(id=video_id)
 
     async def cancel(self, video_id: str) -> Video:
@@ -194,9 +232,9 @@ class Videos:
                 raise
             return int(found[1], 16)
 
-    async def _job(self, video_id: str, find: Callable[[str], Awaitable[Job | None]] | None = None) -> Job:
-        """Return what ``find``, by default ``table.get``, returns; only valid ids reach the table."""
-        job = await (find or self.table.get)(video_id) if VIDEO_ID.fullmatch(video_id) else None
+    async def _job(self, video_id: str) -> Job:
+        """Return the job with this id; only valid ids reach the table."""
+        job = await self.table.get(video_id) if VIDEO_ID.fullmatch(video_id) else None
         if job is None:
             raise _unknown(video_id)
         return job

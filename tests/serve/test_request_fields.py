@@ -15,7 +15,7 @@ from serve.cli.submit import command as submit
 from serve.http.pages.routes import assembled
 from serve.schema import ListQuery, Video, VideoRequest
 
-OF_REQUESTS_ALONE = {"model", "size", "seconds", "metadata"}
+OF_REQUESTS_ALONE = {"model", "size", "seconds", "metadata", "input_reference"}
 NOT_ON_THE_PAGE = {"flow_shift", "sigma_schedule", "append_metadata", "fp8_linears", "fp8_attention", "step_cache"}
 
 TYPES = {"string": "text", "boolean": "true, false", "object": "texts by name", "array": "numbers"}
@@ -86,7 +86,7 @@ def rows() -> Iterator[str]:
     properties = VideoRequest.model_json_schema()["properties"]
     for name, property_ in properties.items():
         schema = property_.get("anyOf", [property_])[0]
-        values = TYPES.get(schema["type"], "")
+        values = "a picture or clip" if name == "input_reference" else TYPES.get(schema["type"], "")
         if "enum" in schema:
             values = ", ".join(f"`{choice}`" for choice in schema["enum"])
         if "maximum" in schema:

@@ -17,6 +17,7 @@ from cosmos3_models import GenerationParams
 from cosmos3_models.media.mp4 import encode_video
 from cosmos3_models.media.pictures import encode_picture, thumbnail
 from serve.http.content import Content
+from serve.inputs.uploads import UploadFolder
 from serve.jobs.media_store import MediaStore
 from serve.schema import Video, VideoEstimate, VideoList, VideoRequest, described
 
@@ -43,7 +44,8 @@ class FakeVideos:
         params = GenerationParams(prompt="kept", num_frames=self.num_frames, height=32, width=48)
         state = {"status": self.status, "progress": 100, "step": 35, "queue_position": 0, "attempts": 1}
         times = dict.fromkeys(("created_at", "started_at", "completed_at", "expires_at"), 0)
-        nothing = dict.fromkeys(("error", "stage", "eta_s", "stage_durations", "request_id"))
+        unset = ("error", "stage", "eta_s", "stage_durations", "request_id", "remixed_from_video_id", "input_reference")
+        nothing = dict.fromkeys(unset)
         return Video(id="video_1", model="fake", **described(params), **state, **times, **nothing)
 
     async def list(self, *_: Any) -> VideoList:
@@ -69,6 +71,7 @@ class FakeVideos:
 
 class FakeService:
     def __init__(self, folder: Path) -> None:
+        self.uploads = UploadFolder()
         self.videos: Any = FakeVideos(folder)
         self.eta_s: float | None = 3.0
         self.pictures = True

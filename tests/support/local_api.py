@@ -10,6 +10,7 @@ from typing import Any
 import fsspec
 from fakes import OF_A_VIDEO
 from fastapi.testclient import TestClient
+from sample_media import picture
 
 from cosmos3_models.checkpoint.folder import DEMO
 from serve.app import AppArgs
@@ -66,23 +67,31 @@ class LocalIngress(Ingress):
         self.unready: list[str] = []
 
     async def make(self, request: Any, arrays: bool = False) -> FinishedVideo:
-        params = await self._model.params(request)
+        with self.uploads.receiving() as receiver:
+            params, _ = await self._accepted(request, receiver)
         await self._graph.check(params)
         record = video_record(params, self._model.name, DURATIONS)
         assert not arrays
-        artifact = Artifact.of("image" if params.num_frames == 1 else "video", MP4)
+        still = params.num_frames == 1
+        artifact = Artifact.of("image", picture(params.width, params.height)) if still else Artifact.of("video", MP4)
         return FinishedRequest((artifact,), record).for_handle_caller({})
 
     async def unready_stages(self) -> list[str]:
         return self.unready
 
-    async def finish(self, names: Sequence[ArtifactName] = OF_A_VIDEO) -> str:
-        """Complete the oldest job with these artifacts; its id."""
+    async def finish(self, names: Sequence[ArtifactName] = OF_A_VIDEO, data: bytes | None = None) -> str:
+        """Complete the oldest job with these artifacts; its id.
+
+        Args:
+            data: of the first one.
+        """
         job = await self.videos.table.claim()
         assert job is not None
         assert job.owner is not None
         await self.videos.table.start(job.owner)
-        artifacts = [Artifact.of(name, MP4 + name.encode()) for name in names]
+        main, *others = names
+        artifacts = [Artifact.of(main, MP4 + main.encode() if data is None else data)]
+        artifacts += [Artifact.of(name, MP4 + name.encode()) for name in others]
         stored = [StoredArtifact.of(artifact, job.owner) for artifact in artifacts]
         for artifact, entry in zip(artifacts, stored, strict=True):
             await self.videos._media.write(entry.file, artifact.data)

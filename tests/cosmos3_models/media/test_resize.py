@@ -8,7 +8,8 @@ import torch
 from diffusers.pipelines.cosmos.pipeline_cosmos3_omni import _preprocess_conditioning_image
 from numpy.typing import NDArray
 
-from cosmos3_models.media.resize import cover, natural_size
+from cosmos3_models.media.natural_size import natural_size
+from cosmos3_models.media.resize import cover
 from cosmos3_models.params import MAX_SIDE
 
 SOURCES = [(1, 1), (7, 5), (5, 7), (1, 40), (40, 1), (64, 48), (97, 61), (720, 1280), (1279, 719), (3000, 4000)]

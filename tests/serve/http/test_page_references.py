@@ -16,8 +16,8 @@ from playwright.sync_api import FileChooser, FilePayload, Locator, Page, Route, 
 from running_server import free_port
 
 from cosmos3_models.media.mp4 import encode_video
+from cosmos3_models.media.natural_size import natural_size
 from cosmos3_models.media.pictures import encode_picture
-from cosmos3_models.media.resize import natural_size
 from serve.http.routes import create_api
 
 FIELD = re.compile(rb'name="(\w+)"(?:; filename="([^"]*)")?[^\r]*\r\n(?:[^\r]+\r\n)*\r\n(.*?)\r\n--', re.DOTALL)

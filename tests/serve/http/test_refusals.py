@@ -15,8 +15,9 @@ from running_server import Server
 from cosmos3_models.params import GenerationDefaults
 from serve.errors import StageFailed
 from serve.http.access import Access
-from serve.http.body import MAX_BODY_BYTES
+from serve.http.limits import MAX_BODY_BYTES
 from serve.http.routes import create_api
+from serve.inputs.uploads import UploadFolder
 from serve.schema import VideoRequest, read_request
 
 SYNC = "/v1/videos/sync"
@@ -166,6 +167,7 @@ class FaultyService:
     """A service whose stages fail."""
 
     videos: Any = None
+    uploads = UploadFolder()
 
     def __init__(self, error: Exception) -> None:
         self._error = error

@@ -47,9 +47,10 @@ def sent(client: LocalClient, body: bytes, content_type: str | None = "applicati
 
 
 def test_the_sync_route_answers_one_frame_with_a_png_and_more_with_an_mp4(client: LocalClient) -> None:
-    for frames, kind in ((1, "image/png"), (5, "video/mp4")):
+    for frames, kind, start in ((1, "image/png", b"\x89PNG"), (5, "video/mp4", MP4)):
         answer = sent(client, json.dumps({"prompt": "x", "num_frames": frames}).encode())
-        assert (answer.status_code, answer.headers["content-type"], answer.content) == (200, kind, MP4)
+        assert (answer.status_code, answer.headers["content-type"]) == (200, kind)
+        assert answer.content.startswith(start)
         assert answer.headers["x-seed"]
 
 

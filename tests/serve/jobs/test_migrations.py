@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from fakes import OF_A_VIDEO
-from job_tables import COST, DURATIONS, SETTINGS, claimed, completed, run, started, submitted, video
+from job_tables import COST, DURATIONS, NEW, SETTINGS, claimed, completed, run, started, submitted, video
 from paths import ROOT
 from sqlalchemy import Connection, inspect, text
 
@@ -22,7 +22,7 @@ from serve.graph.graph import Stages
 from serve.jobs import migrations
 from serve.jobs.columns import JOBS
 from serve.jobs.database import is_sqlite, sync_engine
-from serve.jobs.job import Job, JobSettings
+from serve.jobs.job import Job, JobSettings, StoredInput
 from serve.jobs.media_store import MediaStore
 from serve.jobs.migrations import prepare
 from serve.jobs.runner import JobRunner
@@ -54,7 +54,7 @@ def test_an_older_table_is_migrated_and_a_newer_one_refused(url: str, monkeypatc
         with engine.connect() as connection:
             assert connection.execute(text("SELECT id, note FROM jobs")).one() == (job.id, "x")
         engine.dispose()
-    with pytest.raises(ValueError, match="version 4, expected at most 3"):
+    with pytest.raises(ValueError, match="version 5, expected at most 4"):
         prepare(url)
 
 
@@ -63,16 +63,28 @@ def test_two_databases_have_two_ids(tmp_path: Path) -> None:
 
 
 VERSION_2 = (ROOT / "tests/data/job_table_version_2.sql").read_text()
+VERSION_3 = (ROOT / "tests/data/job_table_version_3.sql").read_text()
+PREFIX_3 = "d0845ac2930a4df1a21339e8feadbf60/1f9b48502ede9a06fe9d0b48114cf3da"
+FILES_3 = [PREFIX_3 + suffix for suffix in (".mp4", ".thumbnail.jpg", ".spritesheet.jpg")]
 PREFIX_2 = "d8576eb2b9584abc99f57dad6786b550/059c486e83e42d11492a3e064e8d90da"
 FILES_2 = [PREFIX_2 + suffix for suffix in (".mp4", ".thumbnail.jpg", ".spritesheet.jpg")]
 
 
-def make_version_2(url: str) -> None:
+def make_version_3(url: str) -> None:
     """Create the table as the release before this one wrote it."""
+    make(url, VERSION_3)
+
+
+def make_version_2(url: str) -> None:
+    """Create the table as the release before that one wrote it."""
+    make(url, VERSION_2)
+
+
+def make(url: str, dump: str) -> None:
     engine = sync_engine(url)
     seq = "INTEGER PRIMARY KEY AUTOINCREMENT" if is_sqlite(url) else "BIGSERIAL PRIMARY KEY"
     with engine.begin() as connection:
-        for statement in VERSION_2.replace("seq SEQ", f"seq {seq}").split(";\n")[:-1]:
+        for statement in dump.replace("seq SEQ", f"seq {seq}").split(";\n")[:-1]:
             connection.exec_driver_sql(statement.replace("%", "%%"))
     engine.dispose()
 
@@ -159,6 +171,31 @@ def test_a_table_of_the_previous_release_lists_its_files_as_artifacts(url: str) 
     run(replace(SETTINGS, database_url=url), scenario)
 
 
+def test_a_table_of_the_previous_release_takes_inputs_and_keeps_its_rows(url: str) -> None:
+    make_version_3(url)
+    assert "input_reference" not in columns(url)
+    assert prepare(url) == PREFIX_3.partition("/")[0]
+    assert columns(url) == set(JOBS.c.keys())
+    engine = sync_engine(url)
+    assert "jobs_by_input" in {index["name"] for index in inspect(engine).get_indexes("jobs")}
+    engine.dispose()
+
+    async def scenario(table: JobTable) -> None:
+        jobs = await table.page(None, 9, newest_first=False)
+        assert [job.status for job in jobs] == ["completed", "failed", "queued"]
+        assert [job.files for job in jobs] == [FILES_3, [], []]
+        for job in jobs:
+            assert (job.input_reference, job.input_sha256, job.remixed_from_video_id) == (None, None, None)
+        assert await table.inputs_in_use() == set()
+        stored = StoredInput("video", "folder/inputs/f.0", 5, 64, 48, 9, "video_0")
+        new = await submitted(table, NEW._replace(input_reference=stored, input_sha256="f"))
+        assert (new.seq, new.input_reference) == (4, stored)
+        assert await table.input_with("f") == stored
+        assert [(await claimed(table))[0].seq, await table.input_with("e")] == [3, None]
+
+    run(replace(SETTINGS, database_url=url), scenario)
+
+
 def test_processes_that_start_together_migrate_a_table_once(url: str) -> None:
     make_version_2(url)
     with ThreadPoolExecutor(4) as processes:
@@ -188,7 +225,7 @@ def test_the_files_of_the_previous_release_are_served_swept_around_and_removed(t
             assert (content.media_type, content.etag, content.size) == (MEDIA_TYPES[name], file, len(file))
             assert content.filename == job.id + file.removeprefix(PREFIX_2)
             assert b"".join([block async for block in content.read(0, content.size)]) == file.encode()
-        await runner.remove_orphans()
+        await runner.files.remove_orphans(settings.retention_s)
         assert not (store / orphan).exists()
         assert all((store / name).exists() for name in FILES_2)
         await videos.delete(job.id)
@@ -207,7 +244,7 @@ def test_the_files_of_the_previous_release_expire_with_their_record(tmp_path: Pa
         connection.execute("UPDATE jobs SET expires_at = 1 WHERE status = 'completed'")
 
     async def scenario(runner: JobRunner, videos: Videos) -> None:
-        await runner.remove_expired()
+        await runner.files.remove_expired()
         assert [job.status for job in await videos.table.page(None, 9, newest_first=False)] == ["failed", "queued"]
         assert not any((store / name).exists() for name in FILES_2)
 
@@ -221,8 +258,8 @@ def with_runner_and_videos(
     stage: Any = SimpleNamespace(options=lambda **_: None)
 
     async def scene() -> None:
-        runner = JobRunner(Stages(stage, stage, stage, stage), settings, media_url, "other")
-        videos = Videos(settings, MediaStore(media_url), "m")
+        runner = JobRunner(Stages(*[stage] * len(Stages._fields)), settings, media_url, "other")
+        videos = Videos(settings, MediaStore(media_url), "m", runner._folder)
         await scenario(runner, videos)
         await runner.close()
         await videos.table.close()

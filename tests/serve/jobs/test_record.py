@@ -11,7 +11,7 @@ from local_api import URL, LocalClient, local_client
 
 from cosmos3_models.params import MAX_SEED
 from serve.graph.artifacts import EXTENSIONS, MEDIA_TYPES
-from serve.http.routes import timing_headers
+from serve.http.making import timing_headers
 from serve.schema import ListQuery
 
 SMALL = {"prompt": "x", "size": "32x32", "num_frames": 5, "num_inference_steps": 1}

@@ -259,7 +259,7 @@ def test_cancelled_and_deleted_jobs_are_counted_where_they_end(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def scenario(runner: JobRunner, table: JobTable, media: MediaStore) -> None:
-        videos = Videos(runner._settings, media, "m")
+        videos = Videos(runner._settings, media, "m", runner._folder)
         ends = videos._ended = Ends()
         cancelled, deleted = await stored(table), await stored(table)
         await videos.cancel(cancelled.id)

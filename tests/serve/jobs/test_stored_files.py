@@ -12,9 +12,10 @@ from job_tables import change
 
 from serve.errors import MediaUnavailable
 from serve.jobs import runner as runner_module
+from serve.jobs.files import ORPHAN_AGE_S
 from serve.jobs.job import StoredArtifact
 from serve.jobs.media_store import MediaStore
-from serve.jobs.runner import ORPHAN_AGE_S, JobRunner
+from serve.jobs.runner import JobRunner
 from serve.jobs.table import JobTable
 
 WEEK_S = 604_800
@@ -46,7 +47,7 @@ def test_record_and_files_expire_together(tmp_path: Path) -> None:
         (older,) = await table.page(None, 9, newest_first=True)
         await change(table, older, expires_at=0.0)
         younger = await finish(table, media, folder)
-        await runner.remove_expired()
+        await runner.files.remove_expired()
         assert [set(job.files) for job in await table.page(None, 9, newest_first=True)] == [younger]
         assert files(tmp_path) == younger
 
@@ -68,7 +69,7 @@ def test_old_files_without_a_record_are_swept_and_all_others_stay(tmp_path: Path
             await media.write(name, b"x")
         for name in files(tmp_path) - {others[0]}:
             age(tmp_path / "media" / name, ORPHAN_AGE_S + 1)
-        await runner.remove_orphans()
+        await runner.files.remove_orphans(runner._settings.retention_s)
         assert files(tmp_path) == {*others, *used}
 
     with_runner(tmp_path, scenario, retention_s=0.2)
@@ -83,7 +84,7 @@ def test_a_database_restored_to_an_earlier_state_loses_no_file_that_a_record_may
         await table.delete(job.id)
         for name in files(tmp_path):
             age(tmp_path / "media" / name, ORPHAN_AGE_S + 60)
-        await runner.remove_orphans()
+        await runner.files.remove_orphans(runner._settings.retention_s)
         assert files(tmp_path) == stored
 
     with_runner(tmp_path, scenario, retention_s=WEEK_S)
@@ -99,7 +100,7 @@ def test_a_server_leaves_the_videos_of_another_one_in_the_same_store_alone(tmp_p
             age(tmp_path / "media" / name, 10 * WEEK_S)
 
     async def sweep(runner: JobRunner, *_: object) -> None:
-        await runner.remove_orphans()
+        await runner.files.remove_orphans(runner._settings.retention_s)
         assert files(tmp_path) == finished[0]
 
     with_runner(tmp_path / "production", make, media_url=media_url, retention_s=0.2)

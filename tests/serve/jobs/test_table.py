@@ -220,7 +220,7 @@ def test_ended_jobs_expire_with_the_names_of_their_files(settings: JobSettings) 
         assert await table.tokens_in_use() == {"0a1b"}
         assert await table.delete_past_retention() == []
         await change(table, claim, expires_at=0.0)
-        assert [job.files for job in await table.delete_past_retention()] == [["folder/0a1b.mp4"]]
+        assert [deleted.files for deleted in await table.delete_past_retention()] == [["folder/0a1b.mp4"]]
         assert [job.id for job in await table.page(None, 9, newest_first=True)] == [waiting.id]
 
     run(settings, scenario)

@@ -13,10 +13,11 @@ from serve.app import AppArgs
 from serve.errors import DatabaseUnavailable
 from serve.estimates.cost import Cost
 from serve.jobs import videos as videos_module
-from serve.jobs.job import ClaimProgress, StoredArtifact
+from serve.jobs.job import Caller, ClaimProgress, StoredArtifact
 from serve.jobs.media_store import MediaStore
 from serve.jobs.migrations import prepare
 from serve.jobs.videos import Videos
+from serve.jobs.wanted import Wanted
 from serve.schema import VideoRequest
 
 COST = Cost(model="m on cpu", mode="exact", passes=2, text=10, step=100, decode=50)
@@ -30,7 +31,7 @@ def with_videos(folder: Path, scenario: Callable[[Videos], Awaitable[None]]) -> 
 
     async def scene() -> None:
         prepare(args.job_settings().database_url)
-        videos = Videos(args.job_settings(), MediaStore(args.media()), "m")
+        videos = Videos(args.job_settings(), MediaStore(args.media()), "m", "folder")
         await scenario(videos)
         await videos.table.close()
 
@@ -40,7 +41,7 @@ def with_videos(folder: Path, scenario: Callable[[Videos], Awaitable[None]]) -> 
 async def submitted(videos: Videos) -> str:
     request = VideoRequest(prompt="x", num_inference_steps=STEPS)
     params = request.params(GenerationDefaults())
-    return (await videos.submit(request, params, COST, None, None)).id
+    return (await videos.submit(Wanted(request, params, COST), Caller())).id
 
 
 async def followed(videos: Videos, video_id: str, last_event: int | None = None) -> list[tuple[int, dict[str, Any]]]:

@@ -1,0 +1,28 @@
+"""What every kind of body must keep to."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from serve.errors import InvalidRequest, TooLarge
+from serve.inputs.uploads import MAX_UPLOAD_BYTES
+
+MAX_BODY_BYTES = 1 << 20
+"""Of all fields but a picture or clip."""
+
+MAX_BYTES_IN_ALL = MAX_BODY_BYTES + MAX_UPLOAD_BYTES * 3 // 2
+"""Of a whole body: base64 takes four bytes for three, and some writers of JSON escape a part of it."""
+
+
+def once(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """The pairs as a mapping; a repeated name is refused."""
+    fields: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in fields:
+            raise InvalidRequest(f"{name}: got the field twice, expected it once", name)
+        fields[name] = value
+    return fields
+
+
+def too_large() -> TooLarge:
+    """The error of a body over the limit."""
+    return TooLarge(f"body: got more than {MAX_BODY_BYTES} bytes, expected at most that many")

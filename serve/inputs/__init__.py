@@ -1,0 +1,1 @@
+"""Pictures and clips that come with requests: received into files, checked, stored."""
