@@ -139,9 +139,10 @@ async function startFrom(video, how) {
   await showFirst(source);
 }
 
-// The settings of an earlier video; a file in the form stays there.
+// The settings of an earlier video. A file in the form stays there; the server does not give out the video's own.
 function useSettings(video) {
   if (source && source.how !== "file") setSource(null);
+  lost = video.input_reference ? "The video started from a file that is not in this form. Choose it again." : "";
   fill(video);
 }
 

@@ -31,8 +31,7 @@ function showState(video) {
   $("run").hidden = ended;
   $("cancel").hidden = ended;
   $("delete").hidden = !ended;
-  $("save").hidden = !completed;
-  $("remix").hidden = !completed || model?.pictures === undefined;
+  $("save").hidden = $("remix").hidden = !completed;
   $("extend").hidden = !completed || video.num_frames === 1 || !model?.pictures;
   $("facts").textContent = facts(video);
   $("screen").style.aspectRatio = `${video.width} / ${video.height}`;
@@ -119,10 +118,15 @@ function brief(video) {
   return parts.concat(video.generate_sound ? "sound" : []).join(" · ");
 }
 
+function startOf({ input_reference: start }) {
+  if (!start) return [];
+  return [start.continued ? "continues a video" : start.kind === "image" ? "from a picture" : "from a clip"];
+}
+
 function facts(video) {
   const { queue, ...stages } = video.stage_durations ?? {};
   const made = Object.values(stages).reduce((sum, seconds) => sum + seconds, 0);
-  const parts = [brief(video), `${video.num_inference_steps} steps`, `seed ${video.seed}`];
+  const parts = [brief(video), ...startOf(video), `${video.num_inference_steps} steps`, `seed ${video.seed}`];
   return parts.concat(made ? `made in ${made.toFixed(1)} s` : []).join(" · ");
 }
 

@@ -145,6 +145,8 @@ def test_the_page_works_by_keyboard_and_fits_a_phone(server: Server, page: Page)
     open_page(page, server.url)
     page.get_by_label("Prompt", exact=True).focus()
     page.keyboard.type("typed")
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("button", name="Choose a picture or clip")).to_be_focused()
     for value in SMALL.values():
         page.keyboard.press("Tab")
         page.keyboard.type(value)  # a field that Tab reaches has its text selected

@@ -15,10 +15,12 @@ from fastapi import FastAPI, Request
 from playwright.sync_api import FileChooser, FilePayload, Locator, Page, Route, expect
 from running_server import free_port
 
+from cosmos3_models.media.formats import EXPECTED
 from cosmos3_models.media.mp4 import encode_video
 from cosmos3_models.media.natural_size import natural_size
 from cosmos3_models.media.pictures import encode_picture
 from serve.http.routes import create_api
+from serve.inputs.uploads import MAX_UPLOAD_BYTES
 
 FIELD = re.compile(rb'name="(\w+)"(?:; filename="([^"]*)")?[^\r]*\r\n(?:[^\r]+\r\n)*\r\n(.*?)\r\n--', re.DOTALL)
 DROP = """([name, type, bytes]) => {
@@ -35,7 +37,6 @@ PASTE = """([name, type, bytes, text]) => {
     document.dispatchEvent(new ClipboardEvent("paste", { clipboardData: data, cancelable: true }));
 }"""
 
-EXPECTED = "a picture (PNG, JPEG, WebP) or a clip (mp4, mov, WebM, Matroska)"
 PICTURE_SIZES = [(side, other) for side in (1, 15, 16, 100, 639, 1000, 4000) for other in (1, 16, 77, 480, 1000, 3000)]
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
@@ -207,10 +208,12 @@ def test_what_is_no_picture_is_refused_before_it_is_sent(
 
 def test_a_file_over_the_limit_is_refused_before_it_is_sent(page: Page, url: str) -> None:
     open_page(page, url)
-    page.evaluate("takeFiles([new File([new Uint8Array(64 * 2 ** 20 + 1)], 'a.mp4', { type: 'video/mp4' })])")
-    expect(page.locator("#zone-error")).to_have_text(
-        "input_reference: got a file of more than 64 MiB, expected at most that"
-    )
+    take = "size => takeFiles([new File(['0000ftypisom', new Uint8Array(size - 12)], 'a.mp4')])"
+    page.evaluate(take, MAX_UPLOAD_BYTES)
+    expect(facts(page)).to_contain_text("67.1 MB")
+    page.evaluate(take, MAX_UPLOAD_BYTES + 1)
+    words = f"input_reference: got a file of more than {MAX_UPLOAD_BYTES >> 20} MiB, expected at most that"
+    expect(page.locator("#zone-error")).to_have_text(words)
 
 
 def test_the_servers_refusal_of_a_picture_is_shown_at_the_picture(page: Page, url: str) -> None:

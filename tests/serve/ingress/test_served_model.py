@@ -145,3 +145,11 @@ def test_an_invalid_request_is_refused_before_a_denoiser_is_asked(tiny_checkpoin
     with pytest.raises(InvalidRequest, match="expected at most 100 pixels over all frames"):
         params(model, REQUEST)
     assert not questions
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_the_card_says_whether_a_video_can_start_from_a_picture(
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, there: bool
+) -> None:
+    monkeypatch.setattr(Checkpoint, "has_video_encoder", there)
+    assert served(tiny_checkpoint).cards()[0]["pictures"] is there
