@@ -26,8 +26,9 @@ from ray.serve.handle import DeploymentHandle
 
 from cosmos3_models import GenerationParams, InvalidInput
 from cosmos3_models.media.mp4 import mux
-from cosmos3_models.params import ReferenceKind
+from cosmos3_models.params import ReferenceKind, clean_frames
 from cosmos3_models.resources.budget import Budget
+from cosmos3_models.shapes import pixel_frames_needed
 from cosmos3_models.text.prompt import PromptIds
 from serve.errors import InvalidRequest, NotReady, QueueFull, StageFailed
 from serve.graph.artifacts import Artifact, FinishedRequest
@@ -73,10 +74,18 @@ class Reference(NamedTuple):
 
     Attributes:
         read: returns the file; called for each attempt, so that no request keeps the bytes.
+        continued_frames: those of a clip that the result begins with, all of them; 0 if it has new frames alone.
     """
 
     kind: ReferenceKind
     read: Callable[[], Awaitable[bytes]]
+    continued_frames: int = 0
+
+    def silence_s(self, params: GenerationParams) -> float:
+        """The seconds of the result before the first frame that the request makes."""
+        if not self.continued_frames:
+            return 0.0
+        return (self.continued_frames - pixel_frames_needed(clean_frames(params, self.kind))) / params.fps
 
 
 class Inputs(NamedTuple):
@@ -169,7 +178,7 @@ class Graph:
                 yield clock.progress(DENOISER, item, params.num_inference_steps)
         clock.lap(DENOISER)
         yield clock.progress(DECODERS, 0, 1)
-        video, sound = await self._decode(latents, params, arrays)
+        video, sound = await self._decode(latents, params, arrays, reference)
         clock.lap(DECODERS)
         artifacts = video.pictures
         if video.track is not None:
@@ -229,12 +238,19 @@ class Graph:
                 raise
 
     async def _decode(
-        self, latents: Latents, params: GenerationParams, arrays: bool
+        self, latents: Latents, params: GenerationParams, arrays: bool, reference: Reference | None
     ) -> tuple[DecodedVideo, DecodedSound | None]:
         """Run both decoders at the same time."""
-        calls = [self._call(VIDEO_DECODER, self._stages.video_decoder.decode.remote, latents.video, params, arrays)]
+        before: tuple[Any, ...] = ()
+        silence: tuple[float, ...] = ()
+        if reference is not None and reference.continued_frames:
+            before = (await reference.read(), reference.continued_frames)
+            silence = (reference.silence_s(params),)
+        decode = self._stages.video_decoder.decode.remote
+        calls = [self._call(VIDEO_DECODER, decode, latents.video, params, arrays, *before)]
         if latents.sound is not None:
-            calls.append(self._call(SOUND_DECODER, self._stages.sound_decoder.decode.remote, latents.sound, arrays))
+            decode = self._stages.sound_decoder.decode.remote
+            calls.append(self._call(SOUND_DECODER, decode, latents.sound, arrays, *silence))
         video, *sound = await _together(*calls)
         return video, sound[0] if sound else None
 

@@ -118,17 +118,57 @@ class VideoDecoder:
             self._worker = Worker(self._warm_up, patience)
 
     async def decode(
-        self, latents: NDArray[np.float32], params: GenerationParams, arrays: bool = False
+        self,
+        latents: NDArray[np.float32],
+        params: GenerationParams,
+        arrays: bool = False,
+        clip: bytes | None = None,
+        clip_frames: int = 0,
     ) -> DecodedVideo:
         """Decode and encode a video, or an image if the request is for one frame.
 
         Args:
             latents: fp32 (1, c, t, h, w).
             params: their request, for size, length and frame rate.
-            arrays: return the frames as well.
+            arrays: return the frames as well, but not those of ``clip``.
+            clip: the file that the video continues; its frames come first, and those that both share once.
+            clip_frames: of the file.
         """
-        longest_s = self._longest_s(latents)
-        return await self._worker.run(lambda turn: self._decode(latents, params, arrays, turn), longest_s)
+        if clip is None:
+            longest_s = self._longest_s(latents)
+            return await self._worker.run(lambda turn: self._decode(latents, params, arrays, turn), longest_s)
+        longest_s = self._longest_s(latents) + WALL_SECONDS
+        return await self._worker.run(lambda turn: self._continued(latents, params, clip, clip_frames, turn), longest_s)
+
+    def _continued(
+        self, latents: NDArray[np.float32], params: GenerationParams, clip: bytes, clip_frames: int, turn: Turn
+    ) -> DecodedVideo:
+        """Encode all frames of a clip, then the new ones without those that they share with the clip."""
+        from cosmos3_models.media.resize import cover
+
+        shared = pixel_frames_needed(clean_frames(params, "video"))
+        longest_s = self._longest_s(latents) + WALL_SECONDS
+
+        def chunks(path: Path) -> Iterator[NDArray[np.uint8]]:
+            with closing(isolated.frames(path, clip_frames, "first")) as old:
+                for frames in old:
+                    turn.raise_if_stopped()
+                    turn.step(longest_s)
+                    yield cover(frames, params.height, params.width)
+            skipped = 0
+            for frames in self._decoder.frames(latents):
+                turn.raise_if_stopped()
+                turn.step(longest_s)
+                skip = min(len(frames), shared - skipped)
+                skipped += skip
+                if skip < len(frames):
+                    yield frames[skip:]
+
+        total = clip_frames + params.num_frames - shared
+        with TemporaryDirectory() as folder, VideoWriter(total, params.height, params.width, params.fps) as writer:
+            path = Path(folder) / "clip"
+            path.write_bytes(clip)
+            return DecodedVideo.of(encode_chunks(writer, chunks(path)))
 
     async def check_health(self) -> None:
         """Raise ``Broken`` if the replica must be replaced; Serve calls this periodically."""
@@ -182,12 +222,13 @@ class SoundDecoder:
                 self._decoder = weights.load_sound_decoder(opened, *weights.resolve_device(device))
                 self._worker = Worker(self._warm_up, patience)
 
-    async def decode(self, latents: NDArray[np.float32], arrays: bool = False) -> DecodedSound:
+    async def decode(self, latents: NDArray[np.float32], arrays: bool = False, silence_s: float = 0.0) -> DecodedSound:
         """Decode and encode a sound track.
 
         Args:
             latents: fp32 (1, d, t).
             arrays: return the waveform as well.
+            silence_s: seconds of silence before it.
 
         Raises:
             RuntimeError: the checkpoint has no sound decoder.
@@ -195,7 +236,7 @@ class SoundDecoder:
         if self._worker is None:
             raise RuntimeError("sound latents reached a checkpoint without a sound decoder")
         longest_s = seconds_at_most(sound_decode_flops(require_sound(self._config), latents.shape[2]), self._device)
-        return await self._worker.run(lambda _: self._decode(latents, arrays), longest_s)
+        return await self._worker.run(lambda _: self._decode(latents, arrays, silence_s), longest_s)
 
     async def check_health(self) -> None:
         """Raise ``Broken`` if the replica must be replaced; Serve calls this periodically."""
@@ -206,7 +247,9 @@ class SoundDecoder:
         self._decoder.warm_up()
         self._decode(np.zeros((1, self._decoder.config.latent_dim, 1), dtype=np.float32), False)
 
-    def _decode(self, latents: NDArray[np.float32], arrays: bool) -> DecodedSound:
+    def _decode(self, latents: NDArray[np.float32], arrays: bool, silence_s: float = 0.0) -> DecodedSound:
         waveform = self._decoder.waveform(latents)
+        if silence := max(0, round(silence_s * self._decoder.config.sample_rate)):
+            waveform = np.pad(waveform, ((0, 0), (silence, 0)))
         track = encode_sound(waveform, self._decoder.config.sample_rate)
         return DecodedSound(track, waveform if arrays else None)

@@ -189,7 +189,9 @@ class JobRunner:
         """Return what the job starts from, which is read when a stage needs it."""
         if job.input_reference is None:
             return None
-        return Reference(job.input_reference.kind, lambda: _reached(partial(self.files.read_input, job)))
+        stored = job.input_reference
+        before = stored.frames if stored.continued else 0
+        return Reference(stored.kind, lambda: _reached(partial(self.files.read_input, job)), before)
 
     async def _start(self, claim: Claim) -> None:
         started = await _persist(lambda: self._table.start(claim.owner))

@@ -1,9 +1,12 @@
 """Pictures and clips on the running server: over every way in, the same bytes come out."""
 
 import base64
+import io
 from typing import Any
 
+import av
 import httpx
+import numpy as np
 import pytest
 from running_server import Server
 from sample_media import clip, picture
@@ -44,3 +47,23 @@ def test_images_are_those_of_their_seeds(server: Server) -> None:
     one = httpx.post(f"{server.url}/v1/videos/sync", json=fields | {"num_frames": 1, "seed": 6}, timeout=120)
     assert base64.b64decode(images["data"][1]["b64_json"]) == one.content
     assert images["data"][0]["b64_json"] != images["data"][1]["b64_json"]
+
+
+def test_an_extension_has_the_old_frames_and_then_the_new_ones(server: Server) -> None:
+    data = clip(96, 64, 13, 24.0)
+    form = {"prompt": "it goes on", "num_frames": "17", "size": "96x64", "num_inference_steps": "4"}
+    form |= {"fps": "24", "seed": "5", "generate_sound": "true"}
+    job = httpx.post(f"{server.url}/v1/videos/extensions", data=form, files={"video": data}, timeout=60).json()
+    with av.open(io.BytesIO(finished(server, job["id"]))) as made, av.open(io.BytesIO(data)) as given:
+        frames, old = (
+            [frame.to_ndarray(format="rgb24").astype(float) for frame in file.decode(video=0)] for file in (made, given)
+        )
+    assert len(frames) == 13 + 17 - 5
+    assert job["duration_s"] == round(len(frames) / 24, 6)
+    assert max(abs(one - other).mean() for one, other in zip(frames, old, strict=False)) < 4, "encoded once more"
+    with av.open(io.BytesIO(finished(server, job["id"]))) as made:
+        waveform = np.concatenate([frame.to_ndarray() for frame in made.decode(audio=0)], axis=1)
+        rate = made.streams.audio[0].rate
+    silent, whole = round(8 / 24 * rate), round(25 / 24 * rate)
+    assert waveform.shape[1] >= whole - 2048
+    assert abs(waveform[:, : silent - 2048]).max() < 0.01 < abs(waveform[:, silent:]).max()
