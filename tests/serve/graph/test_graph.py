@@ -14,7 +14,7 @@ import av
 import httpx
 import numpy as np
 import pytest
-from pictured import PICTURED, begun_with_a_picture
+from pictured import PICTURE, PICTURED, begun_with_a_picture
 from PIL import Image
 from running_server import Server
 from sample_requests import ENDLESS, LONG, REQUEST
@@ -118,6 +118,14 @@ def test_a_request_with_a_picture_passes_the_encoder_and_differs_from_one_withou
     assert list(durations) == ["tokenizer", "video_encoder", "queue", "denoiser", "decoders", "mux"]
     without = server.handle.generate.remote(PICTURED.model_dump(exclude_none=True), arrays=True).result()
     assert not np.array_equal(pictured.frames, without["frames"])
+
+
+def test_the_frames_of_a_request_with_a_picture_equal_those_of_one_process(
+    tiny_checkpoint: Path, pictured: FinishedRequest
+) -> None:
+    alone = Cosmos3Pipeline.from_pretrained(tiny_checkpoint, "cpu")(PICTURED, image=PICTURE)
+    assert pictured.frames is not None
+    assert np.array_equal(pictured.frames, alone.frames)
 
 
 @pytest.mark.faults
