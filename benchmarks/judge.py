@@ -108,7 +108,7 @@ def _paired(seen: Sequence[Seen], stated: Sequence[Stated]) -> list[tuple[Seen |
     return pairs
 
 
-def validate(world: World, clips: int, part: Part = "train", seed: int = 0, device: str = "cpu") -> Verdict:
+def validate(world: World, clips: int, part: Part = "unseen", seed: int = 0, device: str = "cpu") -> Verdict:
     """Judge real clips, of which everything is known."""
     total = Verdict()
     for step in range(clips):

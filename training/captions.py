@@ -1,4 +1,7 @@
-"""The caption grammar: labels to English, with some variety, and English back to what it states."""
+"""The caption grammar: labels to English, with some variety, and English back to what it states.
+
+A caption of a still says nothing of motion: "A large red ball on a dark background."
+"""
 
 import re
 
@@ -17,6 +20,10 @@ from training.labels import (
 
 SILENT_SHARE = 0.15  # of the captions leave a size or speed out
 BARE_SHARE = 0.3  # of the captions leave the background out
+LEFT_OUT_SHARE = 0.4  # of the colours that a strange word would replace are left out
+STRANGE_COLOURS = ("white", "black", "brown", "gold", "silver", "turquoise", "magenta", "violet", "beige", "crimson")
+STRANGE_NOUNS = ("cube", "heart", "cross", "hexagon", "car", "cat", "dog", "bird", "flower", "person", "shape")
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 NOUNS = {
     "circle": ("circle", "ball", "disc"),
@@ -44,25 +51,44 @@ VERBS: dict[tuple[str, str], tuple[str, ...]] = {
 }
 PLACES = {"side by side": ("on the left", "on the right"), "stacked": ("at the top", "at the bottom")}
 JOINTS = (", and ", ", while ", "; ")
+STILL_JOINTS = (", and ", "; ")  # "while" wants a verb
 BACKDROPS = ("on a {} background", "against a {} background", "in front of a {} background")
 
 Stated = dict[str, str]
 """Attributes of one shape by name, as far as a caption states them."""
 
 
-def write_caption(labels: Labels, scene: int, random: np.random.Generator, *, full: bool = False) -> str:
+def write_caption(
+    labels: Labels, scene: int, random: np.random.Generator, *, full: bool = False, still: bool = False
+) -> str:
     """A caption of one scene.
 
     Args:
         full: state every attribute, leave nothing out.
+        still: state no motion and no speed.
     """
     silent, bare = (0.0, 0.0) if full else (SILENT_SHARE, BARE_SHARE)
-    phrases = [_shape(labels, scene, shape, random, silent) for shape in range(labels.shapes(scene))]
-    text = phrases[0] if len(phrases) == 1 else _pair(phrases, LAYOUTS[labels.layout[scene]], random)
+    phrases = [_shape(labels, scene, shape, random, silent, still) for shape in range(labels.shapes(scene))]
+    joints = STILL_JOINTS if still else JOINTS
+    text = phrases[0] if len(phrases) == 1 else _pair(phrases, LAYOUTS[labels.layout[scene]], joints, random)
     if random.random() >= bare:
         backdrop = _choice(random, BACKDROPS).format(BACKGROUNDS[labels.background[scene]])
         text = f"{text} {backdrop}"
     return text[0].upper() + text[1:] + "."
+
+
+def with_strange_word(caption: str, random: np.random.Generator) -> str:
+    """The caption with a word that nobody knows in place of a colour or a noun, or with a colour left out."""
+    known = [word for words in (*NOUNS.values(), COLOURS) for word in words]
+    found = list(re.finditer(rf"\b(?:{'|'.join(known)})\b", caption))
+    word = found[int(random.integers(len(found)))]
+    is_colour = word[0] in COLOURS
+    before, after = caption[: word.start()], caption[word.end() :]
+    if is_colour and random.random() < LEFT_OUT_SHARE:
+        return _with_articles(before + after.lstrip())
+    made_up = "".join(random.choice(list(LETTERS), size=random.integers(3, 9)))
+    strange = _choice(random, STRANGE_COLOURS if is_colour else STRANGE_NOUNS)
+    return _with_articles(before + (made_up if random.random() < 0.5 else strange) + after)
 
 
 def read_caption(caption: str) -> list[Stated]:
@@ -89,22 +115,26 @@ def states(labels: Labels, scene: int) -> list[Stated]:
     return [state(labels, scene, shape) for shape in range(labels.shapes(scene))]
 
 
-def _shape(labels: Labels, scene: int, shape: int, random: np.random.Generator, silent: float) -> str:
+def _shape(labels: Labels, scene: int, shape: int, random: np.random.Generator, silent: float, still: bool) -> str:
     is_ = state(labels, scene, shape)
     size = "" if random.random() < silent else is_["size"]
     how = "" if random.random() < silent else _choice(random, ADVERBS[is_["speed"]])
     verb = _choice(random, VERBS[is_["motion"], is_["direction"]]).format(how=how)
-    words = f"{size} {is_['colour']} {_choice(random, NOUNS[is_['kind']])} {verb}".split()
+    words = f"{size} {is_['colour']} {_choice(random, NOUNS[is_['kind']])} {'' if still else verb}".split()
     article = "an" if words[0][0] in "aeiou" else "a"
     return " ".join([article, *words])
 
 
-def _pair(phrases: list[str], layout: str, random: np.random.Generator) -> str:
+def _pair(phrases: list[str], layout: str, joints: tuple[str, ...], random: np.random.Generator) -> str:
     first, second = PLACES[layout]
-    joint = _choice(random, JOINTS)
+    joint = _choice(random, joints)
     if random.random() < 0.5:
         return f"{first} {phrases[0]}{joint}{second} {phrases[1]}"
     return f"{phrases[0]} {first}{joint}{phrases[1]} {second}"
+
+
+def _with_articles(text: str) -> str:
+    return re.sub(r"\b([Aa])n? (?=(\w))", lambda a: f"{a[1]}n " if a[2] in "aeiou" else f"{a[1]} ", text)
 
 
 def _choice(random: np.random.Generator, options: tuple[str, ...]) -> str:

@@ -34,6 +34,7 @@ MOTION_INDEX = {motion: index for index, motion in enumerate(MOTIONS)}
 VERTICAL = tuple(MOTION_INDEX[motion] for motion in (("move", "up"), ("move", "down"), ("bounce", "up and down")))
 HORIZONTAL = tuple(MOTION_INDEX[motion] for motion in (("move", "left"), ("move", "right"), ("bounce", "sideways")))
 SPINS = tuple(index for index, (verb, _) in enumerate(MOTIONS) if verb == "spin")
+HOPS = MOTION_INDEX["bounce", "up and down"]
 ROUND = (KINDS.index("circle"), KINDS.index("ring"))  # whose spin nobody can see
 
 # Kind and colour that never meet in training.
@@ -47,7 +48,8 @@ HELD_OUT = tuple(
         ("ring", "yellow"),
     )
 )
-HARD_KIND = KINDS.index("star")  # outlines of stars, and of whatever spins, are learnt last
+HARD_KIND = KINDS.index("star")  # outlines of stars, of whatever spins, and of fast hops are learnt last
+ROUND_SPIN_SHARE = 0.25  # of the round shapes to train on may be told to spin: they look still, not like a square
 PAIR_SHARE = 0.3  # of the scenes have two shapes
 UNSEEN_SHARE = 16  # one of so many scenes is kept from training, whatever its seed
 
@@ -98,10 +100,16 @@ def draw_labels(random: np.random.Generator, count: int, part: Part = "train") -
 
 
 def draw_hard_labels(random: np.random.Generator, count: int) -> Labels:
-    """Draw scenes to train on: those whose first shape is a star or spins come twice as often as in the world."""
+    """Draw scenes to train on: those whose first shape is hard to learn come twice as often as in the world."""
     drawn = draw_labels(random, 2 * count)
-    hard = (drawn.kind[:, 0] == HARD_KIND) | np.isin(drawn.motion[:, 0], SPINS)
-    return drawn[np.argsort(~hard, kind="stable")[:count]]
+    return drawn[np.argsort(~hard(drawn), kind="stable")[:count]]
+
+
+def hard(labels: Labels) -> NDArray[np.bool_]:
+    """In which scenes (n,) the first shape is a star, shows that it spins, or bounces fast on the floor."""
+    kind, motion, speed = labels.kind[:, 0], labels.motion[:, 0], labels.speed[:, 0]
+    spins = np.isin(motion, SPINS) & ~np.isin(kind, ROUND)
+    return np.asarray((kind == HARD_KIND) | spins | ((motion == HOPS) & (speed == SPEEDS.index("fast"))))
 
 
 def held_out(labels: Labels) -> NDArray[np.bool_]:
@@ -142,7 +150,7 @@ def _belongs(labels: Labels, part: Part) -> NDArray[np.bool_]:
 
 
 def _candidates(random: np.random.Generator, count: int, part: Part) -> Labels:
-    """Scenes that can be drawn and seen: pairs fit their lanes and differ in colour, nothing round spins."""
+    """Scenes that can be drawn: pairs fit their lanes and differ in colour. To judge, nothing round spins."""
     shape = (count, SHAPES)
     layout = np.where(random.random(count) < PAIR_SHARE, random.integers(1, len(LAYOUTS), count), ALONE)
     kind, colour = random.integers(len(KINDS), size=shape), random.integers(len(COLOURS), size=shape)
@@ -158,18 +166,22 @@ def _candidates(random: np.random.Generator, count: int, part: Part) -> Labels:
         kind=kind,
         colour=colour,
         size=size,
-        motion=_motions(random, layout, kind),
+        motion=_motions(random, layout, kind, ROUND_SPIN_SHARE if part == "train" else 0),
         speed=random.integers(len(SPEEDS), size=shape),
     )
 
 
-def _motions(random: np.random.Generator, layout: Integers, kind: Integers) -> Integers:
+def _motions(random: np.random.Generator, layout: Integers, kind: Integers, round_spins: float) -> Integers:
     """A motion for each shape among those that its lane and its kind allow."""
     allowed = np.ones((*kind.shape, len(MOTIONS)), dtype=bool)
     allowed[layout == SIDE_BY_SIDE] &= ~_among(HORIZONTAL)
     allowed[layout == STACKED] &= ~_among(VERTICAL)
-    allowed[np.isin(kind, ROUND)] &= ~_among(SPINS)
-    return np.asarray((random.random(allowed.shape) * allowed).argmax(-1))
+    preferences = random.random(allowed.shape)
+    still = np.isin(kind, ROUND)
+    if round_spins:
+        still &= random.random(kind.shape) >= round_spins
+    allowed[still] &= ~_among(SPINS)
+    return np.asarray((preferences * allowed).argmax(-1))
 
 
 def _among(motions: tuple[int, ...]) -> NDArray[np.bool_]:

@@ -6,8 +6,9 @@ python -m training.latents --out .gpu/demo --minutes 1.3
 import argparse
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,9 +18,10 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from cosmos3_models.params import GenerationParams
 from cosmos3_models.text.prompt import PromptEncoder
 from training import sound_autoencoder, video_vae
-from training.captions import write_caption
+from training.captions import with_strange_word, write_caption
 from training.labels import Labels
 from training.loop import load_average
 from training.recipe import Recipe
@@ -33,7 +35,10 @@ FOLDER = "latents"
 FILE = "latents.safetensors"
 RECIPE = "recipe.json"
 CHUNK = 64  # clips encoded at a time
-CAPTIONS_PER_CLIP = 3
+CAPTIONS_PER_CLIP = 3  # and one of its first frame
+LATER_SHARE = 0.3  # of the clips begin somewhere in their motion: what they are for is to go on from there
+MOVING_SHARE = 0.25  # of the captions of first frames state a motion all the same: whoever asks for an image may
+STRANGE_SHARE = 0.06  # of the captions have a word that nobody knows: a shape then has any colour, or any kind
 PLAIN_SHARE = 0.1  # of the captions come without the sentences about length and size
 LENGTH_STEP = 3  # captions have a multiple of it in tokens, for every length that training meets costs it a recording
 TRIES = 30  # at a caption of such a length
@@ -48,13 +53,15 @@ class Cache:
         video: bf16 (n, c, t, h, w), normalised as serving expects it.
         sound: bf16 (n, d, t).
         colour: bf16 (n, t, h, w), 0 to 1, how colourful the most colourful pixel is that a video latent stands for.
-        ids: int16 (n, captions, longest), padded.
+        later: bool (n,), clips that begin as none begins that is made from text alone.
+        ids: int16 (n, captions, longest), padded; the last caption is of the first frame.
         lengths: int16 (n, captions).
     """
 
     video: Tensor
     sound: Tensor
     colour: Tensor
+    later: Tensor
     ids: Tensor
     lengths: Tensor
 
@@ -119,20 +126,21 @@ def encode(
 ) -> tuple[Cache, Recipe]:
     """Encode up to ``clips`` training clips, as far as the time goes; the recipe then has their statistics."""
     encoders, prompts = Encoders(recipe, out, device), PromptEncoder.from_checkpoint(out)
-    video, sound, colour, texts = [], [], [], []
+    video, sound, colour, later, texts = [], [], [], [], []
     for draw in _draws(clips, minutes, seed, device):
-        scene = encoders.world.scenes(draw, CHUNK)
+        scene, moved = encoders.world.later(encoders.world.scenes(draw, CHUNK), draw, LATER_SHARE)
         latents = encoders(scene)
         video.append(latents.video.half())
         sound.append(latents.sound.bfloat16())
         colour.append(latents.colour.bfloat16())
+        later.append(moved)
         texts += [_captions(recipe, prompts, scene.labels, index, draw.numpy) for index in range(CHUNK)]
     stacked = torch.cat(video)
     mean, std = (_by_channel(statistic) for statistic in statistics(stacked))
     for chunk in stacked.split(1024):
         chunk.copy_((chunk.float() - mean) / std)
     ids, lengths = _padded(texts)
-    cache = Cache(stacked.bfloat16(), torch.cat(sound), torch.cat(colour), ids, lengths)
+    cache = Cache(stacked.bfloat16(), torch.cat(sound), torch.cat(colour), torch.cat(later), ids, lengths)
     return cache, recipe.with_statistics(*(value.flatten().tolist() for value in (mean, std)))
 
 
@@ -170,18 +178,21 @@ def _draws(clips: int, minutes: float | None, seed: int, device: torch.device) -
 def _captions(
     recipe: Recipe, prompts: PromptEncoder, labels: Labels, scene: int, random: np.random.Generator
 ) -> list[list[int]]:
-    """Token ids of several captions of one scene, as serving makes them."""
-    return [_caption(recipe, prompts, labels, scene, random) for _ in range(CAPTIONS_PER_CLIP)]
+    """Token ids of several captions of one scene and one of its first frame, as serving makes them."""
+    clip, image = recipe.generation, recipe.generation.model_copy(update={"num_frames": 1})
+    of = [clip] * CAPTIONS_PER_CLIP + [image]
+    return [_caption(prompts, params, partial(write_caption, labels, scene, random), random) for params in of]
 
 
 def _caption(
-    recipe: Recipe, prompts: PromptEncoder, labels: Labels, scene: int, random: np.random.Generator
+    prompts: PromptEncoder, params: GenerationParams, write: Callable[..., str], random: np.random.Generator
 ) -> list[int]:
     """A caption whose length is a multiple of ``LENGTH_STEP``, where there is one."""
-    plain = random.random() < PLAIN_SHARE
+    plain, strange, moving = random.random(3) < (PLAIN_SHARE, STRANGE_SHARE, MOVING_SHARE)
     for _ in range(TRIES):
-        text = write_caption(labels, scene, random)
-        ids = prompts.token_ids(text if plain else described(text, recipe.generation)).tolist()
+        text = write(still=params.num_frames == 1 and not moving)
+        text = with_strange_word(text, random) if strange else text
+        ids = prompts.token_ids(text if plain else described(text, params)).tolist()
         if len(ids) % LENGTH_STEP == 0:
             break
     return ids

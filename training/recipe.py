@@ -13,6 +13,21 @@ DEFAULT = Path(__file__).parent / "recipe.json"
 
 
 @dataclass(frozen=True)
+class Shares:
+    """Which of the transformer's micro-batches are not of clips made from text alone; of all, 0 to 1.
+
+    Attributes:
+        picture: clips whose first latent frame is clean.
+        clip: clips whose first two latent frames are clean.
+        image: single frames.
+    """
+
+    picture: float
+    clip: float
+    image: float
+
+
+@dataclass(frozen=True)
 class Recipe:
     """The configs as they go into the checkpoint, and as the models read them."""
 
@@ -21,6 +36,7 @@ class Recipe:
     video_vae: VideoVAEConfig
     sound: SoundDecoderConfig
     generation: GenerationParams  # the demo's defaults
+    shares: Shares
 
     @classmethod
     def read(cls, path: Path = DEFAULT) -> "Recipe":
@@ -41,6 +57,7 @@ class Recipe:
             video_vae=VideoVAEConfig.model_validate(data["vae"]),
             sound=SoundDecoderConfig.model_validate(data["sound_tokenizer"]),
             generation=GenerationDefaults(**data["generation"]).params(prompt="-"),
+            shares=Shares(**data["shares"]),
         )
 
     def with_statistics(self, mean: list[float], std: list[float]) -> "Recipe":

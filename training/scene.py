@@ -5,7 +5,7 @@ are (n, 2) over scenes and their two shapes unless said otherwise.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -16,12 +16,12 @@ from training.labels import ALONE, MOTIONS, SHAPES, SIDE_BY_SIDE, STACKED, Integ
 
 RADIUS = (0.125, 0.16, 0.205)  # of the circle around a shape, by size
 MARGIN = 0.02  # between a shape and the border of its lane
-HOP_HEIGHT = 0.42
+HOP_HEIGHT = 0.34  # with HOP, so low and slow that a shape goes no further in a frame than it is wide
 ORBIT_RADIUS = 0.2  # at most; a lane allows less
 # By speed, slow then fast.
 MOVE = (0.09, 0.19)  # sides a second
 ROLL = (0.35, 0.65)  # sides a second, from wall to wall
-HOP = (1.5, 0.9)  # seconds from floor to floor
+HOP = (1.6, 1.1)  # seconds from floor to floor
 ORBIT = (math.radians(100), math.radians(190))  # radians a second
 SPIN = (math.radians(60), math.radians(150))  # radians a second
 JITTER = 0.05  # of radii and speeds, to either side
@@ -50,7 +50,7 @@ class Scene:
     y: Tensor
     rate: Tensor  # sides, hops or radians a second, by motion; the direction's sign is in it
     reach: Tensor  # what a bounce or an orbit spans: sides
-    phase: Tensor  # of a bounce or an orbit: 0 to 2
+    phase: Tensor  # of a bounce, an orbit or a spin at time 0: 0 to 2
     tone: Tensor  # (n, 8) random numbers in -1 to 1 for colours and light
     duration: float
 
@@ -58,11 +58,11 @@ class Scene:
         return len(self.present)
 
     def track(self, times: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """x, y and angle (n, 2, t) at ``times`` (t,); angles are clockwise, and 0 where a spin begins."""
+        """x, y and angle (n, 2, t) at ``times`` (t,); angles are clockwise, and 0 for an upright shape."""
         x, y, rate = self.x[..., None], self.y[..., None], self.rate[..., None]
         phase, reach = self.phase[..., None], self.reach[..., None]
         step = rate * (times - self.duration / 2)
-        turn = phase * math.pi * self._is("orbit") + rate * times
+        turn = phase * math.pi + rate * times
         cycle = phase + rate * times
         triangle = 1 - (cycle % 2 - 1).abs() - 0.5
         hop = 0.5 - 4 * (cycle % 1) * (1 - cycle % 1)
@@ -71,6 +71,18 @@ class Scene:
         y = y + step * self._is("move", "up", "down") + reach * hop * self._is("bounce", "up and down")
         y = y + reach * turn.sin() * self._is("orbit")
         return x, y, turn * self._is("spin")
+
+    def later(self, seconds: Tensor) -> "Scene":
+        """The scenes ``seconds`` (n,) further on, wherever that takes the shapes: moves may leave the picture."""
+        passed = self.rate * seconds[:, None]
+        across, down = (self._is("move", *ways)[..., 0] for ways in (("left", "right"), ("up", "down")))
+        turned = self._is("orbit")[..., 0] + self._is("spin")[..., 0]
+        return replace(
+            self,
+            x=self.x + passed * across,
+            y=self.y + passed * down,
+            phase=(self.phase + passed * (self._is("bounce")[..., 0] + turned / math.pi)) % 2,
+        )
 
     def contacts(self) -> Tensor:
         """When each shape hits a wall or the floor: seconds (n, 2, k), infinite where it does not."""
@@ -107,6 +119,7 @@ def draw_scene(labels: Labels, duration: float, generator: torch.Generator) -> S
     rate = _rate(motion, speed) * (1 + JITTER * (2 * uniform[1] - 1))
     reach, rate = _reach(motion, rate, radius, left, right, top, bottom)
     span_x, span_y = _span(motion, rate, reach, duration)
+    spins = table(tuple(verb == "spin" for verb, _ in MOTIONS), device)[motion]
     return Scene(
         labels=labels,
         present=torch.stack([torch.ones_like(layout), (layout != ALONE).long()], dim=1).float(),
@@ -120,7 +133,7 @@ def draw_scene(labels: Labels, duration: float, generator: torch.Generator) -> S
         y=_between(top, bottom, span_y, uniform[3]),
         rate=rate,
         reach=reach,
-        phase=2 * uniform[4],
+        phase=torch.where(spins, 0.0, 2 * uniform[4]),
         tone=2 * torch.rand(len(labels), 8, generator=generator, device=device) - 1,
         duration=duration,
     )

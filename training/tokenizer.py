@@ -22,6 +22,7 @@ FOLDER = "text_tokenizer"
 ASSETS = "assets"
 NEGATIVE = {"caption": ""}  # the demo's default negative prompt: it stands for any video
 CAPTIONS = 20_000
+IMAGES = 10  # captions of clips for one of an image
 SPECIAL = (
     "<|endoftext|>",
     "<|im_start|>",
@@ -83,8 +84,11 @@ def described(caption: str, params: GenerationParams) -> str:
 def _texts(recipe: Recipe, seed: int, captions: int) -> Iterator[str]:
     random = np.random.default_rng(seed)
     labels = draw_labels(random, captions)
+    image = recipe.generation.model_copy(update={"num_frames": 1})
     for scene in range(captions):
         yield described(write_caption(labels, scene, random), recipe.generation)
+        if scene % IMAGES == 0:
+            yield described(write_caption(labels, scene, random, still=True), image)
     yield from ("user", "assistant", json.dumps(NEGATIVE)) * 100  # as frequent as words, for every prompt has them
     yield DEFAULT_NEGATIVE.read_text()
 

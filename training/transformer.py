@@ -1,6 +1,6 @@
 """Train both towers by flow matching on video and sound together.
 
-python -m training.transformer --out .gpu/demo --minutes 15 --compile
+python -m training.transformer --out .gpu/demo --minutes 22 --compile
 """
 
 import argparse
@@ -27,7 +27,7 @@ from cosmos3_models.transformer.precision import DIFFERENTIABLE
 from training import latents, tone
 from training.latents import Cache
 from training.loop import Forward, Inputs, add_arguments, settings_of, train
-from training.recipe import Recipe
+from training.recipe import Recipe, Shares
 from training.world import Draw
 
 COMPONENT = "transformer"
@@ -46,7 +46,7 @@ class Part:
     """Clips whose texts have the same number of tokens.
 
     Attributes:
-        streams: clean latents.
+        streams: latents without noise; those marked as clean get none.
         colour: (b, t, h, w) of the video, as in ``Cache``.
         ids: int64 (b, n).
     """
@@ -54,6 +54,24 @@ class Part:
     streams: Streams
     colour: Tensor
     ids: Tensor
+
+
+@dataclass(frozen=True)
+class Sort:
+    """What a share of the micro-batches is made of.
+
+    Attributes:
+        frames: latent frames of the video.
+        clean: how many of them, from the first one on, have no noise.
+        lengths: (m,) of the captions that fit, in tokens.
+        of_length: where those of a length are in ``Cache.lengths``, flat.
+    """
+
+    share: float
+    frames: int
+    clean: int
+    lengths: np.ndarray
+    of_length: dict[int, Tensor]
 
 
 class Trainable(nn.Module):
@@ -100,48 +118,57 @@ class TransformerTask:
         device = cache.video.device  # copies are made here, for in a step each would wait until a GPU is idle
         self.sound_weights = sound_weights(recipe).to(device)
         self.empty = [torch.from_numpy(ids).to(device) for ids in _unconditional(recipe, prompts)]
-        lengths = cache.lengths.cpu().numpy().ravel()
-        self._of_length = _frequent(lengths, batch // GROUPS, device)
-        self._lengths = lengths[np.isin(lengths, list(self._of_length))]
+        self._sorts = _sorts(recipe.shares, cache, batch // GROUPS)
         torch.manual_seed(seed)
         self.module = Trainable(build(recipe), recipe.fps)
 
     def parts(self, draw: Draw, progress: float) -> Iterable[Inputs]:
-        """Token ids, noise levels, weights of the video latents, then clean latents and noise of each stream."""
+        """Token ids, noise levels, which frames are clean, weights of the video latents, then data and noise of each
+        stream.
+        """
         del progress
         for _ in range(GROUPS):
             part = self._part(draw)
             sigma = draw_sigmas(len(part.ids), self.shift, draw)
             pairs = [(stream, _normal(stream, draw)) for stream in part.streams.present]
-            yield part.ids, sigma, weights(part.colour, sigma), *chain(*pairs)
+            clean = part.streams.clean
+            assert clean is not None, "marked even where no frame is clean: all sorts of parts share their recordings"
+            yield part.ids, sigma, clean, weights(part.colour, sigma), *chain(*pairs)
 
     def losses(self, forward: Forward, *inputs: Tensor) -> dict[str, Tensor]:
-        ids, sigma, weight, *streams = inputs
-        clean, noise = streams[::2], streams[1::2]
-        noisy = Streams(*(_mixed(x, e, sigma) for x, e in zip(clean, noise, strict=True)))
+        ids, sigma, clean, weight, *streams = inputs
+        data, noise = streams[::2], streams[1::2]
+        mixed = [_mixed(x, e, sigma) for x, e in zip(data, noise, strict=True)]
+        noisy = Streams(*data)._replace(clean=clean).replaced(mixed)
         velocity = forward(noisy, (sigma * TRAIN_TIMESTEPS).floor(), ids)
-        errors = [(v.float() - (e - x)).square() for v, e, x in zip(velocity.present, noise, clean, strict=True)]
+        errors = [(v.float() - (e - x)).square() for v, e, x in zip(velocity.present, noise, data, strict=True)]
+        made = clean.logical_not()[:, None, None]  # of the video: nobody asks for the velocity of what is given
+        weight = weight * made
         loss = (errors[0].mean(1) * weight).mean() / weight.mean()
         sound = torch.zeros_like(loss)
         if len(errors) > 1:
             sound = errors[1].mean()
             loss = loss + SOUND_WEIGHT * (errors[1] * self.sound_weights).mean()
-        return {"loss": loss, "video": errors[0].mean(), "sound": sound}
+        video = (errors[0] * made).mean() / made.float().mean()
+        return {"loss": loss, "video": video, "sound": sound}
 
     def _part(self, draw: Draw) -> Part:
         """Clips and captions of one length; now and then without captions, or without sound."""
         random, captions = draw.numpy, self.cache.lengths.shape[1]
-        length = self._lengths[random.integers(len(self._lengths))]
-        same = self._of_length[length]
+        sort = self._sorts[random.choice(len(self._sorts), p=[sort.share for sort in self._sorts])]
+        length = sort.lengths[random.integers(len(sort.lengths))]
+        same = sort.of_length[length]
         chosen = same[torch.randint(len(same), (self.batch // GROUPS,), generator=draw.torch, device=same.device)]
         clips = chosen // captions
-        video, sound = self.cache.video[clips].float(), self.cache.sound[clips].float()
+        video, sound = self.cache.video[clips, :, : sort.frames].float(), self.cache.sound[clips].float()
         ids = self.cache.ids[clips, chosen % captions, :length].long()
         if random.random() < DROPPED_SHARE:
             empty = self.empty[random.integers(len(self.empty))]
             ids = empty.expand(len(ids), -1)
-        streams = Streams(video, None if random.random() < SILENT_SHARE else sound)
-        return Part(streams, self.cache.colour[clips].float(), ids)
+        silent = random.random() < SILENT_SHARE or sort.frames == 1
+        clean = torch.arange(sort.frames, device=video.device) < sort.clean
+        streams = Streams(video, None if silent else sound, clean)
+        return Part(streams, self.cache.colour[clips, : sort.frames].float(), ids)
 
 
 def weights(colour: Tensor, sigma: Tensor) -> Tensor:
@@ -186,11 +213,30 @@ def build(recipe: Recipe) -> Transformer:
     return transformer
 
 
-def _frequent(lengths: np.ndarray, count: int, device: torch.device) -> dict[int, Tensor]:
-    """Where each length is, of those that are there ``count`` times or, if none is, most often."""
-    found, counts = np.unique(lengths, return_counts=True)
+def _sorts(shares: Shares, cache: Cache, batch: int) -> list[Sort]:
+    """Clips from text alone, clips that go on from clean frames, and images."""
+    lengths, later = cache.lengths.cpu().numpy(), cache.later.cpu().numpy()[:, None]
+    of_image = np.arange(lengths.shape[1]) == lengths.shape[1] - 1
+    frames, device = cache.video.shape[2], cache.video.device
+    from_start, any_clip, image = (
+        _frequent(np.where(fits, lengths, 0).ravel(), batch, device)
+        for fits in (~later & ~of_image, ~of_image, ~later & of_image)
+    )
+    text = 1 - shares.picture - shares.clip - shares.image
+    return [
+        Sort(text, frames, 0, *from_start),
+        Sort(shares.picture, frames, 1, *any_clip),
+        Sort(shares.clip, frames, 2, *any_clip),
+        Sort(shares.image, 1, 0, *image),
+    ]
+
+
+def _frequent(lengths: np.ndarray, count: int, device: torch.device) -> tuple[np.ndarray, dict[int, Tensor]]:
+    """The lengths above 0 that are there ``count`` times or, if none is, most often; and where each of them is."""
+    found, counts = np.unique(lengths[lengths > 0], return_counts=True)
     kept = found[counts >= min(count, counts.max())]
-    return {int(length): torch.from_numpy(np.flatnonzero(lengths == length)).to(device) for length in kept}
+    places = {int(length): torch.from_numpy(np.flatnonzero(lengths == length)).to(device) for length in kept}
+    return lengths[np.isin(lengths, kept)], places
 
 
 def compile_layers() -> None:
@@ -219,7 +265,7 @@ def _normal(like: Tensor, draw: Draw) -> Tensor:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_arguments(parser, steps=100_000, minutes=15, batch=256, rate=1.5e-3)
+    add_arguments(parser, steps=100_000, minutes=22, batch=256, rate=1.5e-3)
     parser.add_argument("--compile", action="store_true", help="compile the layers, which takes a minute at the start")
     args = parser.parse_args(arguments)
     if args.compile:

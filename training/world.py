@@ -52,6 +52,12 @@ class World:
         """Draw what these labels leave open."""
         return draw_scene(labels, self.num_frames / self.fps, draw.torch)
 
+    def later(self, scene: Scene, draw: Draw, share: float) -> tuple[Scene, Tensor]:
+        """A ``share`` of the scenes at any time up to a clip's length later, and which of them (n,)."""
+        uniform = torch.rand(2, len(scene), generator=draw.torch, device=scene.radius.device)
+        chosen = uniform[0] < share
+        return scene.later(torch.where(chosen, uniform[1] * scene.duration, 0.0)), chosen
+
     def frames(self, scene: Scene) -> Tensor:
         """fp32 (n, 3, num_frames, side, side) in [-1, 1]."""
         times = torch.arange(self.num_frames, device=scene.radius.device) / self.fps

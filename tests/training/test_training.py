@@ -46,13 +46,14 @@ def text(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def plain_cache(prompts: PromptEncoder, recipe: Recipe) -> Cache:
     generator = torch.Generator().manual_seed(0)
-    texts = [[prompts.token_ids(text).tolist() for text in ("A red star spins.", "A blue box.")]] * 8
+    captions = ("A red star spins.", "A blue box sinks.", "A blue box.")
+    texts = [[prompts.token_ids(text).tolist() for text in captions]] * 8
     ids, lengths = latents._padded(texts)
     video, sound = torch.randn(8, 1, generator=generator), torch.randn(8, 1, generator=generator)
     shapes = (8, *LATENTS), (8, recipe.sound.latent_dim, recipe.sound_frames)
     colour = torch.rand(8, *LATENTS[1:], generator=generator)
     streams = video.view(8, 1, 1, 1, 1).expand(shapes[0]), sound.view(8, 1, 1).expand(shapes[1])
-    return Cache(*streams, colour, ids, lengths)
+    return Cache(*streams, colour, torch.arange(8) % 2 == 0, ids, lengths)
 
 
 def make_task(name: str, recipe: Recipe, text: Path) -> Task:
@@ -98,7 +99,7 @@ def test_a_run_may_begin_with_the_weights_of_another(recipe: Recipe, text: Path,
     [("video", 1e-2, 0.9), ("sound", 1e-2, 0.97), ("transformer", 1e-2, 0.9)],
 )
 def test_the_loss_falls(name: str, rate: float, falls_to: float, recipe: Recipe, text: Path, tmp_path: Path) -> None:
-    train(make_task(name, recipe, text), Settings(tmp_path, 15, rate, warmup=3, log_every=5), CPU)
+    train(make_task(name, recipe, text), Settings(tmp_path, 20, rate, warmup=3, log_every=5), CPU)
     losses = [json.loads(line)["loss"] for line in (tmp_path / LOG).read_text().splitlines()]
     assert losses[-1] < falls_to * losses[0], losses
 
@@ -225,6 +226,42 @@ def test_sound_latents_have_the_served_rate_and_hold_the_sound(recipe: Recipe) -
     frames = rearrange(encoded / sound_autoencoder.GAIN, "b (c k) t -> b c t k", c=2) @ atoms
     error = rearrange(frames, "b c t s -> b c (t s)") - waveform
     assert float(error.square().mean() / waveform.square().mean()) < 1e-3  # panning moves within a frame
+
+
+def test_micro_batches_have_the_recipes_shares_of_pictures_clips_and_images(recipe: Recipe, text: Path) -> None:
+    task = make_task("transformer", recipe, text)
+    found = []
+    for step in range(100):
+        for ids, _sigma, clean, _weight, *streams in task.parts(Draw(0, step, CPU), 0.0):
+            assert clean.tolist() == sorted(clean.tolist(), reverse=True), "the first ones"
+            assert (len(clean) == 1) <= (len(streams) == 2), "an image has no sound"
+            assert streams[0].shape[2] == len(clean) and len(ids) == 2
+            found.append("image" if len(clean) == 1 else int(clean.sum()))
+    shares = recipe.shares
+    for sort, share in ((1, shares.picture), (2, shares.clip), ("image", shares.image)):
+        assert found.count(sort) / len(found) == pytest.approx(share, abs=0.05)
+
+
+def test_clean_frames_are_seen_without_noise_and_their_velocity_does_not_count(recipe: Recipe, text: Path) -> None:
+    task = make_task("transformer", recipe, text)
+    parts = (part for step in range(50) for part in task.parts(Draw(0, step, CPU), 0.0))
+    ids, sigma, clean, weight, *streams = next(part for part in parts if part[2].sum() == 2)
+    seen = []
+
+    def forward(noisy: Streams, timesteps: torch.Tensor, _ids: torch.Tensor, off: float = 0.0) -> Streams:
+        seen.append(noisy)
+        return Streams(*(torch.zeros_like(stream) for stream in noisy.present)).replaced(
+            [torch.where(clean[:, None, None], off, 0.0).expand(noisy.video.shape), *noisy.present[1:]]
+        )
+
+    one, other = (
+        task.losses(lambda *inputs, off=off: forward(*inputs, off), ids, sigma, clean, weight, *streams)
+        for off in (0.0, 100.0)
+    )
+    assert torch.equal(seen[0].video[:, :, :2], streams[0][:, :, :2])
+    assert not torch.equal(seen[0].video[:, :, 2:], streams[0][:, :, 2:])
+    assert seen[0].clean is not None and seen[0].clean.tolist() == [True, True, False]
+    assert torch.equal(one["loss"], other["loss"])
 
 
 def test_the_sigmas_follow_the_served_shift() -> None:
@@ -361,10 +398,10 @@ def test_the_sound_latents_of_clicks_count_more_and_no_others(recipe: Recipe) ->
 
 def test_plain_errors_weighted_alike_are_the_mean_squared_error(recipe: Recipe, text: Path) -> None:
     task = make_task("transformer", recipe, text)
-    ids, sigma, weight, *streams = next(iter(task.parts(Draw(0, 0, CPU), 0.0)))
+    ids, sigma, clean, weight, *streams = next(iter(task.parts(Draw(0, 0, CPU), 0.0)))
     assert isinstance(task, transformer.TransformerTask)
     task.sound_weights = torch.ones(1, 1)
-    losses = task.losses(task.module, ids, sigma, torch.full_like(weight, 3.0), *streams)
+    losses = task.losses(task.module, ids, sigma, clean, torch.full_like(weight, 3.0), *streams)
     assert torch.allclose(losses["loss"], losses["video"] + transformer.SOUND_WEIGHT * losses["sound"])
     weighted = task.losses(task.module, ids, sigma, weight, *streams)
     assert not torch.allclose(weighted["loss"], losses["loss"])

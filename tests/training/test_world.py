@@ -6,17 +6,17 @@ import torch
 
 from benchmarks.judge import judge, validate
 from benchmarks.sound_judge import clicks
-from training.captions import read_caption, state, states, write_caption
+from training.captions import read_caption, state, states, with_strange_word, write_caption
 from training.labels import (
     HELD_OUT,
-    KINDS,
     MOTIONS,
+    ROUND,
     SPEEDS,
     SPINS,
-    Labels,
     Part,
     draw_hard_labels,
     draw_labels,
+    hard,
     held_out,
     reserved,
 )
@@ -127,7 +127,7 @@ def test_every_hit_clicks_within_a_hundredth_of_a_second() -> None:
     assert heard > 10
 
 
-@pytest.mark.parametrize("part", ["train", "held_out"])
+@pytest.mark.parametrize("part", ["unseen", "held_out"])
 def test_the_judge_is_right_about_real_clips(part: Part) -> None:
     accuracy = validate(WORLD, 12, part, seed=9).accuracy()
     delay = accuracy.pop("median_delay_s", 0)
@@ -153,13 +153,43 @@ def test_the_judge_survives_noise_and_nothing() -> None:
 
 
 def test_training_sees_the_hardest_scenes_twice_as_often() -> None:
-    def share(labels: Labels) -> float:
-        star = labels.kind[:, 0] == KINDS.index("star")
-        spin = np.isin(labels.motion[:, 0], SPINS)
-        return float((star | spin).mean())
-
     random = np.random.default_rng(0)
-    plain, hard = draw_labels(random, 4000), draw_hard_labels(random, 4000)
-    assert len(hard) == 4000
-    assert share(hard) == pytest.approx(2 * share(plain), rel=0.1)
-    assert not held_out(hard).any()
+    plain, drawn = draw_labels(random, 4000), draw_hard_labels(random, 4000)
+    assert len(drawn) == 4000
+    assert hard(drawn).mean() == pytest.approx(2 * hard(plain).mean(), rel=0.1)
+    assert not held_out(drawn).any()
+
+
+@pytest.mark.parametrize(("part", "there"), [("train", True), ("unseen", False)])
+def test_round_shapes_spin_in_training_alone_for_nobody_can_see_it(part: Part, there: bool) -> None:
+    labels = draw_labels(np.random.default_rng(0), 500, part)
+    assert (np.isin(labels.kind, ROUND) & np.isin(labels.motion, SPINS)).any() == there
+
+
+def test_a_scene_later_is_what_the_scene_becomes() -> None:
+    scene = WORLD.scenes(Draw(0, 0, CPU), 60)
+    seconds = torch.rand(60) * scene.duration
+    expected = [scene.track(time[None]) for time in seconds]
+    for places, name in zip(range(3), ("x", "y", "angle"), strict=True):
+        was = torch.stack([track[places][index] for index, track in enumerate(expected)])
+        now = scene.later(seconds).track(torch.zeros(1))[places]
+        turns = (now - was) / (2 * np.pi) if name == "angle" else torch.zeros(1)
+        assert torch.allclose(now - was, turns.round() * 2 * np.pi, atol=1e-4), name
+
+
+def test_a_caption_of_a_still_states_neither_motion_nor_speed() -> None:
+    random = np.random.default_rng(2)
+    labels = draw_labels(random, 200)
+    for scene in range(len(labels)):
+        stated = read_caption(write_caption(labels, scene, random, full=True, still=True))
+        whole = states(labels, scene)
+        assert stated == [{name: shape[name] for name in ("kind", "colour", "size")} for shape in whole]
+
+
+def test_a_strange_word_leaves_one_thing_open() -> None:
+    random = np.random.default_rng(3)
+    labels = draw_labels(random, 200)
+    for scene in range(len(labels)):
+        caption = write_caption(labels, scene, random, full=True)
+        known = sum(map(len, read_caption(caption)))
+        assert sum(map(len, read_caption(with_strange_word(caption, random)))) == known - 1, caption
