@@ -248,7 +248,7 @@ def test_clean_frames_are_seen_without_noise_and_their_velocity_does_not_count(r
     ids, sigma, clean, weight, *streams = next(part for part in parts if part[2].sum() == 2)
     seen = []
 
-    def forward(noisy: Streams, timesteps: torch.Tensor, _ids: torch.Tensor, off: float = 0.0) -> Streams:
+    def forward(noisy: Streams, _timesteps: torch.Tensor, _ids: torch.Tensor, off: float = 0.0) -> Streams:
         seen.append(noisy)
         return Streams(*(torch.zeros_like(stream) for stream in noisy.present)).replaced(
             [torch.where(clean[:, None, None], off, 0.0).expand(noisy.video.shape), *noisy.present[1:]]
@@ -403,5 +403,5 @@ def test_plain_errors_weighted_alike_are_the_mean_squared_error(recipe: Recipe, 
     task.sound_weights = torch.ones(1, 1)
     losses = task.losses(task.module, ids, sigma, clean, torch.full_like(weight, 3.0), *streams)
     assert torch.allclose(losses["loss"], losses["video"] + transformer.SOUND_WEIGHT * losses["sound"])
-    weighted = task.losses(task.module, ids, sigma, weight, *streams)
+    weighted = task.losses(task.module, ids, sigma, clean, weight, *streams)
     assert not torch.allclose(weighted["loss"], losses["loss"])
