@@ -13,6 +13,7 @@ python3 -m training.video_vae --out "$out" 2>&1 | tee "$out/video.log"
 wait "$sound"
 python3 -m training.latents --out "$out" 2>&1 | tee "$out/latents.log"
 transformer() { python3 -m training.transformer --out "$out" --compile "$@" 2>&1 | tee -a "$out/transformer.log"; }
-transformer "$@" --stop-at 7500 # two runs of one schedule, each of less than ten minutes on an H100
-transformer "$@"
+for step in 9500 20000 100000; do # three runs of one schedule, each of less than ten minutes on an H100
+  transformer "$@" --stop-at "$step"
+done
 python3 -m training.export --out "$out" --to "$checkpoint"
