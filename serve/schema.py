@@ -15,7 +15,7 @@ from cosmos3_models.media.natural_size import natural_size
 from cosmos3_models.params import CLEAN_BY_DEFAULT, MAX_SEED, GenerationDefaults
 from cosmos3_models.shapes import nearest_frame_counts, pixel_frames_needed
 from serve.errors import invalid_input_refused
-from serve.inputs.reference import FIELD, SCHEMA, StoredVideo, read_reference
+from serve.inputs.reference import FIELD, ONE_REFERENCE, SCHEMA, StoredVideo, read_reference
 from serve.inputs.uploads import Upload
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class VideoRequest(CheckedModel):
         PlainValidator(read_reference),
         WithJsonSchema(SCHEMA),
         Field(description="the picture or clip that the video starts from"),
-        Why("a video starts from one picture or one clip"),
+        Why(ONE_REFERENCE),
     ] = None
 
     def params(

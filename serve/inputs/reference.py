@@ -29,6 +29,9 @@ SCHEMA: dict[str, Any] = {
 """What a JSON body may hold; a multipart form may have a file in its place."""
 
 
+ONE_REFERENCE = "a video starts from one picture or one clip"
+
+
 @dataclass(frozen=True)
 class StoredVideo:
     """A finished video of this server, by its id."""
@@ -45,10 +48,10 @@ def read_reference(value: object) -> Upload | StoredVideo | None:
     if value is None or isinstance(value, Upload | StoredVideo):
         return value
     if not isinstance(value, Mapping):
-        raise _refused(value, "a reference is a file, or an object with one field")
+        raise _refused(value, ONE_REFERENCE)
     unknown = [name for name in value if name not in (*URLS, FILE_ID)]
     if unknown or len(value) != 1:
-        why = f"{unknown[0]} is unknown" if unknown else "a video starts from one picture or one clip"
+        why = f"{unknown[0]} is unknown" if unknown else ONE_REFERENCE
         raise _refused(dict.fromkeys(value, "..."), why)
     ((name, inner),) = value.items()
     if isinstance(inner, Upload):

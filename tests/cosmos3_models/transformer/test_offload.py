@@ -15,7 +15,7 @@ from cosmos3_models.transformer.generation_tower import Condition
 from cosmos3_models.transformer.model import Transformer
 from cosmos3_models.transformer.offload import HostLayers
 from serve.app import AppArgs
-from serve.graph import stages
+from serve.graph import stages, worker
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 OFFLOADED = ("text.embed_tokens.", "text.layers.")  # how the names of offloaded parameters begin
@@ -133,7 +133,7 @@ def test_the_denoisers_log_tells_where_the_text_tower_is(
     tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, offload_text: bool
 ) -> None:
     told: list[str] = []
-    monkeypatch.setattr(stages.logger, "info", told.append)
+    monkeypatch.setattr(worker.logger, "info", told.append)
     use = CardUse(1, "same GPU", ())
     policy, patience = ApproximationPolicy(), AppArgs().patience()
     stages.Denoiser(str(tiny_checkpoint), "cpu", policy, offload_text, use, patience)

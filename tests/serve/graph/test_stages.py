@@ -92,7 +92,7 @@ def test_a_picture_becomes_one_latent_frame_of_the_requested_size(tiny_checkpoin
     latents, complete = encoded(tiny_checkpoint, encode_picture(PICTURE, "png"), "image")
     assert complete == LATENTS_COMPLETE
     assert (latents.dtype, latents.shape[2:], latents.flags.c_contiguous) == (np.float32, (1, 2, 3), True)
-    assert np.array_equal(latents, expected(tiny_checkpoint, PICTURE[None]))
+    np.testing.assert_allclose(latents, expected(tiny_checkpoint, PICTURE[None]), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_of_a_clip_only_the_frames_are_encoded_that_the_clean_latents_need(
     frames = np.random.default_rng(1).integers(0, 256, (12, 32, 48, 3), dtype=np.uint8)
     params = PARAMS.model_copy(update=fields)
     latents, _ = encoded(tiny_checkpoint, clip(frames), "video", params)
-    assert np.array_equal(latents, expected(tiny_checkpoint, frames[chosen]))
+    np.testing.assert_allclose(latents, expected(tiny_checkpoint, frames[chosen]), rtol=0, atol=1e-6)
 
 
 def test_a_file_that_is_no_picture_is_the_requests_fault_and_the_encoder_goes_on(tiny_checkpoint: Path) -> None:
