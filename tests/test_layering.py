@@ -112,7 +112,7 @@ def test_imports_and_a_whole_video_need_no_call_that_linux_alone_has(tmp_path: P
         "    for module in pkgutil.walk_packages(package.__path__, f'{package.__name__}.'):\n"
         "        if not module.name.endswith(('_kernels', '__main__')): importlib.import_module(module.name)\n"
         "from serve.cli.main import main\n"
-        "main('generate x --sound --num-frames 1 --size 32x32 --num-inference-steps 1 --device cpu '\n"
+        "main('generate x --sound --num-frames 5 --size 32x32 --num-inference-steps 1 --device cpu '\n"
         "     '-o made.mp4'.split())\n"
     )
     environment = {"PYTHONPATH": str(ROOT), "HOME": str(tmp_path)}

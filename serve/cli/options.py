@@ -14,7 +14,11 @@ SHORT = {"generate_sound": ["--sound"]}
 KINDS = {"integer": click.INT, "number": click.FLOAT, "string": click.STRING, "array": click.STRING}
 
 out_option = click.option(
-    "-o", "--out", type=click.Path(path_type=Path), required=True, help="The mp4 to write, in a folder that exists."
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="The mp4 to write, or a picture of one frame, in a folder that exists.",
 )
 
 

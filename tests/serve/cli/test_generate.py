@@ -1,17 +1,22 @@
 """``cosmos3 generate``, called in this process."""
 
+import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import av
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from PIL import Image
 
 from cosmos3_models import Cosmos3Pipeline, GenerationParams, InvalidInput
 from cosmos3_models.media.mp4 import encode_video
 from cosmos3_models.media.output_file import check_output_file
 from serve.cli.main import main
 
-REQUEST = {"num_frames": 5, "height": 32, "width": 48, "num_inference_steps": 2, "seed": 7}
+REQUEST: dict[str, Any] = {"num_frames": 5, "height": 32, "width": 48, "num_inference_steps": 2, "seed": 7}
 
 
 def run(*arguments: str) -> Result:
@@ -52,6 +57,53 @@ def test_a_mistake_is_one_line_on_stderr(arguments: tuple[str, ...], told: str, 
     assert told in done.stderr
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    file = tmp_path / "portrait.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 32, 3), dtype=np.uint8)).save(file)
+    return file
+
+
+def test_a_video_starts_from_a_picture_and_has_its_ratio(tiny_checkpoint: Path, tmp_path: Path, picture: Path) -> None:
+    out, fields = tmp_path / "x.mp4", {"num_frames": 5, "num_inference_steps": 1}
+    small = Path(shutil.copytree(tiny_checkpoint, tmp_path / "small"))
+    (small / "generation_config.json").write_text(json.dumps({"height": 64, "width": 64}))
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in fields.items()]
+    done = run("--checkpoint", str(small), "a ball", f"--image={picture}", f"--out={out}", *options)
+    assert done.exit_code == 0, done.stderr
+    with av.open(out) as video:
+        stream = video.streams.video[0]
+        assert stream.height == pytest.approx(2 * stream.width, rel=0.2)
+        size = {"width": stream.width, "height": stream.height}
+    pipeline = Cosmos3Pipeline.from_pretrained(small, "cpu")
+    alone = pipeline(pipeline.checkpoint.defaults.params(prompt="a ball", **size, **fields), image=picture)
+    assert out.read_bytes() == encode_video(alone.frames, None, alone.fps, None)
+
+
+def test_one_frame_is_written_as_a_picture(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    out, fields = tmp_path / "x.png", REQUEST | {"num_frames": 1}
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in fields.items()]
+    done = run("--checkpoint", str(tiny_checkpoint), "a ball", f"--out={out}", *options)
+    assert done.exit_code == 0, done.stderr
+    alone = Cosmos3Pipeline.from_pretrained(tiny_checkpoint, "cpu")(GenerationParams(prompt="a ball", **fields))
+    assert np.array_equal(np.asarray(Image.open(out)), alone.frames[0])
+
+
+@pytest.mark.parametrize(("name", "frames", "expected"), [("x.mp4", 1, ".png, .jpg"), ("x.png", 5, ".mp4")])
+def test_the_files_name_must_fit_what_is_made(name: str, frames: int, expected: str, tmp_path: Path) -> None:
+    done = run("x", f"--num-frames={frames}", "--out", str(tmp_path / name))
+    assert done.exit_code == 2
+    assert expected in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_no_picture_is_refused_before_the_model_is_loaded(tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_text("not a picture")
+    done = run("x", "--checkpoint=nowhere", f"--image={tmp_path / 'text.png'}", "--out", str(tmp_path / "x.mp4"))
+    assert done.exit_code == 2
+    assert done.stderr.startswith("error: input_reference: ")
 
 
 def test_no_folder_is_created_for_the_video(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
