@@ -56,7 +56,7 @@ class Rates:
 
     def with_running(self, active: Iterable[ActiveJob]) -> "Rates":
         """Return these rates, with samples of running jobs that are larger than any completed one."""
-        larger = [job for job in active if _has_a_pace(job) and not self._covers(job)]
+        larger = [job for job in active if _is_denoising(job) and job.step and job.cost and self._learns_from(job)]
         if not larger:
             return self
         rates = Rates([])
@@ -65,7 +65,7 @@ class Rates:
         for job in larger:
             assert job.cost is not None
             # At a random moment, half of the next step is done on average.
-            rates._add_denoise(job.cost, job.step + 0.5, job.steps, job.running_s)
+            rates._add_denoise(job.cost, job.step + 0.5, job.steps, max(STEP_AGE_S, job.running_s))
         return rates
 
     def denoise(self, cost: Cost) -> Rate:
@@ -110,9 +110,12 @@ class Rates:
             return max(0.0, whole - next_one) * job.running_s / next_one
         return max(0.0, whole - job.running_s)
 
-    def _covers(self, job: ActiveJob) -> bool:
+    def _learns_from(self, job: ActiveJob) -> bool:
+        """Whether a running job is larger than any measured one, and has a pace or is the only source of one."""
         assert job.cost is not None
-        return self.denoise(job.cost).largest >= _denoise_work(job.cost, job.steps).flops
+        if self.denoise(job.cost).largest >= _denoise_work(job.cost, job.steps).flops:
+            return False
+        return _has_a_pace(job) or not isfinite(self.denoise_s(job.cost, job.steps))
 
     def _add_denoise(self, cost: Cost, done: float, steps: int, seconds: float) -> None:
         sample = Sample(_denoise_work(cost, done), max(LEAST_S, seconds), _denoise_work(cost, steps).flops)

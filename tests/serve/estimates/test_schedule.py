@@ -51,6 +51,7 @@ def test_a_job_that_is_slower_or_faster_than_expected_continues_at_its_own_pace(
 def test_the_pace_of_the_first_moments_is_not_believed() -> None:
     late = denoising(1, 1, running_s=0.01)  # both records arrived at once
     assert schedule([late]).estimate(1) == (0, pytest.approx(10 + 2, abs=0.1))
+    assert schedule([late], []).estimate(1).eta_s is not None, "nothing better is known"
     larger = late._replace(steps=100)
     assert schedule([larger, waiting(2)]).estimate(2) == (1, pytest.approx(100 + 2 + 10, abs=3))
 

@@ -42,7 +42,7 @@ def test_no_request_gets_an_answer_that_the_document_does_not_promise(
     options = ["--max-examples", "10", "--seed", "1", "--request-timeout", "60", "--warnings", "off"]
     done = subprocess.run([*command, *options], cwd=tmp_path, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
-    assert "Selected: 10/10" in done.stdout
+    assert re.search(r"Selected: (\d+)/\1\b", done.stdout)
     cases = re.search(r"(\d+) generated", done.stdout)
     assert cases is not None
     assert int(cases[1]) > 300
