@@ -1,4 +1,4 @@
-"""Cosmos3 text-to-video with sound in plain PyTorch, which is imported when the pipeline is asked for."""
+"""Cosmos3 in plain PyTorch, which is imported when the pipeline is asked for: text, pictures and clips to video."""
 
 from typing import TYPE_CHECKING, Any
 
