@@ -335,6 +335,15 @@ def clean_frames(params: GenerationParams, kind: ReferenceKind) -> tuple[int, ..
     return tuple(index for index in CLEAN_BY_DEFAULT[kind] if index < params.grid.frames)
 
 
+def reference_frames(params: GenerationParams, kind: ReferenceKind) -> int:
+    """The frames of a picture or clip, and of the video that begins with them, on which its clean latent frames depend.
+
+    Raises:
+        InvalidInput: a picture for a video of one frame.
+    """
+    return shapes.pixel_frames_needed(clean_frames(params, kind))
+
+
 def check_pixel_frames(params: GenerationParams, limit: int) -> None:
     """Raise ``InvalidInput`` if the video is larger than ``limit`` = height x width x frames."""
     if params.pixel_frames > limit:

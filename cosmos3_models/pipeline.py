@@ -27,11 +27,10 @@ from cosmos3_models.errors import InvalidInput
 from cosmos3_models.media.limits import PARAM
 from cosmos3_models.media.resize import cover
 from cosmos3_models.media.sources import Clip, Picture, Source, source_of
-from cosmos3_models.params import GenerationParams, clean_frames
+from cosmos3_models.params import GenerationParams, clean_frames, reference_frames
 from cosmos3_models.resources.footprint import Footprint
 from cosmos3_models.sampling.clean_frames import CleanFrames
 from cosmos3_models.sampling.denoise import OnStep, VideoDenoiser
-from cosmos3_models.shapes import pixel_frames_needed
 from cosmos3_models.text.prompt import PromptEncoder
 from cosmos3_models.transformer.generation_tower import Streams
 
@@ -169,7 +168,7 @@ class Cosmos3Pipeline:
             why = "the checkpoint has no video encoder"
             raise InvalidInput(PARAM, f"a reference of kind {source.kind}", "none", why)
         indexes = clean_frames(params, source.kind)
-        frames = source.frames(pixel_frames_needed(indexes), params.condition_video_keep)
+        frames = source.frames(reference_frames(params, source.kind), params.condition_video_keep)
         return CleanFrames(self.video_encoder(cover(some, params.height, params.width) for some in frames), indexes)
 
     @contextmanager

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 from cosmos3_models.checkpoint.configs import SoundDecoderConfig, TransformerConfig, VideoVAEConfig, require_sound
 from cosmos3_models.checkpoint.folder import Checkpoint
-from cosmos3_models.params import GenerationParams, ReferenceKind, clean_frames
-from cosmos3_models.shapes import LatentGrid, pixel_frames_needed, sound_latent_frames
+from cosmos3_models.params import GenerationParams, ReferenceKind, reference_frames
+from cosmos3_models.shapes import LatentGrid, sound_latent_frames
 
 CONVOLUTION = 3  # taps of the video autoencoder's kernels, in each of their dimensions
 TIME_FREQUENCIES = 128  # of the timestep's sinusoid
@@ -61,7 +61,7 @@ def step_flops(checkpoint: Checkpoint, params: GenerationParams, prompt_tokens: 
 
 def reference_flops(checkpoint: Checkpoint, params: GenerationParams, kind: ReferenceKind) -> int:
     """Count the encode of a request's picture or clip: only of the frames on which its clean latent frames depend."""
-    frames = pixel_frames_needed(clean_frames(params, kind))
+    frames = reference_frames(params, kind)
     return video_encode_flops(checkpoint.video_vae, LatentGrid.of_video(frames, params.height, params.width))
 
 

@@ -4,8 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from cosmos3_models import GenerationParams
-from cosmos3_models.params import clean_frames
-from cosmos3_models.shapes import pixel_frames_needed
+from cosmos3_models.params import reference_frames
 from serve.estimates.cost import percent, stored_cost
 from serve.estimates.observed_jobs import ActiveJob
 from serve.estimates.schedule import Schedule
@@ -55,7 +54,7 @@ def _frames_before(job: Job, params: GenerationParams) -> int:
     clip = job.input_reference
     if clip is None or not clip.continued:
         return 0
-    return clip.frames - pixel_frames_needed(clean_frames(params, clip.kind))
+    return clip.frames - reference_frames(params, clip.kind)
 
 
 def _whole(time_s: float | None) -> int | None:
