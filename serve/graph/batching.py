@@ -1,9 +1,9 @@
-"""Fewer calls: items handled in batches, and an action that runs once for many requests of it."""
+"""Calls together: in batches, at the same time, and once for many that ask for one."""
 
 import asyncio
 import contextvars
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Generic, TypeVar
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -52,6 +52,16 @@ class Batches(Generic[T, R]):
                 future.set_exception(result)
             else:
                 future.set_result(result)
+
+
+async def together(*calls: Coroutine[Any, Any, Any]) -> Sequence[Any]:
+    """Return the results of calls that run at the same time; if one fails, the others are cancelled."""
+    tasks = [asyncio.create_task(call) for call in calls]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
 class Coalesced:

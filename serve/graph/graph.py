@@ -10,7 +10,7 @@ never loads them. Of one frame the video decoder makes an image, which needs no 
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from typing import Any, NamedTuple
@@ -26,13 +26,12 @@ from ray.serve.handle import DeploymentHandle
 
 from cosmos3_models import GenerationParams, InvalidInput
 from cosmos3_models.media.mp4 import mux
-from cosmos3_models.params import ReferenceKind, clean_frames
+from cosmos3_models.params import ReferenceKind, reference_frames
 from cosmos3_models.resources.budget import Budget
-from cosmos3_models.shapes import pixel_frames_needed
 from cosmos3_models.text.prompt import PromptIds
 from serve.errors import InvalidRequest, NotReady, QueueFull, StageFailed
 from serve.graph.artifacts import Artifact, FinishedRequest
-from serve.graph.batching import Batches
+from serve.graph.batching import Batches, together
 from serve.graph.messages import LATENTS_FOLLOW, DecodedSound, DecodedVideo
 from serve.graph.stage_names import (
     DECODERS,
@@ -85,7 +84,7 @@ class Reference(NamedTuple):
         """The seconds of the result before the first frame that the request makes."""
         if not self.continued_frames:
             return 0.0
-        return (self.continued_frames - pixel_frames_needed(clean_frames(params, self.kind))) / params.fps
+        return (self.continued_frames - reference_frames(params, self.kind)) / params.fps
 
 
 class Inputs(NamedTuple):
@@ -199,7 +198,7 @@ class Graph:
 
         if reference is None:
             return Inputs(await ids())
-        encoded, clean = await _together(ids(), self._encode_reference(params, reference))
+        encoded, clean = await together(ids(), self._encode_reference(params, reference))
         clock.lap(VIDEO_ENCODER)
         return Inputs(encoded, (clean, reference.kind))
 
@@ -251,7 +250,7 @@ class Graph:
         if latents.sound is not None:
             decode = self._stages.sound_decoder.decode.remote
             calls.append(self._call(SOUND_DECODER, decode, latents.sound, arrays, *silence))
-        video, *sound = await _together(*calls)
+        video, *sound = await together(*calls)
         return video, sound[0] if sound else None
 
     async def _call(self, stage: str, method: Callable[..., Any], *args: Any) -> Any:
@@ -284,16 +283,6 @@ class Graph:
         if attempt == self._max_attempts:
             what = f"was lost {attempt} times while it worked" if lost else f"failed {attempt} times"
             raise StageFailed(f"the {stage} {what} on this request") from error
-
-
-async def _together(*calls: Coroutine[Any, Any, Any]) -> Sequence[Any]:
-    """Return the results of calls that run at the same time; if one fails, the others are cancelled."""
-    tasks = [asyncio.create_task(call) for call in calls]
-    try:
-        return await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
 
 
 class _Clock:

@@ -1,6 +1,6 @@
 """The model stages between media and latents; ``stages`` has the others, and what is true of all of them."""
 
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Generator, Iterator
 from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,9 +15,10 @@ from cosmos3_models.media import isolated
 from cosmos3_models.media.limits import WALL_SECONDS
 from cosmos3_models.media.mp4 import VideoWriter, encode_chunks, encode_sound
 from cosmos3_models.media.pictures import encode_picture
-from cosmos3_models.params import ReferenceKind, clean_frames
+from cosmos3_models.media.reading import Keep
+from cosmos3_models.params import ReferenceKind, reference_frames
 from cosmos3_models.resources.cost import reference_flops, sound_decode_flops, video_decode_flops
-from cosmos3_models.shapes import LatentGrid, pixel_frames_needed
+from cosmos3_models.shapes import LatentGrid
 from serve.graph.messages import LATENTS_COMPLETE, DecodedSound, DecodedVideo
 from serve.graph.worker import Patience, Turn, Worker, logged, seconds_at_most
 
@@ -40,9 +41,7 @@ class VideoEncoder:
         self._worker = None
         if opened.has_video_encoder:
             from cosmos3_models.checkpoint import loading as weights
-            from cosmos3_models.media.resize import cover
 
-            self._cover = cover
             with logged("Video encoder loaded and warmed up"):
                 self._encoder = weights.load_video_encoder(opened, *weights.resolve_device(device))
                 self._worker = Worker(self._warm_up, patience)
@@ -84,19 +83,10 @@ class VideoEncoder:
         return WALL_SECONDS + seconds_at_most(reference_flops(self._checkpoint, params, kind), self._device)
 
     def _encode(self, file: bytes, params: GenerationParams, kind: ReferenceKind, turn: Turn) -> NDArray[np.float32]:
-        count, longest_s = pixel_frames_needed(clean_frames(params, kind)), self._longest_s(params, kind)
-
-        def fitted(path: Path) -> Iterator[NDArray[np.uint8]]:
-            with closing(isolated.frames(path, count, params.condition_video_keep)) as chunks:
-                for frames in chunks:
-                    turn.raise_if_stopped()
-                    turn.step(longest_s)
-                    yield self._cover(frames, params.height, params.width)
-
-        with TemporaryDirectory() as folder:
-            path = Path(folder) / "reference"
-            path.write_bytes(file)
-            latents: NDArray[np.float32] = self._encoder(fitted(path)).cpu().numpy()
+        count, size = reference_frames(params, kind), (params.height, params.width)
+        frames = _fitted_frames(file, count, params.condition_video_keep, size, turn, self._longest_s(params, kind))
+        with closing(frames):
+            latents: NDArray[np.float32] = self._encoder(frames).cpu().numpy()
         return latents
 
 
@@ -144,31 +134,20 @@ class VideoDecoder:
         self, latents: NDArray[np.float32], params: GenerationParams, clip: bytes, clip_frames: int, turn: Turn
     ) -> DecodedVideo:
         """Encode all frames of a clip, then the new ones without those that they share with the clip."""
-        from cosmos3_models.media.resize import cover
+        shared = reference_frames(params, "video")
 
-        shared = pixel_frames_needed(clean_frames(params, "video"))
-        longest_s = self._longest_s(latents) + WALL_SECONDS
-
-        def chunks(path: Path) -> Iterator[NDArray[np.uint8]]:
-            with closing(isolated.frames(path, clip_frames, "first")) as old:
-                for frames in old:
-                    turn.raise_if_stopped()
-                    turn.step(longest_s)
-                    yield cover(frames, params.height, params.width)
-            skipped = 0
-            for frames in self._decoder.frames(latents):
-                turn.raise_if_stopped()
-                turn.step(longest_s)
-                skip = min(len(frames), shared - skipped)
-                skipped += skip
+        def chunks() -> Iterator[NDArray[np.uint8]]:
+            longest_s, size = self._longest_s(latents) + WALL_SECONDS, (params.height, params.width)
+            yield from _fitted_frames(clip, clip_frames, "first", size, turn, longest_s)
+            skip = shared
+            for frames in self._frames(latents, turn):
                 if skip < len(frames):
                     yield frames[skip:]
+                skip = max(0, skip - len(frames))
 
         total = clip_frames + params.num_frames - shared
-        with TemporaryDirectory() as folder, VideoWriter(total, params.height, params.width, params.fps) as writer:
-            path = Path(folder) / "clip"
-            path.write_bytes(clip)
-            return DecodedVideo.of(encode_chunks(writer, chunks(path)))
+        with VideoWriter(total, params.height, params.width, params.fps) as writer:
+            return DecodedVideo.of(encode_chunks(writer, chunks()))
 
     async def check_health(self) -> None:
         """Raise ``Broken`` if the replica must be replaced; Serve calls this periodically."""
@@ -184,22 +163,24 @@ class VideoDecoder:
         return seconds_at_most(video_decode_flops(self._decoder.config, LatentGrid(*latents.shape[2:])), self._device)
 
     def _decode(self, latents: NDArray[np.float32], params: GenerationParams, arrays: bool, turn: Turn) -> DecodedVideo:
-        collected, longest_s = [], self._longest_s(latents)
+        collected = []
 
         def chunks() -> Iterator[NDArray[np.uint8]]:
-            for frames in self._decoder.frames(latents):
-                turn.raise_if_stopped()
-                turn.step(longest_s)
+            for frames in self._frames(latents, turn):
                 if arrays:
                     collected.append(frames)
                 yield frames
 
         if params.num_frames == 1:
-            (frames,) = chunks()
+            (frames,) = self._frames(latents, turn)
             return DecodedVideo.of_image(frames[0], frames if arrays else None)
         with VideoWriter(params.num_frames, params.height, params.width, params.fps) as writer:
             track = encode_chunks(writer, chunks())
         return DecodedVideo.of(track, np.concatenate(collected) if arrays else None)
+
+    def _frames(self, latents: NDArray[np.float32], turn: Turn) -> Iterator[NDArray[np.uint8]]:
+        """Decode chunk by chunk, each of them a step of the worker's turn."""
+        return _in_steps(self._decoder.frames(latents), turn, self._longest_s(latents))
 
 
 class SoundDecoder:
@@ -253,3 +234,30 @@ class SoundDecoder:
             waveform = np.pad(waveform, ((0, 0), (silence, 0)))
         track = encode_sound(waveform, self._decoder.config.sample_rate)
         return DecodedSound(track, waveform if arrays else None)
+
+
+def _fitted_frames(
+    file: bytes, count: int, keep: Keep, size: tuple[int, int], turn: Turn, longest_s: float
+) -> Generator[NDArray[np.uint8], None, None]:
+    """Yield frames of a picture or clip, read in a process of its own and fitted to a height and width.
+
+    Args:
+        count, keep: as ``isolated.frames`` takes them.
+        longest_s: seconds that the next of them can take at most.
+    """
+    from cosmos3_models.media.resize import cover
+
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "reference"
+        path.write_bytes(file)
+        with closing(isolated.frames(path, count, keep)) as chunks:
+            for frames in _in_steps(chunks, turn, longest_s):
+                yield cover(frames, *size)
+
+
+def _in_steps(chunks: Iterator[NDArray[np.uint8]], turn: Turn, longest_s: float) -> Iterator[NDArray[np.uint8]]:
+    """Yield chunks as steps of a turn, between which it can be stopped."""
+    for frames in chunks:
+        turn.raise_if_stopped()
+        turn.step(longest_s)
+        yield frames

@@ -5,8 +5,7 @@ import base64
 import io
 import secrets
 import time
-from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from fastapi import APIRouter, Request
@@ -17,6 +16,7 @@ from cosmos3_models import GenerationParams
 from cosmos3_models.fields import CheckedModel, Number, Why, optional, with_fields
 from cosmos3_models.media.pictures import PictureFormat, encode_picture
 from cosmos3_models.params import MAX_SEED
+from serve.graph.batching import together
 from serve.http.body import read_body
 from serve.http.openapi import errors, request_schema
 from serve.http.service import VideoService
@@ -97,24 +97,13 @@ def image_routes(service: VideoService) -> APIRouter:
         """Make images and return them. If the client disconnects, the work stops."""
         with service.uploads.receiving() as receiver:
             wanted = await read_body(request, receiver, lambda fields: ImageRequest(**fields), file_field="")
-        requests = wanted.requests()
-        made = await _all(service, requests)
+        made = await together(*(service.make(one) for one in wanted.requests()))
         kind = wanted.output_format
         encoded = [await asyncio.to_thread(_encoded, one["image"], kind) for one in made]
         data = [ImageData(b64_json=text, seed=one["record"]["seed"]) for text, one in zip(encoded, made, strict=True)]
         return Images(created=int(time.time()), data=data, output_format=kind, size=made[0]["record"]["size"])
 
     return router
-
-
-async def _all(service: VideoService, requests: Sequence[VideoRequest]) -> list[Any]:
-    """What the service makes of each request; the first failure stops the others and is raised."""
-    tasks = [asyncio.create_task(service.make(request)) for request in requests]
-    try:
-        return list(await asyncio.gather(*tasks))
-    finally:
-        for task in tasks:
-            task.cancel()
 
 
 def _encoded(png: bytes, kind: PictureFormat) -> str:
