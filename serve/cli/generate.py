@@ -3,7 +3,7 @@
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Never
+from typing import TYPE_CHECKING, Any, Never
 
 import click
 from tqdm import tqdm
@@ -12,7 +12,7 @@ from cosmos3_models.checkpoint.folder import Checkpoint
 from cosmos3_models.errors import CheckpointError, InvalidInput
 from cosmos3_models.media import reading
 from cosmos3_models.media.output_file import check_output_file
-from cosmos3_models.media.pictures import encode_picture
+from cosmos3_models.media.pictures import PictureFormat, encode_picture
 from cosmos3_models.params import GenerationDefaults, GenerationParams
 from serve.cli.options import out_option, reference_options, request_options
 from serve.schema import VideoRequest
@@ -34,7 +34,7 @@ TABLE = (
     "per step",
     "total",
 )
-PICTURES: dict[str, Literal["png", "jpeg", "webp"]] = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
+PICTURES: dict[str, PictureFormat] = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
 """What a video of one frame is written as, by the end of the file's name."""
 
 SEED = GenerationParams.model_fields["seed"].default

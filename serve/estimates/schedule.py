@@ -192,8 +192,8 @@ def _is_denoising(job: ActiveJob) -> bool:
 
 
 def _has_a_pace(job: ActiveJob) -> bool:
-    """Whether a job has run for long enough that a late record hardly changes its pace."""
-    return _is_denoising(job) and job.step > 0 and job.cost is not None and job.running_s >= STEP_AGE_S
+    """Whether a denoising job has run for long enough that a late record hardly changes its pace."""
+    return job.step > 0 and job.running_s >= STEP_AGE_S
 
 
 def _denoise_work(cost: Cost, steps: float) -> Work:

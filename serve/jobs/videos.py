@@ -112,7 +112,7 @@ class Videos:
         Raises:
             InvalidRequest: there is none.
         """
-        job = await self.table.get(video_id) if VIDEO_ID.fullmatch(video_id) else None
+        job = await self._known(video_id)
         if job is None or not job.files:
             got = f"a video that is {job.status}" if job else repr(video_id[:80])
             why = "a video starts from one that is there"
@@ -233,11 +233,14 @@ class Videos:
             return int(found[1], 16)
 
     async def _job(self, video_id: str) -> Job:
-        """Return the job with this id; only valid ids reach the table."""
-        job = await self.table.get(video_id) if VIDEO_ID.fullmatch(video_id) else None
+        job = await self._known(video_id)
         if job is None:
             raise _unknown(video_id)
         return job
+
+    async def _known(self, video_id: str) -> Job | None:
+        """Return the job with this id, if there is one; only valid ids reach the table."""
+        return await self.table.get(video_id) if VIDEO_ID.fullmatch(video_id) else None
 
     async def _record(self, job: Job) -> Video:
         return record_of(job, await self._schedule_of([job]))
