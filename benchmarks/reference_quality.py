@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 
 from benchmarks.judge import judge
 from benchmarks.picture_judge import Floats, look
-from cosmos3_models import Cosmos3Pipeline
-from cosmos3_models.checkpoint.loading import load_video_encoder, resolve_device
+from cosmos3_models import CheckpointError, Cosmos3Pipeline
+from cosmos3_models.checkpoint.loading import resolve_device
 from cosmos3_models.media.output_file import check_output_file
 from cosmos3_models.sampling.clean_frames import CleanFrames
 from training.captions import states, write_caption
@@ -81,12 +81,17 @@ class Answers:
 
 
 class Maker:
-    """A pipeline and its video encoder."""
+    """A pipeline that has a video encoder.
+
+    Raises:
+        CheckpointError: the checkpoint has none.
+    """
 
     def __init__(self, checkpoint: str, device: str) -> None:
         self.pipeline = Cosmos3Pipeline.from_pretrained(checkpoint, device)
-        transformer = self.pipeline.denoiser.transformer
-        self.encoder = load_video_encoder(self.pipeline.checkpoint, transformer.device, transformer.dtype)
+        if self.pipeline.video_encoder is None:
+            raise CheckpointError(self.pipeline.checkpoint.folder, "it has no video encoder")
+        self.encoder = self.pipeline.video_encoder
 
     @torch.inference_mode()
     def make(self, prompt: str, seed: int, given: Frames, num_frames: int) -> tuple[Frames, Frames]:

@@ -1,7 +1,11 @@
 """A recipe so small that every trainer takes a step in a fraction of a second."""
 
+from pathlib import Path
 from typing import Any
 
+import tiny
+
+from training import export, sound_autoencoder, tokenizer, transformer, video_vae
 from training.recipe import Recipe
 
 CHANGES: dict[str, dict[str, Any]] = {
@@ -29,3 +33,15 @@ def recipe() -> Recipe:
     data = dict(Recipe.read().data)
     data["vae"] = {name: value for name, value in data["vae"].items() if not name.startswith("latents_")}
     return Recipe.of(data | {component: data[component] | change for component, change in CHANGES.items()})
+
+
+def untrained(out: Path) -> Path:
+    """A checkpoint of random weights below ``out``."""
+    small = recipe()
+    tokenizer.write(small, out, tokenizer.build(small, captions=100))
+    parts = export.Parts(
+        tiny.randomize(transformer.build(small), 0),
+        tiny.randomize(video_vae.build(small), 1),
+        tiny.randomize(sound_autoencoder.build(small), 2),
+    )
+    return export.export(small, parts, out, out / "checkpoint")

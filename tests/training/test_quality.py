@@ -7,7 +7,6 @@ import av
 import numpy as np
 import pytest
 import small_demo
-import tiny
 
 from benchmarks import quality, strip
 from benchmarks.judge import Verdict
@@ -23,14 +22,7 @@ from training.labels import KINDS, MOTIONS
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The small demo, untrained."""
-    recipe, out = small_demo.recipe(), tmp_path_factory.mktemp("demo")
-    tokenizer.write(recipe, out, tokenizer.build(recipe, captions=100))
-    parts = export.Parts(
-        tiny.randomize(transformer.build(recipe), 0),
-        tiny.randomize(video_vae.build(recipe), 1),
-        tiny.randomize(sound_autoencoder.build(recipe), 2),
-    )
-    return export.export(recipe, parts, out, out / "checkpoint")
+    return small_demo.untrained(tmp_path_factory.mktemp("demo"))
 
 
 def clip(latent: float, **right: bool) -> Clip:

@@ -6,12 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import small_demo
-import tiny
 
 from benchmarks import reference_quality
 from benchmarks.reference_quality import CASES, Frames, Maker, answers, psnr
 from cosmos3_models import Cosmos3Pipeline
-from training import export, sound_autoencoder, tokenizer, transformer, video_vae
 from training.recipe import Recipe
 from training.world import Draw, World
 
@@ -19,14 +17,7 @@ from training.world import Draw, World
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The small demo, untrained."""
-    recipe, out = small_demo.recipe(), tmp_path_factory.mktemp("demo")
-    tokenizer.write(recipe, out, tokenizer.build(recipe, captions=100))
-    parts = export.Parts(
-        tiny.randomize(transformer.build(recipe), 0),
-        tiny.randomize(video_vae.build(recipe), 1),
-        tiny.randomize(sound_autoencoder.build(recipe), 2),
-    )
-    return export.export(recipe, parts, out, out / "checkpoint")
+    return small_demo.untrained(tmp_path_factory.mktemp("demo"))
 
 
 class Perfect:
