@@ -1,7 +1,7 @@
 """Find what would not start in a deployment file, and misspelt keys, which Ray Serve ignores."""
 
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import yaml
@@ -10,18 +10,21 @@ from pydantic_core import ErrorDetails
 from ray.serve.schema import ServeDeploySchema
 
 from cosmos3_models.checkpoint.folder import Checkpoint
-from cosmos3_models.text.prompt import PromptEncoder
 from serve.app import AppArgs
 from serve.cli.deploy_file import is_ours
 
-SECRET = ("api_keys", "database_url")
+SECRET = ("api_keys", "database_url", "guard", "prompt_upsampler")
 
 
-def problems(text: str) -> list[str]:
+Show = Callable[[AppArgs, Checkpoint], None]
+
+
+def problems(text: str, show: Show | None = None) -> list[str]:
     """Find unknown keys, values that Ray Serve or ``AppArgs`` refuse, and errors of the checkpoint; one line each.
 
     Args:
         text: a deployment file.
+        show: called with the arguments and the checkpoint of each application that has no problem.
     """
     try:
         config = yaml.safe_load(text)
@@ -34,33 +37,46 @@ def problems(text: str) -> list[str]:
     except ValidationError as error:
         return found + [f"{'.'.join(map(str, e['loc']))}: got {e['input']!r}, {e['msg']}" for e in error.errors()]
     ours = [application for application in config["applications"] if is_ours(application["import_path"])]
-    return found + [problem for application in ours for problem in _argument_problems(application.get("args") or {})]
+    return found + [
+        problem for application in ours for problem in argument_problems(application.get("args") or {}, show)
+    ]
 
 
-def _argument_problems(args: dict[str, Any]) -> list[str]:
+def argument_problems(args: dict[str, Any], show: Show | None = None) -> list[str]:
+    """Find values that ``AppArgs`` refuses and errors of the checkpoint; see ``problems``."""
     try:
         given = AppArgs.model_validate(args)
         given.access()
-        _check_checkpoint(given.checkpoint)
+        if given.guard is not None:
+            given.guard.guard_class()
+        given.job_settings()
+        if given.prompt_upsampler is not None:
+            given.prompt_upsampler.key()
+        return _checkpoint_problems(given, show)
     except ValidationError as error:
         return [_line(found) for found in error.errors()]
     except ValueError as error:
         return [str(error)]
-    return []
 
 
-def _check_checkpoint(path: str) -> None:
-    """Read configs, text tokenizer and the headers of the weights.
+def _checkpoint_problems(args: AppArgs, show: Show | None) -> list[str]:
+    """Read configs, text tokenizer and the headers of the weights: why the stages could not load the checkpoint.
 
     Raises:
-        CheckpointError: the stages could not load the folder.
+        CheckpointError: the files cannot be downloaded.
+        InvalidInput: the denoiser's GPUs could not share the model.
     """
     # Here, because it imports PyTorch, and an invalid argument is found without it.
-    from cosmos3_models.checkpoint.loading import check_weights
+    from cosmos3_models.checkpoint.inspection import checkpoint_problems, headers_of
+    from cosmos3_models.parallel.world import check_world
 
-    checkpoint = Checkpoint.open(path)
-    PromptEncoder.from_checkpoint(checkpoint.folder)
-    check_weights(checkpoint)
+    with headers_of(args.checkpoint) as folder:
+        if not (found := checkpoint_problems(folder)):
+            checkpoint = Checkpoint.open(folder)
+            check_world(args.gpus_per_denoiser, checkpoint.transformer)
+            if show is not None:
+                show(args, checkpoint)
+        return [str(error).replace(str(folder), args.checkpoint) for error in found]
 
 
 def _line(found: ErrorDetails) -> str:

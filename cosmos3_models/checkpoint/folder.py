@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 
 from safetensors import SafetensorError, safe_open
 
+from cosmos3_models.approximations import ApproximationName
 from cosmos3_models.checkpoint.configs import (
     PromptGuide,
     SchedulerConfig,
@@ -19,16 +20,20 @@ from cosmos3_models.checkpoint.configs import (
     VideoVAEConfig,
     is_there,
     read_config,
+    read_json,
 )
+from cosmos3_models.checkpoint.hub import HubName, pinned, snapshot
 from cosmos3_models.errors import CheckpointError
-from cosmos3_models.params import ApproximationName, GenerationDefaults
+from cosmos3_models.params import GenerationDefaults
 from cosmos3_models.resources.budget import Decoders
 
 DEMO = "demo"
 DEMO_FOLDER = Path(__file__).parents[1] / "demo"  # ships with the package
 DEMO_NAME = "cosmos3-demo"
+COMPONENTS = ("transformer", "vae", "sound_tokenizer")  # the folders with weights
 VIDEO_ENCODER = "encoder."  # how the names of its tensors in vae/ begin
 PROMPT_GUIDE = Path("assets", "prompt_guide.json")
+OF_TRANSFORMERS = {"transformers_version", "eos_token_id"}  # in a generation_config.json that is about text
 
 Offload = Literal["auto"] | bool
 """Whether weights wait in host memory; ``"auto"``: where the longest accepted video would not fit the GPU otherwise."""
@@ -41,11 +46,13 @@ class CardUse(NamedTuple):
         pixel_frames: height x width x frames of the largest video.
         decoders: where both decoders compute.
         approximations: what requests may give up for speed, since some of it takes memory.
+        ranks: GPUs like it that make each video together.
     """
 
     pixel_frames: int
     decoders: Decoders
     approximations: tuple[ApproximationName, ...]
+    ranks: int = 1
 
 
 @dataclass(frozen=True)
@@ -65,24 +72,27 @@ class Checkpoint:
     guide: PromptGuide | None = None
 
     @classmethod
-    def open(cls, path: str | Path) -> "Checkpoint":
-        """Read the configs of a folder, or of the demo for ``"demo"``.
+    def open(cls, path: str | Path, *, transformer: bool = True) -> "Checkpoint":
+        """Read the configs of a folder, of the demo for ``"demo"``, or of a model on the Hugging Face Hub.
+
+        Args:
+            transformer: whether a download brings the weights of the transformer.
 
         Raises:
-            CheckpointError: a folder or file is missing, or a config contradicts itself or another one.
+            CheckpointError: a folder or file is missing, a config contradicts itself or another one, or a download
+                failed.
         """
-        folder = checkpoint_folder(path)
+        folder = checkpoint_folder(path, transformer=transformer)
         if not folder.is_dir():
             raise CheckpointError(folder, "no such folder")
-        sound_folder, defaults = folder / "sound_tokenizer", folder / "generation_config.json"
-        guide = folder / PROMPT_GUIDE
+        sound_folder, guide = folder / "sound_tokenizer", folder / PROMPT_GUIDE
         checkpoint = cls(
             folder=folder,
             transformer=read_config(folder / "transformer" / "config.json", TransformerConfig),
             video_vae=read_config(folder / "vae" / "config.json", VideoVAEConfig),
             sound=read_config(sound_folder / "config.json", SoundDecoderConfig) if is_there(sound_folder) else None,
             scheduler=read_config(folder / "scheduler" / "scheduler_config.json", SchedulerConfig),
-            defaults=read_config(defaults, GenerationDefaults) if is_there(defaults) else GenerationDefaults(),
+            defaults=_defaults(folder / "generation_config.json"),
             guide=read_config(guide, PromptGuide) if is_there(guide) else None,
         )
         checkpoint._check_agreement()
@@ -115,6 +125,16 @@ class Checkpoint:
             raise CheckpointError(self.folder, f"{one} is {got}, but {other} is {expected}")
 
 
+def _defaults(path: Path) -> GenerationDefaults:
+    """Read a checkpoint's own defaults, if it has some.
+
+    Transformers gives a file of this name another meaning: how the reasoner writes text. Such a file has no defaults.
+    """
+    if not is_there(path) or OF_TRANSFORMERS & set(read_json(path)):
+        return GenerationDefaults()
+    return read_config(path, GenerationDefaults)
+
+
 def _tensor_names(path: Path) -> list[str]:
     try:
         with safe_open(path, framework="numpy") as file:
@@ -123,13 +143,39 @@ def _tensor_names(path: Path) -> list[str]:
         return []
 
 
-def checkpoint_folder(path: str | Path) -> Path:
-    """The absolute folder; ``~`` and paths relative to the working folder are understood, links stay as they are."""
-    return DEMO_FOLDER if str(path) == DEMO else Path(os.path.expanduser(path)).absolute()
+def hub_name(path: str | Path) -> HubName | None:
+    """The model on the Hugging Face Hub that a path means; None for a folder and for the demo.
+
+    ``owner/name`` means the Hub unless there is such a folder.
+    """
+    return None if Path(path).is_dir() else HubName.parse(str(path))
+
+
+def checkpoint_folder(path: str | Path, *, transformer: bool = True) -> Path:
+    """The absolute folder; ``~`` and paths relative to the working folder are understood, links stay as they are.
+
+    A model on the Hugging Face Hub is in the Hub's cache, or is downloaded into it.
+
+    Args:
+        transformer: whether a download brings the weights of the transformer.
+
+    Raises:
+        CheckpointError: the download failed.
+    """
+    if str(path) == DEMO:
+        return DEMO_FOLDER
+    if name := hub_name(path):
+        return snapshot(name, transformer=transformer)
+    return Path(os.path.expanduser(path)).absolute()
 
 
 def checkpoint_name(path: str | Path) -> str:
-    """The name of the folder as it is given, ``owner/name`` of a snapshot in a Hugging Face cache, or the demo's."""
+    """The name of the folder as it is given, ``owner/name`` of a model on the Hub or in its cache, or the demo's.
+
+    Nothing is downloaded.
+    """
+    if name := hub_name(path):
+        return name.repository
     folder = checkpoint_folder(path)
     if folder.resolve() == DEMO_FOLDER.resolve():
         return DEMO_NAME
@@ -137,3 +183,13 @@ def checkpoint_name(path: str | Path) -> str:
     if above == "snapshots" and repository.startswith("models--"):
         return repository.removeprefix("models--").replace("--", "/")
     return Path(os.path.abspath(folder)).name
+
+
+def pinned_checkpoint(path: str) -> str:
+    """The path or, for a model on the Hugging Face Hub, its name with a commit, so that all nodes serve the same one.
+
+    Raises:
+        CheckpointError: the Hub does not answer, or has no such model or revision.
+    """
+    name = hub_name(path)
+    return path if name is None else str(pinned(name))

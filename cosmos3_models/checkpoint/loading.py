@@ -1,6 +1,5 @@
 """Load a checkpoint's tensors into modules. Anything unexpected is an error that names the file and the tensor."""
 
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -9,9 +8,11 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
+from cosmos3_models.approximations import APPROXIMATIONS
 from cosmos3_models.autoencoders.sound_decoder import OobleckSoundDecoder
 from cosmos3_models.autoencoders.video_decoder import WanVideoDecoder
 from cosmos3_models.autoencoders.video_encoder import WanVideoEncoder
+from cosmos3_models.checkpoint.comparison import differences
 from cosmos3_models.checkpoint.configs import SoundDecoderConfig
 from cosmos3_models.checkpoint.folder import VIDEO_ENCODER, CardUse, Checkpoint, Offload
 from cosmos3_models.checkpoint.tensor_files import FoldedWeightNorm, TensorFiles, TensorSource
@@ -24,16 +25,12 @@ from cosmos3_models.checkpoint.tensor_names import (
 )
 from cosmos3_models.checkpoint.upload import Transfer
 from cosmos3_models.errors import CheckpointError
-from cosmos3_models.params import APPROXIMATIONS
 from cosmos3_models.resources.footprint import Footprint
 from cosmos3_models.transformer.joined_linear import separate_parameters
 from cosmos3_models.transformer.model import Transformer
 
 # The time embedding runs in fp32 whatever the model's dtype.
 KEPT_IN_FP32 = "generation.time_embedder."
-
-PLAIN_TYPES = ("F64", "F32", "F16", "BF16")
-"""Types that safetensors stores weights in. Integers and 8-bit floats would need scales to be weights."""
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
@@ -114,14 +111,14 @@ def load_sound_decoder(checkpoint: Checkpoint, device: torch.device, dtype: torc
     return component.load(device, dtype)
 
 
-def check_weights(checkpoint: Checkpoint) -> None:
-    """Check all files as loading does, without reading a tensor.
-
-    Raises:
-        CheckpointError: a file is missing or broken, or holds a tensor of another name, type or shape.
-    """
-    for component in _components(checkpoint):
-        component.check()
+def weight_problems(checkpoint: Checkpoint) -> Iterator[CheckpointError]:
+    """Yield every error for which loading would refuse the files, once each, without reading a tensor."""
+    told = set[str]()  # encoder and decoder share their files
+    for build in _builders(checkpoint):
+        for error in _problems(build):
+            if str(error) not in told:
+                told.add(str(error))
+                yield error
 
 
 @dataclass(frozen=True)
@@ -145,12 +142,13 @@ class _Component(Generic[AnyModule]):
 
     def check(self) -> None:
         """Raise ``CheckpointError`` unless the files hold exactly these tensors and perhaps skipped ones."""
-        expected = self.tensors()
-        for name in sorted(set(expected).intersection(self.source)):
-            _check_type(name, self.source)  # before the names: scales of quantised weights are unexpected tensors
-        _check_names(set(expected), self.source, self.skipped)
-        for name, place in expected.items():
-            _check_shape(name, place.shape, self.source)
+        for error in self.differences():
+            raise error
+
+    def differences(self) -> Iterator[CheckpointError]:
+        """Yield what keeps the files from filling the module."""
+        expected = {name: tuple(place.shape) for name, place in self.tensors().items()}
+        return differences(expected, self.source, self.skipped)
 
     def load(self, device: torch.device, dtype: torch.dtype) -> AnyModule:
         """Fill every parameter: where its memory is, or on the device if it has none yet."""
@@ -174,13 +172,20 @@ def allocate(module: nn.Module, device: torch.device, dtype: torch.dtype) -> Non
     module.load_state_dict(state, strict=False, assign=True)
 
 
-def _components(checkpoint: Checkpoint) -> Iterator[_Component[Any]]:
-    yield _transformer(checkpoint)
-    yield _video_decoder(checkpoint)
+def _builders(checkpoint: Checkpoint) -> Iterator[Callable[[], _Component[Any]]]:
+    yield partial(_transformer, checkpoint)
+    yield partial(_video_decoder, checkpoint)
     if checkpoint.has_video_encoder:
-        yield _video_encoder(checkpoint)
+        yield partial(_video_encoder, checkpoint)
     if checkpoint.sound is not None:
-        yield _sound_decoder(checkpoint, checkpoint.sound)
+        yield partial(_sound_decoder, checkpoint, checkpoint.sound)
+
+
+def _problems(build: Callable[[], _Component[Any]]) -> Iterator[CheckpointError]:
+    try:
+        yield from build().differences()
+    except CheckpointError as error:  # a file cannot be read
+        yield error
 
 
 def _transformer(checkpoint: Checkpoint) -> _Component[Transformer]:
@@ -208,22 +213,3 @@ def _sound_decoder(checkpoint: Checkpoint, config: SoundDecoderConfig) -> _Compo
 def _empty(build: Callable[[], AnyModule]) -> AnyModule:
     with torch.device("meta"):
         return build()
-
-
-def _check_names(expected: set[str], source: TensorSource, skipped: tuple[str, ...]) -> None:
-    if missing := sorted(expected.difference(source)):
-        raise CheckpointError(source.folder, f"missing tensor {missing[0]} ({len(missing)} missing in all)")
-    unexpected = [name for name in source if name not in expected and not re.match("|".join(skipped), name)]
-    if unexpected:
-        raise CheckpointError(source.file(unexpected[0]), f"unexpected tensor {unexpected[0]}")
-
-
-def _check_type(name: str, source: TensorSource) -> None:
-    if other := source.types(name).difference(PLAIN_TYPES):
-        problem = f"tensor {name}: got numbers of type {min(other)}, expected {', '.join(PLAIN_TYPES)}"
-        raise CheckpointError(source.file(name), f"{problem}, because scales of quantised weights are not read")
-
-
-def _check_shape(name: str, expected: torch.Size, source: TensorSource) -> None:
-    if (shape := source.shape(name)) != tuple(expected):
-        raise CheckpointError(source.file(name), f"tensor {name}: got shape {list(shape)}, expected {list(expected)}")

@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from cosmos3_models.checkpoint.configs import check_content, read_json
+from cosmos3_models.checkpoint.configs import check_content, is_there, read_json
 from cosmos3_models.errors import CheckpointError
 
 
@@ -51,7 +51,9 @@ class TensorFiles:
             raise CheckpointError(unfinished[0], "the download of this file did not finish")
         indexes = sorted(folder.glob("*.safetensors.index.json"))
         promised = _weight_map(indexes[0]) if indexes else {}
-        for path in sorted({folder / shard for shard in promised.values()}) or sorted(folder.glob("*.safetensors")):
+        shards = sorted({folder / shard for shard in promised.values()})
+        _check_present(shards)
+        for path in shards or sorted(folder.glob("*.safetensors")):
             self._add(path)
         if not self._file:
             raise CheckpointError(folder, "no safetensors file in this folder")
@@ -125,6 +127,12 @@ class FoldedWeightNorm:
         gain, direction = (self._source.read(part).float() for part in sorted(parts))  # g sorts before v, 0 before 1
         others = tuple(range(1, direction.ndim))
         return gain * direction / torch.linalg.vector_norm(direction, dim=others, keepdim=True).clamp_min(1e-12)
+
+
+def _check_present(shards: list[Path]) -> None:
+    if missing := [shard for shard in shards if not is_there(shard)]:
+        more = f", and {len(missing) - 1} more of the {len(shards)} that the index lists" if len(missing) > 1 else ""
+        raise CheckpointError(missing[0], f"the file is missing{more}")
 
 
 def _weight_map(index: Path) -> dict[str, str]:
