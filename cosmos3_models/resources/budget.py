@@ -5,6 +5,7 @@ from typing import Literal
 
 from cosmos3_models.checkpoint.configs import SoundDecoderConfig, TransformerConfig
 from cosmos3_models.errors import InvalidInput
+from cosmos3_models.parallel.shares import shares
 from cosmos3_models.params import GenerationParams
 from cosmos3_models.shapes import sound_latent_frames
 
@@ -17,31 +18,23 @@ Decoders = Literal["same process", "same GPU", "another GPU"]
 """Where the decoders and the video encoder compute. Processes that share a GPU cannot use each other's idle memory."""
 
 
-def denoised_bytes(config: TransformerConfig, cells: int, text_tokens: int, itemsize: int) -> int:
+def denoised_bytes(config: TransformerConfig, cells: int, text_tokens: int, itemsize: int, context: int = 1) -> int:
     """Count the bytes of a denoise at its peak, besides the weights.
 
-    The MLP of a layer over all tokens, the text's keys and values, rotary tables and latents.
+    The MLP of a layer over this GPU's tokens, the text's keys and values, rotary tables and latents.
 
     Args:
         cells: latent frames x rows x columns.
         text_tokens: of all prompts together.
         itemsize: bytes of one of the model's numbers.
+        context: GPUs that share the tokens. Each has the hidden state of all of them besides.
     """
     tokens = cells // config.latent_patch_size**2
     width = config.hidden_size + 3 * config.intermediate_size  # hidden; gate, up and their product
     text = text_tokens * config.num_hidden_layers * 2 * config.num_key_value_heads * config.head_dim
     fp32 = PROMPTS * tokens * config.head_dim + LATENT_COPIES * cells * config.latent_channel
-    return (tokens * width + text) * itemsize + 4 * fp32
-
-
-def cached_bytes(config: TransformerConfig, cells: int, itemsize: int) -> int:
-    """Count the bytes of the step cache: two hidden states for each prompt, and one more while a step runs.
-
-    Args:
-        cells: latent frames x rows x columns.
-        itemsize: bytes of one of the model's numbers.
-    """
-    return (2 * PROMPTS + 1) * (cells // config.latent_patch_size**2) * config.hidden_size * itemsize
+    whole = tokens * config.hidden_size if context > 1 else 0
+    return (-(-tokens // context) * width + whole + text) * itemsize + 4 * fp32
 
 
 def sounded_bytes(config: SoundDecoderConfig | None, latent_frames: int, itemsize: int) -> int:
@@ -86,6 +79,7 @@ class Budget:
         autoencoder_weights: bytes of the weights of both decoders and the video encoder.
         decode_bytes: of the video decoder, for each latent row and column of a picture, and of a video.
         itemsize: bytes of one of the model's numbers.
+        ranks: GPUs like it that make each video together.
     """
 
     card_bytes: int
@@ -97,6 +91,7 @@ class Budget:
     decoders: Decoders
     transformer: TransformerConfig
     sound: SoundDecoderConfig | None
+    ranks: int = 1
 
     def check(self, params: GenerationParams) -> None:
         """Raise ``InvalidInput`` if ``least`` of the request exceeds the GPU's memory."""
@@ -115,8 +110,8 @@ class Budget:
         """
         grid = params.grid
         weights = self.weights + self.fp8_weights * params.fp8_linears
-        denoise = denoised_bytes(self.transformer, grid.cells, 0, self.itemsize)
-        denoise += cached_bytes(self.transformer, grid.cells, self.itemsize) * (params.step_cache > 0)
+        context = shares(self.ranks, 1 if params.guidance_scale == 1 else PROMPTS).context
+        denoise = denoised_bytes(self.transformer, grid.cells, 0, self.itemsize, context)
         decode = self.decode_bytes[grid.frames > 1] * grid.height * grid.width
         decode += request_sound_bytes(self.sound, params, self.itemsize)
         return together(self.decoders, weights, self.autoencoder_weights, denoise, decode)

@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 from cosmos3_models.checkpoint.configs import SoundDecoderConfig, TransformerConfig, VideoVAEConfig, require_sound
 from cosmos3_models.checkpoint.folder import Checkpoint
-from cosmos3_models.params import GenerationParams, ReferenceKind, reference_frames
+from cosmos3_models.params import GenerationParams
+from cosmos3_models.references import ReferenceKind, reference_frames
 from cosmos3_models.shapes import LatentGrid, sound_latent_frames
 
 CONVOLUTION = 3  # taps of the video autoencoder's kernels, in each of their dimensions
@@ -52,11 +53,13 @@ def request_flops(checkpoint: Checkpoint, params: GenerationParams, prompt_token
 
 def step_flops(checkpoint: Checkpoint, params: GenerationParams, prompt_tokens: Sequence[int]) -> int:
     """Count one sampler step: a forward pass of the generation tower for each prompt. See ``request_flops``."""
-    config = checkpoint.transformer
-    grid = LatentGrid.of_video(params.num_frames, params.height, params.width)
-    video = grid.patches(config.latent_patch_size).cells
-    sound = _sound_frames(checkpoint, params) if params.generate_sound else 0
-    return sum(pass_flops(config, video, sound, tokens) for tokens in prompt_tokens)
+    video, sound = _tokens(checkpoint, params)
+    return sum(pass_flops(checkpoint.transformer, video, sound, tokens) for tokens in prompt_tokens)
+
+
+def media_tokens(checkpoint: Checkpoint, params: GenerationParams) -> int:
+    """Count the tokens of video and sound."""
+    return sum(_tokens(checkpoint, params))
 
 
 def reference_flops(checkpoint: Checkpoint, params: GenerationParams, kind: ReferenceKind) -> int:
@@ -158,6 +161,13 @@ def _residual_flops(inputs: int, outputs: int, cells: int) -> int:
     """Two convolutions, and a product of one tap where the width changes."""
     shortcut = 0 if inputs == outputs else inputs * outputs
     return 2 * cells * (CONVOLUTION**3 * outputs * (inputs + outputs) + shortcut)
+
+
+def _tokens(checkpoint: Checkpoint, params: GenerationParams) -> tuple[int, int]:
+    """Of the video and of its sound."""
+    grid = LatentGrid.of_video(params.num_frames, params.height, params.width)
+    video = grid.patches(checkpoint.transformer.latent_patch_size).cells
+    return video, _sound_frames(checkpoint, params) if params.generate_sound else 0
 
 
 def _sound_frames(checkpoint: Checkpoint, params: GenerationParams) -> int:

@@ -1,10 +1,11 @@
 """The memory of a GPU that a checkpoint and its requests take, from the configs alone.
 
 Each sum names the tensors that are alive together at its peak. ``SLACK`` and ``PROCESS_BYTES`` cover what the configs
-do not say; both were measured. A test compares the sums with the peaks of one H100 at Cosmos3-Nano's size.
+do not say; both were measured with one GPU. A test compares the sums with the peaks of one H100 at Cosmos3-Nano's size.
 """
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -13,12 +14,12 @@ from cosmos3_models.autoencoders.sound_decoder import OobleckSoundDecoder
 from cosmos3_models.autoencoders.video_decoder import WanVideoDecoder
 from cosmos3_models.autoencoders.video_encoder import WanVideoEncoder
 from cosmos3_models.checkpoint.folder import CardUse, Checkpoint, Offload
+from cosmos3_models.parallel.shares import shares
 from cosmos3_models.params import MAX_FRAMES, GenerationParams
 from cosmos3_models.resources.budget import (
     GIB,
     PROMPTS,
     Budget,
-    cached_bytes,
     denoised_bytes,
     request_sound_bytes,
     sounded_bytes,
@@ -30,7 +31,15 @@ from cosmos3_models.transformer.attention import HOPPER
 from cosmos3_models.transformer.model import Transformer
 
 PROCESS_BYTES = int(1.35 * GIB)  # besides its tensors: CUDA's context, compiled kernels, leftovers of the warm-up
+EXCHANGE_BYTES = GIB  # of several ranks, on each GPU: NCCL's buffers. Not measured
 SLACK = 1.2  # of a request's tensors: cuDNN's scratch, and memory that PyTorch keeps between its blocks
+
+
+class StageBytes(NamedTuple):
+    """Bytes of GPU memory of one stage: its weights, and the tensors of a request."""
+
+    weights: int
+    request: int
 
 
 class Footprint:
@@ -43,7 +52,7 @@ class Footprint:
     Attributes:
         transformer: bytes of both towers' weights.
         text: those of them that can stay in host memory.
-        autoencoders: bytes of the weights of both decoders and, if the checkpoint has it, the video encoder.
+        video_encoder, video_decoder, sound_decoder: bytes of their weights; 0 for one that the checkpoint lacks.
         fp8: bytes of the generation tower's copy in fp8.
     """
 
@@ -56,8 +65,8 @@ class Footprint:
             sound = nn.Identity() if checkpoint.sound is None else OobleckSoundDecoder(checkpoint.sound)
         self.transformer = self._bytes(transformer.parameters())
         self.text = self._bytes(transformer.text.offloadable)
-        parts = (self._video, sound, self._encoder or nn.Identity())
-        self.autoencoders = self._bytes(weight for part in parts for weight in part.parameters())
+        self.video_encoder = self._bytes((self._encoder or nn.Identity()).parameters())
+        self.video_decoder, self.sound_decoder = self._bytes(self._video.parameters()), self._bytes(sound.parameters())
         self.fp8 = sum(linear.weight.numel() for linear in transformer.generation.linears)  # a byte each
 
     def offloads(self, choice: Offload, device: torch.device) -> bool:
@@ -78,18 +87,36 @@ class Footprint:
             card_bytes: memory of the GPU; the decoder takes larger chunks if there is more.
             fp8: whether the GPU can compute in fp8.
         """
-        params, allowed = self._largest(), self._use.approximations
-        grid, cells = params.grid, params.grid.cells
-        weights = self.transformer + self.fp8 * (fp8 and "fp8_linears" in allowed)
-        denoise = self.denoised(cells, PROMPTS * MAX_PROMPT_TOKENS) + self.cached(cells) * ("step_cache" in allowed)
-        decode = self.decoded(grid.height, grid.width, card_bytes) + request_sound_bytes(
-            self._checkpoint.sound, params, self._itemsize
-        )
-        encode = self.encoded(grid.height, grid.width)
-        processes = 3 + (self._encoder is not None) if self._use.decoders == "same GPU" else 1
-        parts = (int(SLACK * part) for part in (denoise, decode, encode))
-        peak = together(self._use.decoders, weights, self.autoencoders, *parts)
-        return peak + processes * PROCESS_BYTES
+        denoiser, *others = self.stages(card_bytes, fp8=fp8).values()
+        encode, *decodes = (stage.request for stage in others)
+        peak = together(self._use.decoders, denoiser.weights, self.autoencoders, denoiser.request, sum(decodes), encode)
+        return peak + self.processes * PROCESS_BYTES + EXCHANGE_BYTES * (self._use.ranks > 1)
+
+    def stages(self, card_bytes: int, *, fp8: bool) -> dict[str, StageBytes]:
+        """What ``most`` adds up, by stage."""
+        params = self.largest()
+        grid = params.grid
+        sound = request_sound_bytes(self._checkpoint.sound, params, self._itemsize)
+        weights = self.transformer + self.fp8 * (fp8 and "fp8_linears" in self._use.approximations)
+        denoise = self.denoised(grid.cells, PROMPTS * MAX_PROMPT_TOKENS)
+        return {
+            "Denoiser": StageBytes(weights, int(SLACK * denoise)),
+            "VideoEncoder": StageBytes(self.video_encoder, int(SLACK * self.encoded(grid.height, grid.width))),
+            "VideoDecoder": StageBytes(
+                self.video_decoder, int(SLACK * self.decoded(grid.height, grid.width, card_bytes))
+            ),
+            "SoundDecoder": StageBytes(self.sound_decoder, int(SLACK * sound)),
+        }
+
+    @property
+    def autoencoders(self) -> int:
+        """Bytes of the weights of both decoders and of the video encoder."""
+        return self.video_encoder + self.video_decoder + self.sound_decoder
+
+    @property
+    def processes(self) -> int:
+        """Processes with a CUDA context on the denoiser's GPU."""
+        return 3 + (self._encoder is not None) if self._use.decoders == "same GPU" else 1
 
     def budget(self, device: torch.device, *, offloaded: bool) -> Budget | None:
         """The budget that requests are checked against; None on the CPU, whose memory other processes use as well.
@@ -109,15 +136,13 @@ class Footprint:
             decoders=self._use.decoders,
             transformer=self._checkpoint.transformer,
             sound=self._checkpoint.sound,
+            ranks=self._use.ranks,
         )
 
     def denoised(self, cells: int, text_tokens: int) -> int:
-        """``denoised_bytes`` of this checkpoint."""
-        return denoised_bytes(self._checkpoint.transformer, cells, text_tokens, self._itemsize)
-
-    def cached(self, cells: int) -> int:
-        """``cached_bytes`` of this checkpoint."""
-        return cached_bytes(self._checkpoint.transformer, cells, self._itemsize)
+        """``denoised_bytes`` of this checkpoint with guidance, which leaves most tokens to a GPU."""
+        context = shares(self._use.ranks, PROMPTS).context
+        return denoised_bytes(self._checkpoint.transformer, cells, text_tokens, self._itemsize, context)
 
     def decoded(self, height: int, width: int, card_bytes: int) -> int:
         """Bytes of a video decode, besides the weights, on a GPU with ``card_bytes`` of memory.
@@ -141,11 +166,12 @@ class Footprint:
         """``sounded_bytes`` of this checkpoint."""
         return sounded_bytes(self._checkpoint.sound, latent_frames, self._itemsize)
 
-    def _largest(self) -> GenerationParams:
+    def largest(self) -> GenerationParams:
         """The longest accepted video of the default size, with sound if the checkpoint can make it."""
-        defaults = self._checkpoint.defaults.params(prompt="-", generate_sound=self._checkpoint.sound is not None)
+        defaults = self._checkpoint.defaults.params(prompt="-")
         frames = min(MAX_FRAMES, max(1, self._use.pixel_frames // (defaults.height * defaults.width)))
-        return defaults.model_copy(update={"num_frames": nearest_frame_counts(frames)[0]})
+        longest = {"num_frames": nearest_frame_counts(frames)[0], "generate_sound": self._checkpoint.sound is not None}
+        return defaults.model_copy(update=longest)
 
     def _bytes(self, weights: Iterable[torch.Tensor]) -> int:
         return sum(weight.numel() for weight in weights) * self._itemsize

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from cosmos3_models.checkpoint.configs import TransformerConfig
 from cosmos3_models.kernels.token_ops import KeyValue, Rotary
+from cosmos3_models.parallel.split import ALONE, Group
 from cosmos3_models.shapes import LatentGrid
 from cosmos3_models.transformer.layers import Block
 from cosmos3_models.transformer.precision import EXACT, Precision
 from cosmos3_models.transformer.rms_norm import RMSNorm
-from cosmos3_models.transformer.step_cache import StepCache
 
 TIME_FREQUENCIES = 128
 
@@ -58,8 +58,8 @@ class Streams(NamedTuple):
 class Condition:
     """One prompt as the generation tower sees it, for one size of video."""
 
-    text: Sequence[KeyValue]  # one per layer
-    positions: Rotary  # of the media tokens
+    text: Sequence[KeyValue]  # one per layer; of the heads with which this rank attends
+    positions: Rotary  # of all media tokens
 
 
 class TimestepEmbedder(nn.Module):
@@ -110,7 +110,7 @@ class GenerationTower(nn.Module):
         timestep: int | Tensor,
         condition: Condition,
         precision: Precision = EXACT,
-        cache: StepCache | None = None,
+        context: Group = ALONE,
     ) -> Streams:
         """Predict the velocity, noise less data, of noisy latents.
 
@@ -118,7 +118,7 @@ class GenerationTower(nn.Module):
             streams: noisy and clean latents of any float dtype; left as they are.
             timestep: the noise level of noisy latents, 0 to 1000; one for all, or a column (b, 1, 1).
             condition: keys and values of the text, and the positions of these streams' tokens.
-            cache: of this prompt and request, or None to compute every layer.
+            context: the ranks that share the tokens; the condition was made for it.
 
         Returns:
             Velocities in the model's dtype, shaped like ``streams``; 0 of clean frames.
@@ -126,14 +126,10 @@ class GenerationTower(nn.Module):
         x = self._tokens(streams)
         time, noisy = self.time_embedder(timestep).to(x.dtype), self._noisy(streams, x)
         x = x + time if noisy is None else torch.addcmul(x, time, noisy)
-
-        def run(x: Tensor, layers: slice) -> Tensor:
-            for layer, text in zip(self.layers[layers], condition.text[layers], strict=True):
-                x = layer(x, condition.positions, text, precision)[0]
-            return x
-
-        x = self.norm(run(x, slice(None)) if cache is None else cache.run(x, run, noisy))
-        return self._velocities(x, streams)
+        own = context.part(x)
+        for layer, text in zip(self.layers, condition.text, strict=True):
+            own = layer(own, condition.positions, text, precision, context)[0]
+        return self._velocities(self.norm(context.whole(own, x.shape[1])), streams)
 
     def _tokens(self, streams: Streams) -> Tensor:
         """(b, n, d)"""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from cosmos3_models.checkpoint.configs import TransformerConfig
 from cosmos3_models.kernels import token_ops
 from cosmos3_models.kernels.token_ops import HeadNorms, KeyValue, Rotary
+from cosmos3_models.parallel.split import ALONE, Group
 from cosmos3_models.transformer.attention import attention
 from cosmos3_models.transformer.joined_linear import JoinedLinear
 from cosmos3_models.transformer.precision import EXACT, Precision
@@ -29,22 +30,25 @@ class Attention(nn.Module):
         self.to_out = nn.Linear(width, config.hidden_size, bias=False)
 
     def forward(
-        self, x: Tensor, positions: Rotary, text: KeyValue | None, precision: Precision
+        self, x: Tensor, positions: Rotary, text: KeyValue | None, precision: Precision, context: Group = ALONE
     ) -> tuple[Tensor, KeyValue]:
         """Attend causally among x itself or, with ``text``, to x and the text without a mask.
 
         Args:
             x: (b, n, d); overwritten by the result unless the precision is ``DIFFERENTIABLE``.
-            positions: of the n tokens.
+            positions: of the n tokens; with a ``context``, of the tokens of all ranks.
+            text: with a ``context``, this rank's heads.
+            context: the ranks that share the tokens.
 
         Returns:
             (b, n, d), and the keys and values that were attended to.
         """
         qkv = precision.products.norm_linear(x, self.norm, self.to_qkv)  # (b, n, (heads + 2 kv_heads) * head_dim)
+        qkv = context.to_heads(qkv, tuple(self.to_qkv.parts.values()), positions.cos.shape[0])
         norms = HeadNorms(self.norm_q.weight, self.norm_k.weight, self.norm_k.eps)
-        query, attended = token_ops.attention_inputs(qkv, self.kv_heads, norms, positions, text)
+        query, attended = token_ops.attention_inputs(qkv, self.kv_heads // context.size, norms, positions, text)
         out = attention(query, *attended, causal=True) if text is None else precision.attend(query, *attended)
-        out = rearrange(out, "b n heads dim -> b n (heads dim)")
+        out = context.to_tokens(rearrange(out, "b n heads dim -> b n (heads dim)"), x.shape[1])
         return precision.products.add_linear(x, out, self.to_out), attended
 
 
@@ -73,8 +77,13 @@ class Block(nn.Module):
         self.mlp = SwiGLU(config)
 
     def forward(
-        self, x: Tensor, positions: Rotary, text: KeyValue | None, precision: Precision = EXACT
+        self,
+        x: Tensor,
+        positions: Rotary,
+        text: KeyValue | None,
+        precision: Precision = EXACT,
+        context: Group = ALONE,
     ) -> tuple[Tensor, KeyValue]:
         """See ``Attention.forward``."""
-        x, attended = self.attention(x, positions, text, precision)
+        x, attended = self.attention(x, positions, text, precision, context)
         return self.mlp(x, precision), attended

@@ -5,15 +5,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from cosmos3_models.approximations import Approximation
 from cosmos3_models.checkpoint.configs import TransformerConfig
 from cosmos3_models.kernels import fp8_ops
 from cosmos3_models.kernels.token_ops import Rotary
-from cosmos3_models.params import Approximation
+from cosmos3_models.parallel.split import ALONE, Group
 from cosmos3_models.shapes import LatentGrid
 from cosmos3_models.transformer.generation_tower import Condition, GenerationTower, Streams
 from cosmos3_models.transformer.positions import rotary, sound_positions, text_positions, video_positions
 from cosmos3_models.transformer.precision import EXACT, Fp8, Precision, check_fp8, quantized_weights
-from cosmos3_models.transformer.step_cache import StepCache
 from cosmos3_models.transformer.text_tower import TextTower
 
 
@@ -58,7 +58,12 @@ class Transformer(nn.Module):
 
     @torch.inference_mode()
     def conditions(
-        self, prompts: Sequence[Tensor], grid: LatentGrid, fps: float, sound_frames: int | None
+        self,
+        prompts: Sequence[Tensor],
+        grid: LatentGrid,
+        fps: float,
+        sound_frames: int | None,
+        context: Group = ALONE,
     ) -> list[Condition]:
         """Run the text tower and lay out the positions of the media tokens behind each text.
 
@@ -67,12 +72,14 @@ class Transformer(nn.Module):
             grid: latent frames, rows and columns of the video.
             fps: frames per second of the video.
             sound_frames: latent frames of sound, or None without sound.
+            context: the ranks that share the media tokens; each runs the whole text tower and keeps its own heads.
 
         Raises:
             ValueError: sound frames for a transformer without a sound stream.
         """
         lengths = [ids.shape[1] for ids in prompts]
         texts = self.text(prompts, [self._rotary(text_positions(length)) for length in lengths])
+        texts = [[context.own_heads(layer) for layer in text] for text in texts]
         media = (self._media_positions(length, grid, fps, sound_frames) for length in lengths)
         return [Condition(text, self._rotary(positions)) for text, positions in zip(texts, media, strict=True)]
 
@@ -93,13 +100,13 @@ class Transformer(nn.Module):
         timestep: int,
         condition: Condition,
         precision: Precision = EXACT,
-        cache: StepCache | None = None,
+        context: Group = ALONE,
     ) -> Streams:
         """Predict the velocity of each stream; see ``GenerationTower.forward``.
 
         Args:
             timestep: 0 to 999.
-            condition: of the same grid and sound length.
+            condition: of the same grid, sound length and context.
             precision: as ``precision`` made it.
         """
-        return self.generation(streams, timestep, condition, precision, cache)
+        return self.generation(streams, timestep, condition, precision, context)

@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cosmos3_models.approximations import Approximation
 from cosmos3_models.checkpoint.configs import TransformerConfig
 from cosmos3_models.errors import InvalidInput
 from cosmos3_models.kernels import fp8_ops, token_ops
 from cosmos3_models.kernels.fp8_ops import Scaled
-from cosmos3_models.params import Approximation
 from cosmos3_models.transformer.attention import HOPPER, attention
 from cosmos3_models.transformer.rms_norm import RMSNorm
 

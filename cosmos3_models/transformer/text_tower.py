@@ -38,7 +38,10 @@ class TextTower(nn.Module):
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        # Without nn.Embedding's random start, which on the meta device imports PyTorch's compiler: two seconds.
+        self.embed_tokens = nn.Embedding.from_pretrained(
+            torch.empty(config.vocab_size, config.hidden_size), freeze=False
+        )
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers - 1))
         self.last = LastTextLayer(config)
         self._host_layers: HostLayers | None = None

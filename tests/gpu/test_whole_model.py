@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 
 from cosmos3_models import Cosmos3Pipeline, GenerationParams
+from cosmos3_models.approximations import Approximation
 from cosmos3_models.checkpoint.loading import load_video_encoder
 from cosmos3_models.kernels import dispatch
-from cosmos3_models.params import Approximation
+from cosmos3_models.references import clean_frames
+from cosmos3_models.sampling.clean_frames import CleanFrames
 from cosmos3_models.sampling.denoise import draw_noise, velocity_function
 from cosmos3_models.shapes import LatentGrid
 from cosmos3_models.transformer.attention import HOPPER
@@ -28,15 +30,13 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 PROMPT = "A large red ball bounces slowly on the floor."
 SLACK = 1.25
 STEPS = 4
-TIMESTEPS = (999, 990)  # near each other, so that a step cache of threshold 1 reuses its work in the second
+TIMESTEP = 990
 EXACT = Approximation()
 MODES = {
     "bf16": EXACT,
     "fp8 linears": Approximation(fp8_linears=True),
     "fp8 attention": Approximation(fp8_attention=True),
     "fp8 both": Approximation(fp8_linears=True, fp8_attention=True),
-    "step cache": Approximation(step_cache=1.0),
-    "fp8 both, step cache": Approximation(fp8_linears=True, fp8_attention=True, step_cache=1.0),
 }
 # The largest distance from fp32: bf16 has 8 bits of mantissa and e4m3 4, and the layers enlarge what they round.
 LARGEST = {"bf16": 0.03, "fp8": 0.2}
@@ -72,20 +72,18 @@ def conditions(pipeline: Cosmos3Pipeline, sound: bool) -> list[Condition]:
 
 
 def velocities(pipeline: Cosmos3Pipeline, sound: bool, mode: Approximation) -> list[Tensor]:
-    """Of each prompt and stream, at the last of ``TIMESTEPS``."""
+    """Of each prompt and stream, at ``TIMESTEP``."""
     transformer = pipeline.denoiser.transformer
     transformer.precision(EXACT)  # drops the fp8 weights, which another test may have made in another way
     noise = draw_noise(pipeline.denoiser.latent_shapes(request(sound)), seed=0)
     streams = Streams(*(stream.to(transformer.device) for stream in noise.present))
-    velocity = velocity_function(transformer, conditions(pipeline, sound), mode)
-    for timestep in TIMESTEPS:
-        found = velocity(streams, timestep)
+    found = velocity_function(transformer, conditions(pipeline, sound), mode)(streams, TIMESTEP, 2)
     return [stream.float().cpu() for branch in found for stream in branch.present]
 
 
 @cache
-def expected_velocities(sound: bool, step_cache: float) -> list[Tensor]:
-    return velocities(loaded("cpu"), sound, Approximation(step_cache=step_cache))
+def expected_velocities(sound: bool) -> list[Tensor]:
+    return velocities(loaded("cpu"), sound, EXACT)
 
 
 def decoded(device: str, latents: Tensor) -> Tensor:
@@ -103,7 +101,7 @@ def test_velocities_are_as_near_to_fp32_as_the_definitions_are(mode: str, sound:
     if fp8 and torch.cuda.get_device_capability() < HOPPER:
         pytest.skip("needs the fp8 tensor cores of a GPU")
     pipeline = loaded("cuda")
-    expected = expected_velocities(sound, MODES[mode].step_cache)
+    expected = expected_velocities(sound)
     fused = velocities(pipeline, sound, MODES[mode])
     with definitions():
         plain = velocities(pipeline, sound, MODES[mode])
@@ -160,6 +158,23 @@ def test_encoded_pictures_are_as_near_to_fp32_as_the_definitions_are() -> None:
             plain = encoder([pictures]).cpu()
         assert distance(fused, exact) <= max(SLACK * distance(plain, exact), 1e-5)
         assert distance(fused, exact) <= largest
+
+
+@pytest.mark.parametrize("frames", [1, 5], ids=["picture", "clip"])
+def test_a_request_with_a_reference_is_as_near_to_fp32_as_the_definitions_are(frames: int) -> None:
+    """The clean latents come from one encoder, so that all differences are the denoiser's."""
+    params = request(True)
+    pictures = loaded("cpu")(params).frames[:frames]  # noise would be far from all that the model knows
+    encoder = load_video_encoder(loaded("cpu").checkpoint, torch.device("cpu"), torch.float32)
+    clean = CleanFrames(encoder([pictures]), clean_frames(params, "image" if frames == 1 else "video"))
+    ids = loaded("cpu").prompt_encoder.encode(params)
+    exact, fused = (loaded(device).denoiser(ids, params, clean=clean) for device in ("cpu", "cuda"))
+    with definitions():
+        plain = loaded("cuda").denoiser(ids, params, clean=clean)
+    chosen = list(clean.indexes)
+    assert torch.equal(fused.video[:, :, chosen].cpu(), clean.latents[:, :, chosen]), "put back bit for bit"
+    for got, defined, expected in zip(fused.present, plain.present, exact.present, strict=True):
+        assert distance(got.cpu(), expected) <= SLACK * distance(defined.cpu(), expected)
 
 
 def test_the_same_request_gives_the_same_bytes() -> None:

@@ -15,9 +15,10 @@ from paths import ROOT
 
 from benchmarks import nano
 from cosmos3_models import Cosmos3Pipeline, GenerationParams, InvalidInput
+from cosmos3_models.approximations import APPROXIMATIONS, ApproximationName
 from cosmos3_models.checkpoint.configs import SchedulerConfig, SoundDecoderConfig, VideoVAEConfig
 from cosmos3_models.checkpoint.folder import CardUse, Checkpoint
-from cosmos3_models.params import APPROXIMATIONS, ApproximationName, ApproximationPolicy, GenerationDefaults
+from cosmos3_models.params import ApproximationPolicy, GenerationDefaults
 from cosmos3_models.resources import footprint as memory
 from cosmos3_models.resources.budget import GIB
 from cosmos3_models.resources.footprint import Footprint
@@ -55,6 +56,13 @@ def footprint(
     return Footprint(nano_checkpoint(), torch.bfloat16, CardUse(pixel_frames, decoders, approximations))
 
 
+@pytest.mark.parametrize("fp8", [False, True])
+def test_the_stages_add_up(fp8: bool) -> None:
+    one = footprint()
+    parts = sum(needs.weights + needs.request for needs in one.stages(H100, fp8=fp8).values())
+    assert parts + one.processes * memory.PROCESS_BYTES == one.most(H100, fp8=fp8)
+
+
 def video(height: int, width: int, frames: int, **fields: object) -> GenerationParams:
     return GenerationParams(prompt="x", height=height, width=width, num_frames=frames, **fields)
 
@@ -75,9 +83,8 @@ def test_a_denoise_takes_what_was_measured(params: GenerationParams, peak_gib: f
     assert footprint().denoised(params.grid.cells, TOKENS) / GIB == pytest.approx(peak_gib, rel=0.05)
 
 
-def test_the_step_cache_and_longer_prompts_take_what_was_measured() -> None:
+def test_longer_prompts_take_what_was_measured() -> None:
     nanos, cells = footprint(), video(720, 1280, 189).grid.cells
-    assert nanos.cached(cells) / GIB == pytest.approx(1.70, rel=0.05)
     longer = nanos.denoised(cells, 2 * 4096) - nanos.denoised(cells, TOKENS)
     assert longer / GIB == pytest.approx(0.74, rel=0.05)
 
@@ -159,13 +166,8 @@ def test_a_denoiser_alone_on_its_card_needs_a_smaller_one(
 
 
 def test_what_requests_may_give_up_counts_where_the_card_can_compute_it() -> None:
-    without, cached, both = (
-        footprint(approximations=allowed).most(H100, fp8=True)
-        for allowed in (EXACT, ("step_cache",), ("step_cache", "fp8_linears"))
-    )
-    assert (both - cached) == footprint().fp8
-    longest = video(720, 1280, 297).grid.cells
-    assert cached - without == pytest.approx(memory.SLACK * footprint().cached(longest), rel=0.01)
+    without, fp8 = (footprint(approximations=allowed).most(H100, fp8=True) for allowed in (EXACT, ("fp8_linears",)))
+    assert fp8 - without == footprint().fp8
     assert footprint(approximations=("fp8_linears",)).most(H100, fp8=False) == without
 
 
@@ -242,3 +244,33 @@ def refuse(_: GenerationParams) -> None:
 def put_card(monkeypatch: pytest.MonkeyPatch, gib: float, fp8: bool) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=int(gib * GIB)))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0) if fp8 else (8, 9))
+
+
+@pytest.mark.parametrize(
+    ("ranks", "guidance", "share"), [(2, 6.0, 1), (4, 6.0, 2), (8, 6.0, 4), (2, 1.0, 2), (3, 6.0, 3)]
+)
+def test_gpus_that_share_the_tokens_have_a_part_of_their_mlp_each(
+    monkeypatch: pytest.MonkeyPatch, ranks: int, guidance: float, share: int
+) -> None:
+    put_card(monkeypatch, 79.1, fp8=True)
+    request, config = video(720, 1280, 189, guidance_scale=guidance), nano_checkpoint().transformer
+    least = []
+    for count in (1, ranks):
+        use = CardUse(AppArgs().max_pixel_frames, "another GPU", EXACT, count)
+        budget = Footprint(nano_checkpoint(), torch.bfloat16, use).budget(GPU, offloaded=False)
+        assert budget is not None
+        least.append(budget.least(request))
+    tokens = request.grid.cells // config.latent_patch_size**2
+    of_all, own = config.hidden_size * (share > 1), (config.hidden_size + 3 * config.intermediate_size) / share
+    saved = 2 * tokens * (config.hidden_size + 3 * config.intermediate_size - of_all - own)
+    assert least[0] - least[1] == pytest.approx(saved, rel=1e-6)
+
+
+def test_the_longest_video_takes_less_of_four_gpus_than_of_one() -> None:
+    one, two, four = (
+        Footprint(nano_checkpoint(), torch.bfloat16, CardUse(AppArgs().max_pixel_frames, "another GPU", EXACT, ranks))
+        for ranks in (1, 2, 4)
+    )
+    alone = one.most(H100, fp8=True)
+    assert two.most(H100, fp8=True) == alone + memory.EXCHANGE_BYTES, "a whole pass on each"
+    assert four.most(H100, fp8=True) < alone + memory.EXCHANGE_BYTES - 2 * GIB

@@ -7,17 +7,17 @@ import torch
 from torch import Tensor
 
 from cosmos3_models import GenerationParams, InvalidInput
+from cosmos3_models.approximations import APPROXIMATIONS, Approximation
 from cosmos3_models.checkpoint.folder import Checkpoint
 from cosmos3_models.checkpoint.loading import load_transformer
 from cosmos3_models.kernels import fp8_ops
-from cosmos3_models.params import APPROXIMATIONS, Approximation, ApproximationPolicy, GenerationDefaults
+from cosmos3_models.params import ApproximationPolicy, GenerationDefaults
 from cosmos3_models.sampling.denoise import VideoDenoiser
 from cosmos3_models.shapes import LatentGrid
 from cosmos3_models.text.prompt import PromptIds
 from cosmos3_models.transformer import model as transformer
 from cosmos3_models.transformer.generation_tower import Streams
 from cosmos3_models.transformer.precision import EXACT, Fp8, Precision, quantized_weights
-from cosmos3_models.transformer.step_cache import StepCache
 
 CPU = torch.device("cpu")
 PARAMS = GenerationParams(prompt="x", height=32, width=48, num_frames=5, num_inference_steps=6)
@@ -36,11 +36,15 @@ def latents(denoiser: VideoDenoiser, **approximation: float) -> Tensor:
 
 def test_the_label_names_what_is_given_up() -> None:
     assert Approximation().label == "exact"
-    everything = Approximation(fp8_linears=True, fp8_attention=True, step_cache=0.1)
-    assert everything.label == "fp8 linears, fp8 attention, step cache 0.1"
+    everything = Approximation(fp8_linears=True, fp8_attention=True, velocity_reuse=3, guidance_reuse=2)
+    assert everything.label == "fp8 linears, fp8 attention, velocity reuse 3, guidance reuse 2"
+    assert (everything.arithmetic, Approximation(profile="fast").arithmetic) == ("fp8 linears, fp8 attention", "exact")
 
 
-@pytest.mark.parametrize("given", [{"step_cache": -0.1}, {"step_cache": 1.5}, {"step_cache": True}, {"int4": True}])
+@pytest.mark.parametrize(
+    "given",
+    [{"velocity_reuse": 1}, {"velocity_reuse": 6}, {"guidance_reuse": True}, {"profile": ["fast"]}, {"int4": True}],
+)
 def test_what_there_is_not_is_refused(given: dict[str, object]) -> None:
     with pytest.raises(InvalidInput, match=next(iter(given))):
         Approximation(**given)
@@ -81,23 +85,23 @@ def test_fp8_as_its_definitions_compute_it_stays_near_bf16(tiny_checkpoint: Path
 
 
 def test_a_checkpoints_own_defaults_hold_where_the_operator_says_nothing() -> None:
-    own = GenerationDefaults(step_cache=0.05, fp8_linears=True)
+    own = GenerationDefaults(velocity_reuse=3, fp8_linears=True)
     assert ApproximationPolicy().over(own) == own
-    assert ApproximationPolicy(step_cache=0).over(own).step_cache == 0
-    assert ApproximationPolicy(step_cache=0.1).over(own) == own.model_copy(update={"step_cache": 0.1})
-    assert ApproximationPolicy(step_cache=0.1).over(own).approximation == Approximation(
-        step_cache=0.1, fp8_linears=True
+    assert ApproximationPolicy(velocity_reuse=0).over(own).velocity_reuse == 0
+    assert ApproximationPolicy(velocity_reuse=2).over(own) == own.model_copy(update={"velocity_reuse": 2})
+    assert ApproximationPolicy(velocity_reuse=2).over(own).approximation == Approximation(
+        velocity_reuse=2, fp8_linears=True
     )
 
 
 def test_what_is_not_allowed_is_off_whatever_the_checkpoint_says() -> None:
     policy = ApproximationPolicy(allowed=("fp8_attention",))
-    own = GenerationDefaults(step_cache=0.05, fp8_linears=True, fp8_attention=True)
+    own = GenerationDefaults(profile="fast", fp8_linears=True, fp8_attention=True)
     assert policy.over(own).approximation == Approximation(fp8_attention=True)
     policy.check(Approximation(fp8_attention=True))
 
 
-@pytest.mark.parametrize(("field", "value", "off"), [("fp8_linears", True, "false"), ("step_cache", 0.1, "0.0")])
+@pytest.mark.parametrize(("field", "value", "off"), [("fp8_linears", True, "false"), ("velocity_reuse", 2, "0")])
 def test_what_is_not_allowed_is_refused_of_requests_and_as_default(field: str, value: float, off: str) -> None:
     allowed = tuple(name for name in APPROXIMATIONS if name != field)
     told = f"{field}: got {value}, expected {off}, because this server's operator does not allow it"
@@ -105,27 +109,6 @@ def test_what_is_not_allowed_is_refused_of_requests_and_as_default(field: str, v
         ApproximationPolicy(allowed=allowed).check(Approximation(**{field: value}))
     with pytest.raises(InvalidInput, match=told):
         ApproximationPolicy(allowed=allowed, **{field: value})
-
-
-def test_a_cache_that_never_holds_changes_nothing(denoiser: VideoDenoiser) -> None:
-    exact = latents(denoiser)
-    assert torch.allclose(latents(denoiser, step_cache=1e-9), exact, rtol=1e-5, atol=1e-6)
-    assert not torch.allclose(latents(denoiser, step_cache=1.0), exact, rtol=1e-3)
-
-
-def test_the_cache_reuses_the_other_layers_while_the_first_changes_little() -> None:
-    calls = []
-
-    def run(x: Tensor, layers: slice) -> Tensor:
-        calls.append(layers)
-        return x.mul_(2) if layers.start == 0 else x.add_(10)
-
-    cache = StepCache(threshold=0.1)
-    assert cache.run(torch.ones(3), run).tolist() == [12, 12, 12]
-    assert cache.run(torch.full((3,), 1.05), run).tolist() == pytest.approx([12.1] * 3)
-    assert cache.reused == 1
-    assert cache.run(torch.full((3,), 2.0), run).tolist() == [14, 14, 14]
-    assert (cache.reused, len(calls)) == (1, 5)
 
 
 def test_a_warm_up_leaves_no_trace(denoiser: VideoDenoiser) -> None:

@@ -12,7 +12,7 @@ from cosmos3_models.checkpoint.folder import Checkpoint
 from cosmos3_models.checkpoint.loading import load_transformer
 from cosmos3_models.kernels import dispatch, token_ops
 from cosmos3_models.kernels.token_ops import HeadNorms, Rotary
-from cosmos3_models.sampling.denoise import guide
+from cosmos3_models.sampling.guided_velocity import guide
 from cosmos3_models.shapes import LatentGrid
 from cosmos3_models.transformer.attention import attention
 from cosmos3_models.transformer.generation_tower import Streams, patchify, unpatchify
