@@ -25,8 +25,9 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.judge import Verdict, judge
+from benchmarks.markdown import markdown_table
 from benchmarks.measure import environment, relative_error
-from benchmarks.quality_cases import BOTH_PARTS, Case, Prompt, cases, draw_prompts, params_of
+from benchmarks.quality_cases import BOTH_PARTS, Case, Prompt, cases, draw_prompts, pair, params_of
 from cosmos3_models import Cosmos3Pipeline, GenerationParams, InvalidInput
 from cosmos3_models.checkpoint.folder import Checkpoint
 from cosmos3_models.checkpoint.loading import resolve_device
@@ -211,10 +212,7 @@ def measure(
 
 def table(rows: Iterable[dict[str, Any]]) -> str:
     """Markdown; shares in percent."""
-    lines = [_cells(row) for row in rows]
-    names = list(dict.fromkeys(name for line in lines for name in line))
-    body = [names, ["---"] * len(names), *([line.get(name, "") for name in names] for line in lines)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in body)
+    return markdown_table([_cells(row) for row in rows])
 
 
 def _cells(row: dict[str, Any]) -> dict[str, str]:
@@ -242,8 +240,9 @@ def _parser() -> argparse.ArgumentParser:
     schedules = ("flow", "karras", "phyai")
     add("--schedules", nargs="*", choices=get_args(SigmaSchedule), default=schedules, help="(flow karras phyai)")
     add("--steps", nargs="*", type=int, default=(4, 8, 12, 24), help="numbers of steps (4 8 12 24)")
-    add("--step-cache", nargs="*", type=float, default=(0.05, 0.1, 0.2, 0.4), help="thresholds (0.05 0.1 0.2 0.4)")
-    add("--fp8", action="store_true", help="linears, attention, both, and both with a step cache of 0.1")
+    reuse = ((2, 0), (3, 0), (5, 0), (0, 2), (5, 2))
+    add("--reuse", nargs="*", type=pair, default=reuse, help="of velocity, of guidance (2,0 3,0 5,0 0,2 5,2)")
+    add("--fp8", action="store_true", help="linears, attention, both, and both with the fast profile")
     add("--processes", type=int, default=2, help="that make and judge, each with a model (%(default)s)")
     add("--repeats", type=int, default=3, help="runs of a case whose median is its time (%(default)s)")
     add("--out", type=Path, default=None, help="JSON file for the results, whole after every case")
@@ -262,7 +261,7 @@ def main(arguments: list[str] | None = None) -> None:
         guidance=args.guidance,
         schedules=args.schedules,
         steps=args.steps,
-        step_cache=args.step_cache,
+        reuse=args.reuse,
         fp8=args.fp8,
     )
     head = environment(source.device) | {"model": checkpoint.name, "prompts": args.prompts}

@@ -18,18 +18,18 @@ from matplotlib.patheffects import withStroke
 from matplotlib.text import Annotation, Text
 from matplotlib.transforms import Bbox
 
-from cosmos3_models.params import Approximation
+from cosmos3_models.approximations import Approximation
 
 COLOURS = {
     "default": "#111111",
     "guidance": "#7a5195",
     "schedule": "#2a9d8f",
     "steps": "#1f6fb4",
-    "step cache": "#e07a1f",
+    "reuse": "#e07a1f",
     "fp8": "#c1272d",
 }
 TICKS = (0, 0.5, 1, 2, 5, 10, 20, 50)  # percent
-LINES = ("steps", "step cache")  # where one setting is turned up and passes the default
+LINES = ("steps",)  # where one setting is turned up and passes the default
 BOTH_FP8 = Approximation(fp8_linears=True, fp8_attention=True).label
 STYLE: Any = {"svg.hashsalt": "quality", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
 
@@ -100,7 +100,7 @@ def _name(panel: Axes, point: Point, offset: tuple[float, float], anchor: str) -
     arrow = {"arrowstyle": "-", "color": "#bbbbbb", "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3}
     look: Any = {"ha": anchor, "va": "center", "fontsize": 8, "color": COLOURS[point.group], "arrowprops": arrow}
     halo = [withStroke(linewidth=2, foreground="white")]
-    text = point.label.replace(BOTH_FP8, "fp8 both").replace("step cache", "cache")
+    text = point.label.replace(BOTH_FP8, "fp8 both")
     name = panel.annotate(text, (point.x, point.y), offset, textcoords="offset points", path_effects=halo, **look)
     name.set_in_layout(False)
     name.get_window_extent()  # moves the text to its place

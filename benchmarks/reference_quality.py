@@ -23,11 +23,11 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.judge import judge
+from benchmarks.markdown import markdown_table
 from benchmarks.picture_judge import Floats, look
 from cosmos3_models import CheckpointError, Cosmos3Pipeline
 from cosmos3_models.checkpoint.loading import resolve_device
 from cosmos3_models.media.output_file import check_output_file
-from cosmos3_models.sampling.clean_frames import CleanFrames
 from training.captions import states, write_caption
 from training.labels import COLOURS, Labels, draw_labels
 from training.recipe import Recipe
@@ -93,20 +93,14 @@ class Maker:
             raise CheckpointError(self.pipeline.checkpoint.folder, "it has no video encoder")
         self.encoder = self.pipeline.video_encoder
 
-    @torch.inference_mode()
     def make(self, prompt: str, seed: int, given: Frames, num_frames: int) -> tuple[Frames, Frames]:
         """A video that begins with the ``given`` frames, and those frames as they come back from the decoder."""
         params = self.pipeline.checkpoint.defaults.params(prompt=prompt, seed=seed, num_frames=num_frames)
-        clean, lost = None, given
-        if len(given):
-            latents = self.encoder([given])
-            clean = CleanFrames(latents, tuple(range(latents.shape[2])))
-            lost = self._decoded(latents)
-        made = self.pipeline.denoiser(self.pipeline.prompt_encoder.encode(params), params, clean=clean)
-        return self._decoded(made.video), lost
-
-    def _decoded(self, latents: torch.Tensor) -> Frames:
-        return np.concatenate(list(self.pipeline.video_decoder.frames(latents)))
+        if len(given) == 0:
+            return self.pipeline(params).frames, given
+        reference: dict[str, Any] = {"image": given[0]} if len(given) == 1 else {"video": given}
+        lost = list(self.pipeline.video_decoder.frames(self.encoder([given])))
+        return self.pipeline(params, **reference).frames, np.concatenate(lost)
 
 
 def answers(maker: Maker, case: Case, index: int) -> Answers:
@@ -117,7 +111,7 @@ def answers(maker: Maker, case: Case, index: int) -> Answers:
     recipe = Recipe.of(_recipe_data(maker))
     world, draw = World.of(recipe), Draw(0, index, CPU)
     scene = begun(world.scenes_of(labels, draw), world, case)
-    real = real_frames(world, scene)
+    real = world.pictures(scene)
     made, lost = maker.make(prompt, index, real[: case.given], 1 if case.image else world.num_frames)
     found = Answers()
     if not case.late:  # there a shape may leave the picture
@@ -134,12 +128,6 @@ def answers(maker: Maker, case: Case, index: int) -> Answers:
 def begun(scene: Scene, world: World, case: Case) -> Scene:
     """The scene from where the case has it begin."""
     return scene.later(torch.tensor([(world.num_frames - case.given) / world.fps])) if case.late else scene
-
-
-def real_frames(world: World, scene: Scene) -> Frames:
-    """uint8 (t, h, w, 3) of one scene."""
-    frames: Frames = ((world.frames(scene)[0] + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 3, 0).numpy()
-    return frames
 
 
 def psnr(got: Frames, expected: Frames) -> float:
@@ -209,15 +197,13 @@ def measure(source: tuple[str, str], chosen: Sequence[Case], prompts: int, count
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """The rows as Markdown: percent, decibels and pixels."""
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    lines = [names, ["---"] * len(names), *([_cell(name, row) for name in names] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown_table([{name: _cell(name, value) for name, value in row.items()} for row in rows])
 
 
-def _cell(name: str, row: dict[str, Any]) -> str:
-    if name not in row or name == "case":
-        return str(row.get(name, ""))
-    return f"{row[name]:.1f}" if name.endswith(("_db", "_px")) else f"{100 * row[name]:.1f}"
+def _cell(name: str, value: Any) -> str:
+    if name == "case":
+        return str(value)
+    return f"{value:.1f}" if name.endswith(("_db", "_px")) else f"{100 * value:.1f}"
 
 
 def main(arguments: list[str] | None = None) -> None:

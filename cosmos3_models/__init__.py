@@ -1,19 +1,25 @@
-"""Cosmos3 in plain PyTorch, which is imported when the pipeline is asked for: text, pictures and clips to video."""
+"""Cosmos3 in plain PyTorch: text, pictures and clips to video.
 
+PyTorch and pydantic are imported when a name that needs them is asked for: the process that reads a picture from
+outside needs neither and starts for each one.
+"""
+
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from cosmos3_models.errors import CheckpointError, InvalidInput
-from cosmos3_models.params import GenerationParams
 
 if TYPE_CHECKING:
+    from cosmos3_models.params import GenerationParams
     from cosmos3_models.pipeline import Cosmos3Pipeline, GenerationResult
 
 __all__ = ["CheckpointError", "Cosmos3Pipeline", "GenerationParams", "GenerationResult", "InvalidInput"]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in ("Cosmos3Pipeline", "GenerationResult"):
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from cosmos3_models import pipeline
+_WHERE = {"GenerationParams": "params", "Cosmos3Pipeline": "pipeline", "GenerationResult": "pipeline"}
 
-    return getattr(pipeline, name)
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_WHERE[name]}"), name)

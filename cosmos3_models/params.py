@@ -5,7 +5,7 @@ defaults, HTTP requests and records, the command line, the page's form and the d
 """
 
 import re
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -19,23 +19,20 @@ from pydantic import (
 )
 
 from cosmos3_models import shapes
+from cosmos3_models.approximations import APPROXIMATIONS, EXACTLY, Approximation, ApproximationName, with_profile
 from cosmos3_models.errors import InvalidInput
-from cosmos3_models.fields import CheckedModel, Number, Why, optional, with_fields
+from cosmos3_models.fields import Number, Why, optional, with_fields
 
 SigmaSchedule = Literal["flow", "phyai", "karras", "checkpoint"]
-ApproximationName = Literal["fp8_linears", "fp8_attention", "step_cache"]
-APPROXIMATIONS: tuple[ApproximationName, ...] = get_args(ApproximationName)
-ReferenceKind = Literal["image", "video"]
-"""What a request may begin from: a picture or a clip."""
 
 MAX_PROMPT_CHARS = 32_768
 MAX_SIDE = 4096
 MAX_FRAMES = 1201
 MAX_STEPS = 200
 MAX_SEED = 2**32 - 1
+MAX_PREVIEWS = 8
 LAST_LATENT = shapes.LatentGrid.of_video(MAX_FRAMES, MAX_SIDE, MAX_SIDE).frames - 1
 INDEXES_TEXT = re.compile(r"[0-9]{1,3}(,[0-9]{1,3})*", re.ASCII)
-CLEAN_BY_DEFAULT: dict[ReferenceKind, tuple[int, ...]] = {"image": (0,), "video": (0, 1)}
 
 
 def _check_text(value: str) -> str:
@@ -101,37 +98,11 @@ LatentIndexes = Annotated[
         mode="validation",
     ),
 ]
+Upsampling = Annotated[
+    bool | Literal["required"],
+    WithJsonSchema({"type": ["boolean", "string"], "enum": [False, True, "required"]}),
+]
 Side = Annotated[int, Field(ge=shapes.PIXELS_PER_LATENT, le=MAX_SIDE), Number, AfterValidator(_check_side)]
-
-
-class Approximation(CheckedModel):
-    """The approximations by which the denoiser is faster; none by default. They can be combined freely."""
-
-    fp8_linears: Annotated[
-        bool,
-        Field(description="compute the generation tower's matrix products in fp8; not exact, needs Hopper or newer"),
-        Why("matrix products are either in fp8 or not"),
-    ] = False
-    fp8_attention: Annotated[
-        bool,
-        Field(description="compute attention in fp8; not exact, needs Hopper or newer and heads of 128 channels"),
-        Why("attention is either in fp8 or not"),
-    ] = False
-    step_cache: Annotated[
-        float,
-        Field(ge=0, le=1, description="reuse a step whose first layer changes by less than this share; 0: exact"),
-        Number,
-        Why("the threshold is a share of a change, and 0 switches the cache off"),
-    ] = 0.0
-
-    @property
-    def label(self) -> str:
-        """For logs: ``exact``, or the approximations in use."""
-        parts = [("fp8 linears", self.fp8_linears), ("fp8 attention", self.fp8_attention)]
-        parts_used = [name for name, chosen in parts if chosen]
-        if self.step_cache:
-            parts_used.append(f"step cache {self.step_cache:g}")
-        return ", ".join(parts_used) or "exact"
 
 
 class GenerationParams(Approximation):
@@ -223,6 +194,25 @@ class GenerationParams(Approximation):
         Why("a clip is used from its first frame on, or up to its last one"),
     ] = "first"
 
+    previews: Annotated[
+        int,
+        Field(ge=0, le=MAX_PREVIEWS, description="pictures of the unfinished video, spread evenly over its steps"),
+        Number,
+        Why(f"a video shows up to {MAX_PREVIEWS} pictures of itself while it is made"),
+    ] = 0
+
+    prompt_upsampling: Annotated[
+        Upsampling,
+        Field(description="let the server rewrite the prompt as a structured caption; required: or make no video"),
+        Why("the prompt is rewritten or not, and if that fails, the request goes on unless it is required"),
+    ] = False
+
+    @model_validator(mode="after")
+    def _sound_has_length(self) -> Self:
+        if self.generate_sound and self.num_frames == 1:
+            raise InvalidInput("generate_sound", True, "false", "a video of one frame is an image, which has no sound")
+        return self
+
     @model_validator(mode="after")
     def _within_the_video(self) -> Self:
         indexes = self.condition_frame_indexes_vision
@@ -251,6 +241,8 @@ OF_A_REQUEST = (
     "append_metadata",
     "condition_frame_indexes_vision",
     "condition_video_keep",
+    "previews",
+    "prompt_upsampling",
 )
 """Fields for which no checkpoint has a default of its own."""
 
@@ -264,6 +256,11 @@ class GenerationDefaults(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _expand_profile(cls, given: Any) -> Any:
+        return with_profile(given) if isinstance(given, dict) else given
+
     @property
     def approximation(self) -> Approximation:
         """The approximations that the checkpoint uses by default."""
@@ -276,12 +273,12 @@ class GenerationDefaults(BaseModel):
         return self
 
     def params(self, **given: Any) -> GenerationParams:
-        """``given`` over these defaults over those of ``GenerationParams``.
+        """``given`` over these defaults over those of ``GenerationParams``; a given profile is over all defaults.
 
         Raises:
             InvalidInput: a given value is invalid.
         """
-        return GenerationParams(**(self.model_dump(exclude_none=True) | given))
+        return GenerationParams(**(self.model_dump(exclude_none=True) | with_profile(given)))
 
 
 class ApproximationPolicy(Approximation):
@@ -304,7 +301,7 @@ class ApproximationPolicy(Approximation):
 
     def over(self, defaults: GenerationDefaults) -> GenerationDefaults:
         """A checkpoint's defaults, overridden by this server's."""
-        forbidden = Approximation().model_dump(exclude=set[str](self.allowed))
+        forbidden = {name: getattr(EXACTLY, name) for name in APPROXIMATIONS if name not in self.allowed}
         return defaults.model_copy(update=self.model_dump(exclude_unset=True, exclude={"allowed"}) | forbidden)
 
     def check(self, asked: Approximation) -> None:
@@ -313,35 +310,6 @@ class ApproximationPolicy(Approximation):
             got, off = getattr(asked, name), getattr(EXACTLY, name)
             if name not in self.allowed and got != off:
                 raise InvalidInput(name, got, str(off).lower(), "this server's operator does not allow it")
-
-
-EXACTLY = Approximation()
-
-
-def clean_frames(params: GenerationParams, kind: ReferenceKind) -> tuple[int, ...]:
-    """The latent frames of a request that its picture or clip determines, in order.
-
-    By default those are the first one of a picture and the first two of a clip, as far as the video has them.
-
-    Raises:
-        InvalidInput: a picture for a video of one frame.
-    """
-    if kind == "image" and params.num_frames == 1:
-        why = "a video of one frame would be the picture itself"
-        raise InvalidInput("input_reference", "a picture for 1 frame", "more frames, or no picture", why)
-    chosen = params.condition_frame_indexes_vision
-    if chosen is not None:
-        return tuple(chosen)  # a stored request has a list
-    return tuple(index for index in CLEAN_BY_DEFAULT[kind] if index < params.grid.frames)
-
-
-def reference_frames(params: GenerationParams, kind: ReferenceKind) -> int:
-    """The frames of a picture or clip, and of the video that begins with them, on which its clean latent frames depend.
-
-    Raises:
-        InvalidInput: a picture for a video of one frame.
-    """
-    return shapes.pixel_frames_needed(clean_frames(params, kind))
 
 
 def check_pixel_frames(params: GenerationParams, limit: int) -> None:
@@ -353,10 +321,3 @@ def check_pixel_frames(params: GenerationParams, limit: int) -> None:
             f"at most {limit} pixels over all frames",
             "this server does not start a video that it has no memory or time to finish",
         )
-
-
-def check_device(approximation: Approximation, device: str) -> None:
-    """Raise ``InvalidInput`` for an approximation that a CPU cannot compute. Only its process knows a GPU's limits."""
-    for field in ("fp8_linears", "fp8_attention"):
-        if device == "cpu" and getattr(approximation, field):
-            raise InvalidInput(field, True, "false", "the model runs on CPUs here, which have no fp8 tensor cores")

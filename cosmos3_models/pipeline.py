@@ -1,9 +1,10 @@
 """The whole model in one process: prompt, perhaps a picture or clip, in; frames and waveform out."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,12 +28,16 @@ from cosmos3_models.errors import InvalidInput
 from cosmos3_models.media.limits import PARAM
 from cosmos3_models.media.resize import cover
 from cosmos3_models.media.sources import Clip, Picture, Source, source_of
-from cosmos3_models.params import GenerationParams, clean_frames, reference_frames
+from cosmos3_models.params import GenerationParams
+from cosmos3_models.references import NAMES, check_reference, clean_frames, reference_frames
 from cosmos3_models.resources.footprint import Footprint
 from cosmos3_models.sampling.clean_frames import CleanFrames
 from cosmos3_models.sampling.denoise import OnStep, VideoDenoiser
 from cosmos3_models.text.prompt import PromptEncoder
 from cosmos3_models.transformer.generation_tower import Streams
+
+OnPreview = Callable[[int, NDArray[np.uint8]], None]
+"""Called with the steps done and a few moments of the video, uint8 RGB (n, height, width, 3)."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +93,7 @@ class Cosmos3Pipeline:
         dtype: torch.dtype | None = None,
         offload_text: Offload = "auto",
     ) -> "Cosmos3Pipeline":
-        """Load every part of a checkpoint folder, or the demo for ``"demo"``.
+        """Load every part of a checkpoint folder, of a model on the Hugging Face Hub, or the demo for ``"demo"``.
 
         Args:
             device: a torch device, or ``"auto"`` for the GPU where there is one.
@@ -118,6 +123,7 @@ class Cosmos3Pipeline:
         image: Picture | None = None,
         video: Clip | None = None,
         on_step: OnStep | None = None,
+        on_preview: OnPreview | None = None,
         *,
         latents: Tensor | None = None,
         sound_latents: Tensor | None = None,
@@ -131,6 +137,8 @@ class Cosmos3Pipeline:
                 ``params`` say which of its frames; if it has too few, the last one is repeated. Its frame rate is not
                 looked at.
             on_step: called with (steps done, steps) after every sampler step.
+            on_preview: called ``params.previews`` times with the steps done and what the video will look like: a few of
+                its moments, uint8 RGB (n, height, width, 3).
             latents: initial video noise (1, c, t, h, w) in place of the seed's.
             sound_latents: initial sound noise (1, d, t), given with ``latents`` when sound is made.
 
@@ -138,10 +146,14 @@ class Cosmos3Pipeline:
             InvalidInput: this checkpoint or device cannot make the request, or picture or clip cannot be used.
             OSError: there is no such file, or it may not be read.
         """
+        if params.prompt_upsampling:
+            why = "only a server has a prompt upsampler; the prompt of this call may be a caption itself"
+            raise InvalidInput("prompt_upsampling", params.prompt_upsampling, "false", why)
         timings: dict[str, float] = {}
         if self._budget is not None:
             self._budget.check(params)
         source = source_of(image, video)
+        check_reference(params, None if source is None else source.kind)
         with self._timed("preprocess", timings):
             ids = self.prompt_encoder.encode(params)
         with self._timed("video_encode", timings):
@@ -149,7 +161,8 @@ class Cosmos3Pipeline:
         with self._timed("denoise", timings):
             noise = None if latents is None else Streams(latents, sound_latents)
             on_step = on_step or (lambda _done, _steps: None)
-            made = self.denoiser(ids, params, clean=clean, noise=noise, on_step=on_step)
+            show = partial(self._show, on_preview)
+            made = self.denoiser(ids, params, clean=clean, noise=noise, on_step=on_step, show=show)
         with self._timed("video_decode", timings):
             frames = np.concatenate(list(self.video_decoder.frames(made.video)))
         with self._timed("sound_decode", timings):
@@ -162,11 +175,16 @@ class Cosmos3Pipeline:
         sound = sound_made[0] if sound_made else None
         return GenerationResult(video_made, sound, frames, waveform, rate, params.fps, timings)
 
+    def _show(self, on_preview: OnPreview | None, step: int, snippets: Tensor) -> None:
+        if on_preview is not None:
+            moments = (list(self.video_decoder.frames(latents[None]))[-1][-1] for latents in snippets)
+            on_preview(step, np.stack(list(moments)))
+
     def _encoded(self, source: Source, params: GenerationParams) -> CleanFrames:
         """Encode the frames of a picture or clip that clean latent frames depend on, and no others."""
         if self.video_encoder is None:
             why = "the checkpoint has no video encoder"
-            raise InvalidInput(PARAM, f"a reference of kind {source.kind}", "none", why)
+            raise InvalidInput(PARAM, NAMES[source.kind], "no picture and no clip", why)
         indexes = clean_frames(params, source.kind)
         frames = source.frames(reference_frames(params, source.kind), params.condition_video_keep)
         return CleanFrames(self.video_encoder(cover(some, params.height, params.width) for some in frames), indexes)

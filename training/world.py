@@ -4,8 +4,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from cosmos3_models.autoencoders.frames import to_frames
 from training.labels import Labels, Part, draw_hard_labels, draw_labels
 from training.picture import draw_frames
 from training.recipe import Recipe
@@ -62,6 +64,10 @@ class World:
         """fp32 (n, 3, num_frames, side, side) in [-1, 1]."""
         times = torch.arange(self.num_frames, device=scene.radius.device) / self.fps
         return draw_frames(scene, times, self.side)
+
+    def pictures(self, scene: Scene) -> NDArray[np.uint8]:
+        """The frames of one scene in 8 bits: (num_frames, side, side, 3)."""
+        return np.asarray(to_frames((self.frames(scene) + 1) / 2).cpu().numpy())
 
     def windows(self, scene: Scene, draw: Draw, size: int, num_frames: int) -> Tensor:
         """Square windows of ``size`` pixels, most of them around a shape, for ``num_frames`` in sequence.

@@ -7,17 +7,22 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cosmos3_models.approximations import EXACTLY, Approximation
 from cosmos3_models.checkpoint.configs import SchedulerConfig, SoundDecoderConfig, require_sound
 from cosmos3_models.errors import InvalidInput, Stopped
-from cosmos3_models.params import EXACTLY, Approximation, GenerationParams
+from cosmos3_models.parallel.split import WHOLE, Split
+from cosmos3_models.parallel.world import World
+from cosmos3_models.params import GenerationParams
 from cosmos3_models.sampling.clean_frames import CleanFrames
+from cosmos3_models.sampling.guided_velocity import GuidedVelocity
+from cosmos3_models.sampling.plan import passes_by_step
+from cosmos3_models.sampling.previews import NO_PREVIEWS, Previews, clean_estimate, preview_steps, snippets
 from cosmos3_models.sampling.schedules import Schedule, make_schedule
 from cosmos3_models.sampling.solver import UniPC
 from cosmos3_models.shapes import PIXELS_PER_LATENT, LatentGrid, sound_latent_frames
 from cosmos3_models.text.prompt import PromptIds
 from cosmos3_models.transformer.generation_tower import Condition, Streams
 from cosmos3_models.transformer.model import Transformer
-from cosmos3_models.transformer.step_cache import StepCache
 
 OnStep = Callable[[int, int], None]
 """Called after each sampler step with the number of steps done and of all steps."""
@@ -25,8 +30,8 @@ OnStep = Callable[[int, int], None]
 ShouldStop = Callable[[], bool]
 """Called before each sampler step; True ends the run with ``Stopped``."""
 
-Velocity = Callable[[Streams, int], list[Streams]]
-"""The model's velocities at noisy latents and a timestep, one for each prompt."""
+Velocity = Callable[[Streams, int, int], list[Streams]]
+"""The model's velocities at noisy latents and a timestep, for each of the first prompts; the number says how many."""
 
 WARM_UP_TOKENS = 16
 
@@ -36,6 +41,8 @@ class VideoDenoiser:
 
     Args:
         sound: the config of the checkpoint's sound decoder; None if it cannot make sound.
+        world: the processes that make each video together; each calls its own denoiser with the same arguments, gets
+            the same latents, and stops when rank 0 does.
     """
 
     def __init__(
@@ -43,10 +50,16 @@ class VideoDenoiser:
         transformer: Transformer,
         scheduler: SchedulerConfig,
         sound: SoundDecoderConfig | None,
+        world: World | None = None,
     ) -> None:
         self.transformer = transformer
         self._scheduler = scheduler
         self._sound = sound
+        self._world = world or World()
+
+    def within(self, world: World) -> "VideoDenoiser":
+        """This denoiser as one rank of several."""
+        return VideoDenoiser(self.transformer, self._scheduler, self._sound, world)
 
     def __call__(
         self,
@@ -57,10 +70,12 @@ class VideoDenoiser:
         noise: Streams | None = None,
         on_step: OnStep = lambda _done, _steps: None,
         should_stop: ShouldStop = lambda: False,
+        show: Callable[[int, Tensor], None] = lambda _step, _snippets: None,
     ) -> Streams:
         """Make the latents of one video.
 
         Args:
+            show: as ``Previews`` has it, of the request's previews.
             clean: latent frames of a picture or clip that the video begins with or passes through.
             noise: initial latents of ``latent_shapes``; by default ``draw_noise`` of ``params.seed``.
 
@@ -74,15 +89,15 @@ class VideoDenoiser:
         """
         shapes = self.latent_shapes(params)
         noise = draw_noise(shapes, params.seed) if noise is None else _checked(noise, shapes)
-        grid = LatentGrid(*shapes[0][2:])
-        sound_frames = shapes[1][2] if len(shapes) > 1 else None
         prompts = [torch.tensor(text)[None] for text in (ids.positive, ids.negative) if text is not None]
-        conditions = self.transformer.conditions(prompts, grid, params.fps, sound_frames)
         schedule = make_schedule(params.sigma_schedule, params.num_inference_steps, params.flow_shift, self._scheduler)
         noise = Streams(*(stream.to(self.transformer.device, torch.float32) for stream in noise.present))
         start = noise if clean is None else clean.put_into(noise)
-        velocity = velocity_function(self.transformer, conditions, params)
-        return denoise(velocity, start, schedule, params.guidance_scale, on_step, should_stop)
+        plan = passes_by_step(schedule.steps, len(prompts), params.velocity_reuse, params.guidance_reuse)
+        velocity = self._velocity(prompts, shapes, params, plan)
+        guided = GuidedVelocity(params.guidance_scale, plan)
+        previews = Previews(preview_steps(params.previews, schedule.steps), show)
+        return denoise(velocity, start, schedule, guided, on_step, self._world.agreed(should_stop), previews)
 
     def arrays(
         self,
@@ -92,9 +107,14 @@ class VideoDenoiser:
         clean: CleanFrames | None = None,
         on_step: OnStep,
         should_stop: ShouldStop,
+        show: Callable[[int, NDArray[np.float32]], None],
     ) -> list[NDArray[np.float32]]:
         """Make the latents as the call does, as contiguous fp32 arrays in host memory: video, then sound if any."""
-        latents = self(ids, params, clean=clean, on_step=on_step, should_stop=should_stop)
+
+        def copied(step: int, snippets: Tensor) -> None:
+            show(step, to_numpy(snippets))
+
+        latents = self(ids, params, clean=clean, on_step=on_step, should_stop=should_stop, show=copied)
         return [to_numpy(stream) for stream in latents.present]
 
     def warm_up(self, approximation: Approximation = EXACTLY) -> None:
@@ -123,24 +143,61 @@ class VideoDenoiser:
         frames = sound_latent_frames(params.num_frames, params.fps, sound.sample_rate, sound.hop)
         return [video, (1, sound.latent_dim, frames)]
 
+    def _velocity(
+        self,
+        prompts: Sequence[Tensor],
+        shapes: Sequence[tuple[int, ...]],
+        params: GenerationParams,
+        plan: Sequence[int],
+    ) -> Velocity:
+        """The model, bound to one request.
+
+        Several ranks share a pass of the prompt alone in another way than passes of both prompts.
+
+        Args:
+            shapes: of the latents.
+            plan: the passes of each step.
+        """
+        grid, sound_frames = LatentGrid(*shapes[0][2:]), shapes[1][2] if len(shapes) > 1 else None
+
+        def bound(split: Split, passes: int) -> Velocity:
+            own = split.branches.share(prompts[:passes])
+            conditions = self.transformer.conditions(own, grid, params.fps, sound_frames, split.context)
+            return velocity_function(self.transformer, conditions, params, split)
+
+        most = {self._world.split(passes): passes for passes in sorted({*plan}) if passes}
+        by_split = {split: bound(split, passes) for split, passes in most.items()}
+
+        def velocity(streams: Streams, timestep: int, passes: int) -> list[Streams]:
+            return by_split[self._world.split(passes)](streams, timestep, passes) if passes else []
+
+        return velocity
+
 
 def velocity_function(
-    transformer: Transformer, conditions: Sequence[Condition], approximation: Approximation = EXACTLY
+    transformer: Transformer,
+    conditions: Sequence[Condition],
+    approximation: Approximation = EXACTLY,
+    split: Split = WHOLE,
 ) -> Velocity:
     """Bind the model to the conditions of one request: that of its prompt and, with guidance, of the negative one.
+
+    Args:
+        conditions: with a ``split``, those of this rank; the velocities are those of all prompts on every rank.
 
     Raises:
         InvalidInput: an approximation that this device or model cannot compute.
     """
     precision = transformer.precision(approximation)
-    threshold = approximation.step_cache
-    caches = [StepCache(threshold) if threshold else None for _ in conditions]
 
-    def velocity(streams: Streams, timestep: int) -> list[Streams]:
-        return [
-            transformer(streams, timestep, condition, precision, cache)
-            for condition, cache in zip(conditions, caches, strict=True)
+    def velocity(streams: Streams, timestep: int, prompts: int) -> list[Streams]:
+        own = [
+            transformer(streams, timestep, condition, precision, split.context)
+            for condition in conditions[: prompts // split.branches.size]
         ]
+        by_stream = zip(*(branch.present for branch in own), strict=True)
+        gathered = [split.branches.gather(stream) for stream in by_stream]
+        return [Streams(*present) for present in zip(*gathered, strict=True)]
 
     return velocity
 
@@ -150,15 +207,17 @@ def denoise(
     velocity: Velocity,
     start: Streams,
     schedule: Schedule,
-    guidance_scale: float,
+    guided_velocity: GuidedVelocity,
     on_step: OnStep,
     should_stop: ShouldStop,
+    previews: Previews = NO_PREVIEWS,
 ) -> Streams:
     """Follow the velocity from noise to data with one UniPC solver for each stream.
 
     Args:
         start: noise and clean frames, fp32 on the model's device; left as they are.
-        guidance_scale: of ``guide``.
+        guided_velocity: of this run alone.
+        previews: of the video, with the clean frames of ``start``.
 
     Returns:
         Latents without noise, fp32, shaped like ``start``, with the clean frames of ``start``.
@@ -168,15 +227,19 @@ def denoise(
     """
     solvers = [UniPC(schedule.sigmas, stream) for stream in start.present]
     streams = start
-    for done, timestep in enumerate(schedule.timesteps, start=1):
+    steps = zip(schedule.timesteps, schedule.sigmas[:-1], guided_velocity.plan, strict=True)
+    for done, (timestep, sigma, prompts) in enumerate(steps, start=1):
         if should_stop():
             raise Stopped
-        branches = zip(*(branch.present for branch in velocity(streams, timestep)), strict=True)
-        guided = [guide(branch, guidance_scale) for branch in branches]
+        branches = [branch.present for branch in velocity(streams, timestep, prompts)]
+        guided = guided_velocity(float(sigma), branches)
         stepped = [solver.step(stream) for solver, stream in zip(solvers, guided, strict=True)]
-        streams = start.replaced(stepped)  # a velocity of 0 moves a clean frame by rounding alone
+        noisy, streams = streams, start.replaced(stepped)  # a velocity of 0 moves a clean frame by rounding alone
         _wait(start.video.device)
         on_step(done, schedule.steps)
+        if done in previews.steps:
+            estimate = clean_estimate(noisy.video, guided[0], float(sigma))
+            previews.show(done, snippets(start.replaced([estimate]).video))
     return streams
 
 
@@ -184,24 +247,6 @@ def _wait(device: torch.device) -> None:
     """Wait until the device has finished the step. Otherwise progress would run ahead of it, and a stop come late."""
     if device.type == "cuda":
         torch.cuda.current_stream(device).synchronize()
-
-
-def guide(branches: Sequence[Tensor], scale: float) -> Tensor:
-    """Extrapolate from the negative prompt's velocity past the prompt's: classifier-free guidance in fp32.
-
-    The formula is that of Ho and Salimans (2022).
-
-    Args:
-        branches: velocities of the prompt and, with guidance, of the negative prompt, in any float dtype.
-        scale: 1 gives the prompt's velocity.
-
-    Returns:
-        fp32, shaped like each branch.
-    """
-    positive, *negative = (branch.float() for branch in branches)
-    if not negative:
-        return positive
-    return negative[0] + scale * (positive - negative[0])
 
 
 def draw_noise(shapes: Sequence[tuple[int, ...]], seed: int) -> Streams:

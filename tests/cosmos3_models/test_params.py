@@ -12,10 +12,9 @@ from cosmos3_models.fields import CheckedModel
 from cosmos3_models.params import (
     ApproximationPolicy,
     GenerationDefaults,
-    ReferenceKind,
     check_pixel_frames,
-    clean_frames,
 )
+from cosmos3_models.references import ReferenceKind, check_reference, clean_frames
 from cosmos3_models.shapes import LatentGrid, nearest_frame_counts, pixel_frames_needed, sound_latent_frames
 from serve.schema import ListQuery, VideoRequest
 
@@ -37,9 +36,13 @@ def test_defaults_are_those_of_nvidia() -> None:
         "append_metadata": True,
         "condition_frame_indexes_vision": None,
         "condition_video_keep": "first",
+        "previews": 0,
+        "prompt_upsampling": False,
         "fp8_linears": False,
         "fp8_attention": False,
-        "step_cache": 0.0,
+        "velocity_reuse": 0,
+        "guidance_reuse": 0,
+        "profile": None,
     }
 
 
@@ -132,9 +135,40 @@ def test_a_picture_determines_one_latent_frame_and_a_clip_two(
     assert clean_frames(GenerationParams(prompt="x", num_frames=frames), kind) == taken
 
 
-def test_a_picture_makes_no_video_of_one_frame() -> None:
-    with pytest.raises(InvalidInput, match=r"^input_reference: .* because a video of one frame would be the picture"):
-        clean_frames(GenerationParams(prompt="x", num_frames=1), "image")
+@pytest.mark.parametrize(
+    ("fields", "kind", "least"),
+    [
+        ({"num_frames": 1}, "image", 5),
+        ({"num_frames": 1}, "video", 9),
+        ({"num_frames": 5}, "video", 9),
+        ({"num_frames": 1, "condition_frame_indexes_vision": 0}, "video", 5),
+        ({"num_frames": 9, "condition_frame_indexes_vision": "0,1,2"}, "image", 13),
+    ],
+)
+def test_a_request_leaves_frames_to_be_generated(fields: dict[str, Any], kind: ReferenceKind, least: int) -> None:
+    expected = rf"^num_frames: got {fields['num_frames']}, expected at least {least}, because .* nothing to generate"
+    with pytest.raises(InvalidInput, match=expected):
+        check_reference(GenerationParams(prompt="x", **fields), kind)
+    check_reference(GenerationParams(prompt="x", **fields | {"num_frames": least}), kind)
+
+
+def test_sound_can_be_made_for_a_video_that_is_given() -> None:
+    fields = {"num_frames": 9, "condition_frame_indexes_vision": (0, 1, 2)}
+    check_reference(GenerationParams(prompt="x", generate_sound=True, **fields), "video")
+
+
+def test_latent_frames_are_taken_from_a_picture_or_clip_alone() -> None:
+    params = GenerationParams(prompt="x", condition_frame_indexes_vision=(0, 2))
+    check_reference(params, "image")
+    expected = r"^condition_frame_indexes_vision: got \[0, 2\], expected a picture or clip as well, because "
+    with pytest.raises(InvalidInput, match=expected):
+        check_reference(params, None)
+
+
+def test_one_frame_is_an_image_and_has_no_sound() -> None:
+    assert not GenerationParams(prompt="x", num_frames=1).generate_sound
+    with pytest.raises(InvalidInput, match=r"^generate_sound: got True, expected false, because a video of one frame"):
+        GenerationParams(prompt="x", num_frames=1, generate_sound=True)
 
 
 @pytest.mark.parametrize(("indexes", "frames"), [((0,), 1), ((0, 1), 5), ((0, 3), 13)])

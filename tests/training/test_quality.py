@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import small_demo
 
-from benchmarks import quality, strip
+from benchmarks import quality, reuse, strip
 from benchmarks.judge import Verdict
 from benchmarks.quality import Clip, compare, table
 from benchmarks.quality_cases import cases, draw_prompts, params_of
@@ -39,21 +39,25 @@ def test_prompts_state_everything_and_stay_the_same() -> None:
 
 
 def test_each_case_changes_one_default_and_none_repeats_them() -> None:
-    defaults = GenerationDefaults(num_inference_steps=2, guidance_scale=3, step_cache=0.5)
-    found = cases(defaults, guidance=[1, 3], schedules=["flow", "karras"], steps=[4], step_cache=[0.1], fp8=True)
+    defaults = GenerationDefaults(num_inference_steps=2, guidance_scale=3, velocity_reuse=3)
+    found = cases(defaults, guidance=[1, 3], schedules=["flow", "karras"], steps=[4], reuse=[(3, 2)], fp8=True)
     exact = found[0].settings
     changed = {case.name: dict(case.settings.items() - exact.items()) for case in found}
-    assert exact["step_cache"] == 0, "what others are compared with is exact, whatever a folder's defaults are"
+    assert exact["velocity_reuse"] == 0, "what others are compared with is exact, whatever a folder's defaults are"
     assert changed == {
         "default": {},
         "guidance 1": {"guidance_scale": 1},
         "karras": {"sigma_schedule": "karras"},
         "4 steps": {"num_inference_steps": 4},
-        "step cache 0.1": {"step_cache": 0.1},
+        "velocity reuse 3, guidance reuse 2": {"velocity_reuse": 3, "guidance_reuse": 2},
         "fp8 linears": {"fp8_linears": True},
         "fp8 attention": {"fp8_attention": True},
         "fp8 linears, fp8 attention": {"fp8_linears": True, "fp8_attention": True},
-        "fp8 linears, fp8 attention, step cache 0.1": {"fp8_linears": True, "fp8_attention": True, "step_cache": 0.1},
+        "fp8 linears, fp8 attention, velocity reuse 5": {
+            "fp8_linears": True,
+            "fp8_attention": True,
+            "velocity_reuse": 5,
+        },
     }
     params = params_of(defaults, found[1], draw_prompts("unseen", 1)[0], seed=5)
     assert (params.guidance_scale, params.num_inference_steps, params.seed, params.generate_sound) == (1, 2, 5, True)
@@ -84,7 +88,7 @@ def test_the_error_of_a_fall_is_that_of_drawing_the_prompts_anew() -> None:
 def test_the_command_measures_every_case_whatever_the_number_of_processes(checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "quality.json"
     quality.main(
-        f"--checkpoint {checkpoint} --device cpu --prompts 2 --guidance 1 --schedules --steps 1 --step-cache "
+        f"--checkpoint {checkpoint} --device cpu --prompts 2 --guidance 1 --schedules --steps 1 --reuse "
         f"--fp8 --processes 2 --repeats 1 --out {out}".split()
     )
     rows = json.loads(out.read_text())["rows"]
@@ -103,6 +107,14 @@ def test_the_command_measures_every_case_whatever_the_number_of_processes(checkp
         for case in cases(defaults, guidance=[1])
     )
     assert rows[1]["accuracy"] == compare(unguided, default)["accuracy"]
+
+
+def test_reuse_is_measured_by_its_passes_and_its_distance(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    reuse.main(f"--checkpoint {checkpoint} --device cpu --prompts 2 --all-steps 9 --steps 4 --reuse 0,2 5,0".split())
+    head, _, *rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()]
+    assert head == ["case", "passes", "video off", "video off, median", "sound off", "sound off, median"]
+    assert [row[:2] for row in rows] == [["4 steps", "8"], ["guidance reuse 2", "15"], ["velocity reuse 5", "16"]]
+    assert float(rows[0][2]) > 0 and float(rows[0][4]) > 0
 
 
 def test_the_plot_names_every_case_of_the_part_that_was_not_refused(tmp_path: Path) -> None:
@@ -132,6 +144,25 @@ def test_the_strip_shows_frames_of_every_prompt(ending: str, checkpoint: Path, t
         frame = next(picture.decode(video=0))
     assert (frame.width, frame.height) == (2 * 3 * 32 + strip.GAP, 4 * 32 + 3 * strip.GAP)
     assert out.stat().st_size < 400_000
+
+
+def test_the_strip_of_pictures_shows_an_image_and_two_videos_a_row(checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "pictures.png"
+    strip.main(f"--checkpoint {checkpoint} --device cpu --of pictures --frames 2 --side 32 --out {out}".split())
+    with av.open(out) as picture:
+        frame = next(picture.decode(video=0))
+    assert (frame.width, frame.height) == ((1 + 2 + 2) * 32 + 2 * strip.GAP, 3 * 32 + 2 * strip.GAP)
+    for image, video in strip.PICTURES:
+        (still,), (moving,) = read_caption(image), read_caption(video)
+        assert still == {name: moving[name] for name in ("kind", "colour", "size")}, "the picture is of the same thing"
+
+
+def test_the_strip_of_previews_shows_three_before_each_video(checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "strip.png"
+    strip.main(f"--checkpoint {checkpoint} --device cpu --of previews --frames 2 --side 32 --out {out}".split())
+    with av.open(out) as picture:
+        frame = next(picture.decode(video=0))
+    assert (frame.width, frame.height) == (4 * 2 * 32 + 3 * strip.GAP, 3 * 32 + 2 * strip.GAP)
 
 
 def test_the_strips_prompts_are_of_the_world() -> None:

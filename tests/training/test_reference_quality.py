@@ -1,6 +1,7 @@
 """The judge of what is made from pictures and clips, on what would be right and on what an untrained model makes."""
 
 import json
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +24,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Perfect:
     """Makes what really comes next, or with ``still`` what stops at once."""
 
-    def __init__(self, *, still: bool = False) -> None:
-        self.pipeline = Cosmos3Pipeline.from_pretrained("demo", "cpu")
+    def __init__(self, pipeline: Cosmos3Pipeline, *, still: bool) -> None:
+        self.pipeline = pipeline
         self.still = still
         self.next: Frames = np.empty((0,))
 
@@ -35,17 +36,25 @@ class Perfect:
         return made, given
 
 
+@pytest.fixture(scope="module")
+def demo() -> Cosmos3Pipeline:
+    return Cosmos3Pipeline.from_pretrained("demo", "cpu")
+
+
+@cache
 def real_frames(index: int, case: reference_quality.Case) -> Frames:
     random = np.random.default_rng([0, index])
     world = World.of(Recipe.read())
     scene = world.scenes_of(reference_quality.draw_labels(random, 1, "unseen"), Draw(0, index, reference_quality.CPU))
-    return reference_quality.real_frames(world, reference_quality.begun(scene, world, case))
+    return world.pictures(reference_quality.begun(scene, world, case))
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.given > 1], ids=str)
 @pytest.mark.parametrize("still", [False, True])
-def test_what_goes_on_as_it_began_is_right_and_what_stops_is_not(case: reference_quality.Case, still: bool) -> None:
-    maker, total = Perfect(still=still), reference_quality.Answers()
+def test_what_goes_on_as_it_began_is_right_and_what_stops_is_not(
+    demo: Cosmos3Pipeline, case: reference_quality.Case, still: bool
+) -> None:
+    maker, total = Perfect(demo, still=still), reference_quality.Answers()
     for index in range(6):
         maker.next = real_frames(index, case)
         total.add(answers(maker, case, index))  # type: ignore[arg-type]

@@ -165,8 +165,11 @@ TRUNCATED = "expected a whole one, because it ends before its own structure does
 
 REFUSED: list[tuple[str, bytes, str]] = [
     ("nothing", b"", f"got 'an empty file', expected {OTHER}"),
-    ("text", b"hello, world", f"got 'a file that starts with 68 65 6c 6c 6f 2c 20 77', expected {OTHER}"),
-    ("markup", b"<svg xmlns='http://www.w3.org/2000/svg'/>", f"got 'a text file', expected {OTHER}"),
+    ("text", b"hello, world", f"got 'a text file', expected {OTHER}"),
+    ("text in another script", b"\xef\xbb\xbf" + "ночь, улица".encode(), f"got 'a text file', expected {OTHER}"),
+    ("bytes", b"h\xe9llo, world", f"got 'a file that starts with 68 e9 6c 6c 6f 2c 20 77', expected {OTHER}"),
+    ("drawing", b"<svg xmlns='http://www.w3.org/2000/svg'/>", f"got 'an SVG picture', expected {OTHER}"),
+    ("markup", b"<?xml version='1.0'?><svg/>", f"got 'a text file', expected {OTHER}"),
     ("json", b'{"url": "file:///etc/passwd"}', f"got 'a text file', expected {OTHER}"),
     ("pdf", b"%PDF-1.7 ...", f"got 'a PDF document', expected {OTHER}"),
     ("gif", frames_of("GIF", 3), f"got 'a GIF', expected {OTHER}"),

@@ -17,7 +17,6 @@ from cosmos3_models.sampling.denoise import VideoDenoiser, draw_noise
 from cosmos3_models.shapes import LatentGrid
 from cosmos3_models.text.prompt import PromptIds
 from cosmos3_models.transformer.generation_tower import Condition, Streams
-from cosmos3_models.transformer.step_cache import StepCache
 
 CPU = torch.device("cpu")
 FRAMES = 5
@@ -131,32 +130,3 @@ def test_a_batch_may_have_clean_frames_of_its_own_in_every_element(denoiser: Vid
         expected = denoiser.transformer(alone, timestep, of_text)
         for ours, theirs in zip(got.present, expected.present, strict=True):
             assert tiny.relative_error(ours[row : row + 1].detach(), theirs) <= 1e-5
-
-
-def test_the_step_cache_measures_the_movement_of_noisy_tokens_alone() -> None:
-    def run(x: Tensor, layers: slice) -> Tensor:
-        return x.mul_(2) if layers.start == 0 else x.add_(10)
-
-    noisy = torch.tensor([0.0] * 9 + [1.0])[None, :, None]
-    moved = torch.tensor([1.0] * 9 + [1.5])[None, :, None]  # 5 % of all tokens, half of the noisy one
-    for mask, reused in ((None, 1), (noisy, 0)):
-        cache = StepCache(threshold=0.1)
-        for x in (torch.ones(1, 10, 1), moved):
-            cache.run(x.clone(), run, mask)
-        assert cache.reused == reused
-    still = torch.tensor([9.0] * 9 + [1.01])[None, :, None]
-    cache = StepCache(threshold=0.1)
-    for x in (torch.ones(1, 10, 1), still):
-        cache.run(x.clone(), run, noisy)
-    assert cache.reused == 1, "what the clean tokens do is nothing to it"
-
-
-def test_the_denoise_takes_the_mask_to_the_step_cache(denoiser: VideoDenoiser, monkeypatch: pytest.MonkeyPatch) -> None:
-    masks: list[Tensor | None] = []
-    run = StepCache.run
-    monkeypatch.setattr(
-        StepCache, "run", lambda self, x, layers, noisy: masks.append(noisy) or run(self, x, layers, noisy)
-    )
-    made = denoiser(IDS, params(step_cache=0.5), clean=CleanFrames(random(1, 8, 1, 3, 5), (0,)))
-    assert masks and all(mask is not None and not mask[:, :6].any() and mask[:, 6:].all() for mask in masks)
-    assert torch.equal(made.video[:, :, :1], random(1, 8, 1, 3, 5))
