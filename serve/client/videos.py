@@ -32,6 +32,10 @@ class RemoteError(Exception):
         self.wait_s = wait_s
 
 
+class Full(RemoteError):
+    """The server takes no further video now."""
+
+
 class Refused(RemoteError):
     """The connection was refused: no server listens at this address."""
 
@@ -63,22 +67,56 @@ class RemoteVideos:
             raise RemoteError(f"{url}: {error}") from None
         self._notice = notice
         self._responded_at = time.monotonic()
+        self._closed = False
+        self._known = False  # it has responded, so a refused connection means that it is restarting
 
     def close(self) -> None:
-        """Close the connections."""
+        """Close the connections; a method that another thread is in raises."""
+        self._closed = True
         self._http.close()
 
-    def submit(self, fields: dict[str, Any], key: str, reference: Path | None = None) -> str:
+    def models(self) -> list[dict[str, Any]]:
+        """Return the served model's card, once under each of its names.
+
+        Raises:
+            RemoteError: the server refused the key, or could not be reached.
+        """
+
+        def ask() -> list[dict[str, Any]]:
+            with self._open("GET", "/v1/models") as response:
+                cards: list[dict[str, Any]] = json.loads(response.read())["data"]
+                return cards
+
+        return self._patiently(ask)
+
+    def submit(
+        self,
+        fields: dict[str, Any],
+        key: str,
+        reference: Path | None = None,
+        again: bool = False,
+        wait: Callable[[RemoteError], None] | None = None,
+    ) -> str:
         """Submit a job and return its id.
 
         Args:
             reference: the picture or clip that the video starts from.
             key: idempotency key. A second call with the same key returns the same job, so a lost response is no harm.
+            again: make a new job in place of one that has failed under the same key.
+            wait: called before each retry, in place of a notice and a sleep.
 
         Raises:
             RemoteError: the server refused the request, or could not be reached.
         """
-        return self._patiently(lambda: self._submit(fields, key, reference), known=False)
+
+        def send() -> dict[str, Any]:
+            return self._submit(fields, key, reference)
+
+        record = self._patiently(send, wait)
+        if again and record.get("status") == "failed":
+            self._patiently(lambda: self.delete(record["id"]), wait)
+            record = self._patiently(send, wait)
+        return str(record["id"])
 
     def follow(self, video_id: str, show: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
         """Call ``show`` with every event, over as many connections as necessary, and return the last event.
@@ -102,11 +140,11 @@ class RemoteVideos:
 
         return self._patiently(listen)
 
-    def download(self, video_id: str, out: Path) -> None:
-        """Write the mp4 to ``out``; if that fails, ``out`` is unchanged."""
+    def download(self, video_id: str, out: Path, variant: str | None = None) -> None:
+        """Write the mp4, or another file of the video, to ``out``; if that fails, ``out`` is unchanged."""
         part = out.with_name(f"{out.name}.{video_id}.part")
         try:
-            self._patiently(lambda: self._download(video_id, part))
+            self._patiently(lambda: self._download(video_id, part, variant))
             part.replace(out)
         finally:
             part.unlink(missing_ok=True)
@@ -118,9 +156,9 @@ class RemoteVideos:
 
     def withdraw(self, fields: dict[str, Any], key: str, reference: Path | None = None) -> None:
         """Delete the job of an interrupted ``submit``, whether or not the server had received it."""
-        self.delete(self._submit(fields, key, reference))
+        self.delete(str(self._submit(fields, key, reference)["id"]))
 
-    def _submit(self, fields: dict[str, Any], key: str, reference: Path | None) -> str:
+    def _submit(self, fields: dict[str, Any], key: str, reference: Path | None) -> dict[str, Any]:
         with ExitStack() as opened:
             body: dict[str, Any] = {"json": fields}
             if reference is not None:  # a form, which sends the file as it is read
@@ -128,35 +166,38 @@ class RemoteVideos:
                 body = {"data": texts, "files": {FILE_FIELD: opened.enter_context(reference.open("rb"))}}
             headers = {"Idempotency-Key": key}
             response = opened.enter_context(self._open("POST", "/v1/videos", headers=headers, **body))
-            return str(json.loads(response.read())["id"])
+            record: dict[str, Any] = json.loads(response.read())
+            return record
 
-    def _download(self, video_id: str, part: Path) -> None:
-        with self._open("GET", f"/v1/videos/{video_id}/content") as response, part.open("wb") as file:
+    def _download(self, video_id: str, part: Path, variant: str | None) -> None:
+        query = {"variant": variant} if variant else {}
+        with self._open("GET", f"/v1/videos/{video_id}/content", params=query) as response, part.open("wb") as file:
             for chunk in self._noting(response.iter_bytes()):
                 file.write(chunk)
 
-    def _patiently(self, action: Callable[[], T], known: bool = True) -> T:
-        """Return the result of ``action``, which is retried while a retry may succeed.
-
-        Args:
-            known: the server has responded before, so a refused connection means that it is restarting.
-        """
+    def _patiently(self, action: Callable[[], T], wait: Callable[[RemoteError], None] | None = None) -> T:
+        """Return the result of ``action``, which is retried while a retry may succeed."""
+        known = self._known
         while True:
             try:
                 return action()
             except RemoteError as error:
-                absent = isinstance(error, Refused) and not known
-                if error.wait_s is None or absent or time.monotonic() - self._responded_at > GIVE_UP_S:
+                final = error.wait_s is None or self._closed or (isinstance(error, Refused) and not known)
+                if final or time.monotonic() - self._responded_at > GIVE_UP_S:
                     raise
                 known = True
-                if error.wait_s:
-                    self._notice(f"{error}; trying again in {error.wait_s:.0f} s")
-                    time.sleep(error.wait_s)
+                (wait or self._wait)(error)
+
+    def _wait(self, error: RemoteError) -> None:
+        if error.wait_s:
+            self._notice(f"{error}; trying again in {error.wait_s:.0f} s")
+            time.sleep(error.wait_s)
 
     def _note(self, response: httpx.Response) -> None:
         """Note a response of the server itself; a proxy in front of it answers too, but never with a full queue."""
         if response.is_success or response.status_code == FULL or _error_of(response) is not None:
             self._responded_at = time.monotonic()
+            self._known = True
 
     def _noting(self, parts: Iterable[T]) -> Iterator[T]:
         """Yield the parts of a response; each one shows that the server is alive, since a stream may run for hours."""
@@ -206,9 +247,10 @@ def _check(response: httpx.Response) -> None:
     retry_after = response.headers.get("retry-after", "")
     wait_s = max(RETRY_S, float(retry_after)) if retry_after.isdigit() else RETRY_S
     message = _error_of(response)
+    kind = Full if response.status_code == FULL else RemoteError
     if message is None:
-        raise RemoteError(f"the server returned {response.status_code} {response.reason_phrase}", wait_s)
-    raise RemoteError(message, wait_s if response.status_code in BUSY else None)
+        raise kind(f"the server returned {response.status_code} {response.reason_phrase}", wait_s)
+    raise kind(message, wait_s if response.status_code in BUSY else None)
 
 
 def _error_of(response: httpx.Response) -> str | None:

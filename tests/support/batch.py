@@ -1,14 +1,26 @@
 """A batch of jobs through which something breaks."""
 
+import base64
 import time
 from typing import Any
 
 import httpx
 from running_server import ended_job, job_record
+from sample_media import picture
 
 REQUEST = {"prompt": "a ball", "size": "192x128", "num_frames": 9, "num_inference_steps": 10, "generate_sound": True}
 JOBS = 3
+PICTURED = 1  # the seed of the job that begins with a picture; it works while the first one decodes
+PICTURED_STEPS = 60  # so that it still works when a test has seen it begin
 RECOVERY_S = 180  # Serve notices a dead proxy after six seconds; a busy machine needs far longer for the rest
+
+
+def request(seed: int) -> dict[str, Any]:
+    """The request of one of the jobs."""
+    if seed != PICTURED:
+        return REQUEST | {"seed": seed}
+    url = "data:image/png;base64," + base64.b64encode(picture()).decode()
+    return REQUEST | {"seed": seed, "num_inference_steps": PICTURED_STEPS, "input_reference": {"image_url": url}}
 
 
 class Batch:
@@ -18,9 +30,10 @@ class Batch:
         self._url = url
         self._jobs: list[str] = []
 
-    def submit(self, jobs: int = JOBS) -> None:
+    def submit(self, jobs: int = JOBS, **fields: Any) -> None:
+        """Submit jobs, each with further fields."""
         for seed in range(jobs):
-            response = httpx.post(f"{self._url}/v1/videos", json=REQUEST | {"seed": seed}, timeout=60)
+            response = httpx.post(f"{self._url}/v1/videos", json=request(seed) | fields, timeout=60)
             assert response.status_code == 200, response.text
             self._jobs.append(response.json()["id"])
 

@@ -1,6 +1,7 @@
 """``cosmos3 submit`` against the real server, and against one that misbehaves."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -16,7 +17,8 @@ import httpx
 import pytest
 from click.testing import CliRunner, Result
 from running_server import Server, free_port
-from sample_requests import ENDLESS, REQUEST
+from sample_media import clip, picture
+from sample_requests import ENDLESS, PREVIEW_STEPS, REQUEST, WATCHED
 
 from serve.cli.main import main
 from serve.client import videos as remote
@@ -55,6 +57,35 @@ def test_a_video_is_made_with_a_progress_bar_and_saved_as_the_server_has_it(serv
     with av.open(out) as file:
         assert [stream.type for stream in file.streams] == ["video", "audio"]
     assert list(out.parent.iterdir()) == [out]
+
+
+def test_previews_are_saved_beside_the_video_until_that_is_there(server: Server, tmp_path: Path) -> None:
+    out = tmp_path / "out.mp4"
+    names = ("size", "num_frames", "num_inference_steps", "previews")
+    options = [f"--{name.replace('_', '-')}={WATCHED[name]}" for name in names]
+    done = run(server.url, "a red ball", "-o", str(out), *options)
+    assert done.exit_code == 0, done.stderr
+    shown = re.findall(rf"preview after step (\d+): {re.escape(str(tmp_path / 'out.preview.jpg'))}", done.stderr)
+    assert shown
+    assert set(map(int, shown)) <= set(PREVIEW_STEPS)
+    assert list(tmp_path.iterdir()) == [out]
+
+
+@pytest.mark.parametrize(
+    ("option", "data", "kind"), [("--image", picture(), "image"), ("--video", clip(), "video")], ids=["picture", "clip"]
+)
+def test_a_video_starts_from_the_file_of_the_command_line(
+    server: Server, tmp_path: Path, option: str, data: bytes, kind: str
+) -> None:
+    out, file = tmp_path / "out.mp4", tmp_path / "file"
+    file.write_bytes(data)
+    done = run(server.url, "a red ball", option, str(file), "--seed", "5", "-o", str(out), *SMALL)
+    assert done.exit_code == 0, done.stderr
+    reference = newest(server)["input_reference"]
+    assert (reference["kind"], reference["width"], reference["height"]) == (kind, 64, 48)
+    fields = {"prompt": "a red ball", "size": "96x64", "num_frames": "9", "num_inference_steps": "4", "seed": "5"}
+    sync = httpx.post(f"{server.url}/v1/videos/sync", data=fields, files={"input_reference": data}, timeout=120)
+    assert out.read_bytes() == sync.content
 
 
 def test_a_refused_request_is_one_line_with_the_servers_words(server: Server, tmp_path: Path) -> None:
@@ -191,11 +222,32 @@ def good() -> dict[str, list[Any]]:
 @pytest.fixture
 def fake() -> Iterator[Fake]:
     with Fake(good()) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         yield server
         server.shutdown()
 
 
+class Clock:
+    """Time that passes only while the client sleeps."""
+
+    def __init__(self) -> None:
+        self.slept: list[float] = []
+
+    def monotonic(self) -> float:
+        return sum(self.slept)
+
+    def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(remote, "time", clock)
+    return clock
+
+
+@pytest.mark.usefixtures("clock")
 def test_events_that_break_off_are_resumed_behind_the_last_one_seen(fake: Fake, tmp_path: Path) -> None:
     starting = (404, {"content-type": "text/plain"}, b"Path '/v1' not found")  # Serve's proxy before the app is there
     fake.script[EVENTS] = [(200, {}, STEP_1), starting, LOST, (200, {}, STEP_2 + END)]
@@ -206,16 +258,16 @@ def test_events_that_break_off_are_resumed_behind_the_last_one_seen(fake: Fake, 
     assert (tmp_path / "x.mp4").read_bytes() == b"mp4"
 
 
-def test_a_busy_server_is_waited_for_as_long_as_it_says(fake: Fake, tmp_path: Path) -> None:
+def test_a_busy_server_is_waited_for_as_long_as_it_says(fake: Fake, clock: Clock, tmp_path: Path) -> None:
     busy = answer(refusal("as many videos wait as this server takes"), 429, **{"retry-after": "2"})
     fake.script[SUBMIT].insert(0, busy)
-    started = time.monotonic()
     done = run(fake.url, "x", "-o", str(tmp_path / "x.mp4"))
     assert done.exit_code == 0, done.stderr
-    assert time.monotonic() - started > 2
+    assert clock.slept == [2]
     assert "as many videos wait as this server takes; trying again in 2 s\n" in done.stderr
 
 
+@pytest.mark.usefixtures("clock")
 def test_a_lost_answer_is_asked_for_with_the_same_key(fake: Fake, tmp_path: Path) -> None:
     fake.script[SUBMIT].insert(0, LOST)
     assert run(fake.url, "x", "-o", str(tmp_path / "x.mp4")).exit_code == 0
@@ -227,6 +279,7 @@ def test_a_lost_answer_is_asked_for_with_the_same_key(fake: Fake, tmp_path: Path
     assert fake.asked[-3][1]["idempotency-key"] != first, "another run is another job"
 
 
+@pytest.mark.usefixtures("clock")
 def test_a_download_that_breaks_off_starts_again_and_leaves_no_part(fake: Fake, tmp_path: Path) -> None:
     fake.script[CONTENT] = [(200, {"content-length": "3"}, b"m"), (200, {"content-length": "3"}, b"mp4")]
     assert run(fake.url, "x", "-o", str(tmp_path / "x.mp4")).exit_code == 0
@@ -270,6 +323,7 @@ def test_a_long_download_that_breaks_off_starts_again(fake: Fake, impatient: Rem
     assert (tmp_path / "x.mp4").read_bytes() == b"mp4"
 
 
+@pytest.mark.usefixtures("clock")
 @pytest.mark.parametrize("plain", [False, True], ids=["the server's", "its proxy's"])
 def test_a_server_that_says_that_it_is_full_is_not_gone(fake: Fake, impatient: RemoteVideos, plain: bool) -> None:
     full = (
@@ -279,6 +333,7 @@ def test_a_server_that_says_that_it_is_full_is_not_gone(fake: Fake, impatient: R
     assert impatient.submit({"prompt": "x"}, "key") == "v"
 
 
+@pytest.mark.usefixtures("clock")
 def test_a_server_that_is_not_ready_is_there(fake: Fake, impatient: RemoteVideos) -> None:
     fake.script[EVENTS] = [answer(refusal("the database restarts"), 503)] * 20 + fake.script[EVENTS]
     assert impatient.follow("v", lambda _: None)["type"] == "completed"
@@ -290,6 +345,16 @@ def test_a_server_is_given_up_once_it_was_not_heard_of_for_long(fake: Fake, impa
     with pytest.raises(RemoteError, match="502 Bad Gateway"):
         impatient.follow("v", lambda _: None)
     assert 2.7 < time.monotonic() - start < 8
+
+
+def test_a_client_that_is_closed_gives_up_without_another_try(fake: Fake) -> None:
+    notices: list[str] = []
+    client = RemoteVideos(fake.url, notice=notices.append)
+    fake.script[EVENTS] = [(200, {}, [STEP_1] * 10)] * 2
+    with pytest.raises(RemoteError, match="broke"):
+        client.follow("v", lambda _: client.close())
+    assert notices == []
+    assert len(fake.script[EVENTS]) == 1
 
 
 @pytest.mark.parametrize("how", ["argument", "environment"])

@@ -1,0 +1,167 @@
+"""How many videos are on the server at a time, and work that threads share."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from serve.client.batch.pace import FIRST_AHEAD, MOST, Pace, Place, Stopped
+from serve.client.batch.threads import share
+from serve.client.videos import Full, RemoteError
+
+QUEUED, RUNNING = {"type": "queued"}, {"type": "progress"}
+
+
+class Server:
+    """As many threads as it takes hold places, in the order in which they got them."""
+
+    def __init__(self, pace: Pace) -> None:
+        self.pace, self.places = pace, list[Place]()
+        self.leave = [threading.Event() for _ in range(2 * MOST)]
+        for number in range(len(self.leave)):
+            threading.Thread(target=self._hold, args=(number,), daemon=True).start()
+
+    def _hold(self, number: int) -> None:
+        try:
+            with self.pace.place() as place:
+                place.video_id = f"video_{number}"
+                self.places.append(place)
+                self.leave[number].wait()
+        except Stopped:
+            pass
+
+    def settled(self) -> int:
+        """How many places are held, once no more are given."""
+        count = -1
+        while count != len(self.places):
+            count = len(self.places)
+            time.sleep(0.1)
+        return count
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    server = Server(Pace())
+    yield server
+    server.pace.stop()
+    for event in server.leave:
+        event.set()
+
+
+def test_a_few_wait_ahead_of_those_that_run(server: Server) -> None:
+    assert server.settled() == FIRST_AHEAD
+    server.places[0].saw(QUEUED)
+    assert server.settled() == FIRST_AHEAD
+    server.places[0].saw(RUNNING)
+    server.places[0].saw(RUNNING)
+    assert server.settled() == FIRST_AHEAD + 1
+
+
+def test_more_wait_once_the_server_had_none_left(server: Server) -> None:
+    with server.pace._changed:  # all start at the same moment
+        assert len(server.places) == FIRST_AHEAD
+        for place in server.places[:-1]:
+            place.waiting = False
+    server.places[FIRST_AHEAD - 1].saw(RUNNING)
+    assert server.settled() == FIRST_AHEAD + 2 * FIRST_AHEAD
+
+
+def test_no_more_than_the_most_are_on_the_server(server: Server) -> None:
+    for _ in range(MOST):
+        server.settled()
+        for place in [*server.places]:
+            place.saw(RUNNING)
+        if len(server.places) == MOST:
+            break
+    assert server.settled() == MOST
+
+
+def test_a_full_server_gets_no_more_than_it_took(server: Server) -> None:
+    server.settled()
+    refused, *taken = server.places
+    refused.video_id = None
+    taken[0].video_id = None
+    server.pace.refused(Full("full", 0.01))
+    assert server.pace._ahead == FIRST_AHEAD - 2
+    for place in server.places:
+        place.video_id = None
+    server.pace.refused(Full("full", 0.01))
+    assert server.pace._ahead == 1
+
+
+def test_one_submits_while_the_others_wait_for_their_turn() -> None:
+    pace, submitting, most = Pace(), list[int](), list[int]()
+
+    def work(take: Callable[[], int | None]) -> None:
+        while (item := take()) is not None:
+            with pace.turn():
+                submitting.append(item)
+                most.append(len(submitting))
+                time.sleep(0.01)
+                submitting.remove(item)
+
+    share(iter(range(20)), work, 8)
+    assert most == [1] * 20
+
+
+def test_a_refused_one_tries_again_as_soon_as_a_video_of_the_batch_has_started(server: Server) -> None:
+    server.settled()
+    threading.Timer(0.2, server.places[0].saw, (RUNNING,)).start()
+    start = time.monotonic()
+    server.pace.refused(Full("full", 60))
+    assert time.monotonic() - start < 30
+    start = time.monotonic()
+    server.pace.refused(RemoteError("gone", 0.2))
+    assert time.monotonic() - start >= 0.2
+
+
+def test_the_end_of_a_batch_names_what_has_not_started_and_lets_nobody_in(server: Server) -> None:
+    server.settled()
+    server.places[1].saw(RUNNING)
+    server.settled()
+    waiting = {place.video_id for place in server.places if place is not server.places[1]}
+    assert set(server.pace.stop()) == waiting
+    for enter in (server.pace.place, server.pace.turn):
+        with pytest.raises(Stopped), ExitStack() as stack:
+            stack.enter_context(enter())
+    with pytest.raises(Stopped):
+        server.pace.refused(RemoteError("gone", 60))
+
+
+def test_work_is_shared_and_read_no_faster_than_it_is_done() -> None:
+    read: list[int] = []
+    done: list[int] = []
+
+    def items() -> Iterator[int]:
+        for number in range(200):
+            read.append(number)
+            assert len(read) - len(done) <= 4
+            yield number
+
+    def work(take: Callable[[], int | None]) -> None:
+        while (item := take()) is not None:
+            done.append(item)
+
+    share(items(), work, 4)
+    assert sorted(done) == read == [*range(200)]
+
+
+def test_the_first_error_ends_the_work_of_all_threads() -> None:
+    done: list[int] = []
+
+    def work(take: Callable[[], int | None]) -> None:
+        while (item := take()) is not None:
+            if item == 5:
+                raise ValueError("five")
+            done.append(item)
+            time.sleep(0.01)
+
+    with pytest.raises(ValueError, match="five"):
+        share(iter(range(10_000)), work, 3)
+    time.sleep(0.1)
+    count = len(done)
+    assert count < 100
+    time.sleep(0.1)
+    assert len(done) == count
