@@ -2,6 +2,7 @@
 
 import os
 import zlib
+from codecs import BOM_UTF8, getincrementaldecoder
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import BinaryIO, Literal
@@ -23,8 +24,7 @@ NAMES_OF_OTHERS = {
     b"%PDF": "a PDF document",
     b"PK\3\4": "a zip archive",
     b"#EXTM3U": "a playlist",
-    b"<": "a text file",
-    b"{": "a text file",
+    b"<svg": "an SVG picture",
 }
 """What is often sent by mistake; each name says more than the first bytes of its file."""
 
@@ -86,7 +86,17 @@ def _description(head: bytes) -> str:
     if _holds_a_picture(head):
         return "a HEIF or AVIF picture"
     names = [name for start, name in NAMES_OF_OTHERS.items() if head.startswith(start)]
-    return names[0] if names else f"a file that starts with {head[:8].hex(' ')}"
+    if names:
+        return names[0]
+    return "a text file" if _is_text(head) else f"a file that starts with {head[:8].hex(' ')}"
+
+
+def _is_text(head: bytes) -> bool:
+    try:
+        text = getincrementaldecoder("utf-8")().decode(head.removeprefix(BOM_UTF8))  # the last character may be cut
+    except UnicodeDecodeError:
+        return False
+    return all(character.isprintable() or character.isspace() for character in text)
 
 
 def _png_is_whole(file: BinaryIO) -> bool:

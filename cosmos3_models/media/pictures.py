@@ -56,6 +56,11 @@ def sheet(pictures: Sequence[Image.Image]) -> Image.Image:
     return whole
 
 
+def side_by_side(frames: Sequence[NDArray[np.uint8]]) -> bytes:
+    """Uint8 RGB frames (height, width, 3), each as small as a thumbnail, in rows of one JPEG."""
+    return jpeg(sheet([shrunk(frame, THUMBNAIL_SIDE) for frame in frames]))
+
+
 def jpeg(picture: Image.Image) -> bytes:
     """The picture as JPEG."""
     buffer = io.BytesIO()

@@ -14,7 +14,7 @@ from cosmos3_models.media import reading
 from cosmos3_models.media.limits import PARAM
 from cosmos3_models.media.reading import Keep
 from cosmos3_models.media.stills import rgb
-from cosmos3_models.params import ReferenceKind
+from cosmos3_models.references import ReferenceKind
 
 Frames = NDArray[np.uint8]
 File = str | PathLike[str]

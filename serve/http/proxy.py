@@ -1,4 +1,4 @@
-"""Ray Serve's own HTTP errors in the one error form.
+"""What Ray Serve's proxy does for us: its own HTTP errors in the one error form, and bodies at the application's pace.
 
 Serve's proxy answers by itself before a request reaches the ingress, or if the ingress dies: in plain text, or not at
 all. It applies the middleware that ``RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH`` names; deploy.yaml sets it.
@@ -19,6 +19,7 @@ from serve.errors import InvalidRequest, NotReady, QueueFull, ServingError, Time
 from serve.http import health
 from serve.http.answers import error_response
 from serve.http.health import Look, not_ready
+from serve.http.pacing import PacedBodies
 
 logger = logging.getLogger("ray.serve")
 
@@ -28,7 +29,7 @@ HEALTH = "/health"  # of an application without a route prefix
 
 def middleware() -> list[Middleware]:
     """The proxy's callback."""
-    return [Middleware(OneErrorForm)]
+    return [Middleware(PacedBodies), Middleware(OneErrorForm)]  # the last one is the outermost
 
 
 class OneErrorForm:

@@ -18,6 +18,13 @@ Fetch = Callable[[str, Receiver], Awaitable[Upload]]
 
 
 @dataclass(frozen=True)
+class CheckedUpload(Upload):
+    """Bytes that were checked when they first arrived."""
+
+    media: MediaInfo
+
+
+@dataclass(frozen=True)
 class CheckedReference:
     """A picture or clip that a video can start from.
 
@@ -46,8 +53,12 @@ async def checked(given: Upload | StoredVideo, fetch: Fetch, receiver: Receiver)
         upload, file_id = given, None
     if upload.size == 0:
         raise InvalidInput(FIELD, "an empty file", FORMS, "there is nothing in it")
-    media = await asyncio.get_running_loop().run_in_executor(INSPECTIONS, isolated.inspect, upload.path)
+    media = upload.media if isinstance(upload, CheckedUpload) else await _inspected(upload)
     return CheckedReference(upload, media, file_id)
+
+
+async def _inspected(upload: Upload) -> MediaInfo:
+    return await asyncio.get_running_loop().run_in_executor(INSPECTIONS, isolated.inspect, upload.path)
 
 
 def require_clip(reference: CheckedReference) -> None:

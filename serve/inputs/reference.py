@@ -30,6 +30,7 @@ SCHEMA: dict[str, Any] = {
 
 
 ONE_REFERENCE = "a video starts from one picture or one clip"
+NOTHING_OPENED = "the server opens no URL and no path of a client"
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,8 @@ def read_reference(value: object) -> Upload | StoredVideo | None:
     """
     if value is None or isinstance(value, Upload | StoredVideo):
         return value
+    if isinstance(value, str):
+        raise _refused(value, NOTHING_OPENED)
     if not isinstance(value, Mapping):
         raise _refused(value, ONE_REFERENCE)
     unknown = [name for name in value if name not in (*URLS, FILE_ID)]
@@ -58,7 +61,7 @@ def read_reference(value: object) -> Upload | StoredVideo | None:
         return inner
     if name == FILE_ID and isinstance(inner, str):
         return StoredVideo(inner)
-    raise _refused(inner, "the server opens no URL and no path of a client")
+    raise _refused(inner, NOTHING_OPENED)
 
 
 async def received(fields: Mapping[str, Any], receiver: Receiver) -> dict[str, Any]:

@@ -73,7 +73,8 @@ FAULTS: dict[str, Callable[[], None]] = {
     "no json": write((3).to_bytes(4) + b"{{{"),
     "deep json": write((4000).to_bytes(4) + b"[" * 4000),
     "a list": write(framed([1])),
-    "wrong types": write(framed({"info": ["image", "1", 1, 1]}) + framed({"size": ["8", 8]})),
+    "wrong types": write(framed({"info": ["image", "1", 1, 1]})),
+    "wrong frame types": write(framed({"size": ["8", 8]})),
     "wrong kind": write(framed({"info": ["sound", 1, 1, 1]})),
     "huge frame": write(framed({"size": [100_000, 100_000]})),
     "negative frame": write(framed({"size": [-8, -8]})),
@@ -91,6 +92,8 @@ if __name__ == "__main__":
         sys.exit("no start")
     reader_process.PARENT_CHECK_S = 0.1
     if sys.stdin.buffer.peek().startswith(b"spend"):
-        reader_process.CPU_SECONDS = 2
+        reader_process.CPU_SECONDS = 1
+    if sys.stdin.buffer.peek().startswith(b"eat"):
+        reader_process.MEMORY_BYTES = 2**30
     assert threading.active_count() == 1
     run(int(sys.argv[1]), misbehave)

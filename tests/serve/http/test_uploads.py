@@ -1,10 +1,11 @@
 """Pictures and clips over HTTP: the forms in which they come, what is refused, and that nothing of it stays."""
 
+import asyncio
 import base64
 import hashlib
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ from local_api import LocalClient, local_client
 from sample_media import clip, picture
 
 from cosmos3_models.checkpoint.folder import Checkpoint
+from cosmos3_models.media import isolated, reading
+from serve.errors import TimedOut
+from serve.http import body as body_module
 from serve.http.limits import MAX_BODY_BYTES
 from serve.inputs import uploads as uploads_module
 from serve.inputs.uploads import LOCK, PREFIX, UploadFolder
@@ -28,6 +32,12 @@ def client(tmp_path: Path) -> Iterator[LocalClient]:
     with local_client(tmp_path) as opened:
         yield opened
         assert temporary_files(opened) == [], "a request's files are removed with it"
+
+
+@pytest.fixture
+def read_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read pictures and clips in this process, where only the way in which they come is tested."""
+    monkeypatch.setattr(isolated, "inspect", reading.inspect)
 
 
 def temporary_files(client: LocalClient) -> list[str]:
@@ -68,6 +78,7 @@ def forms(data: bytes) -> list[dict[str, Any]]:
     ]
 
 
+@pytest.mark.usefixtures("read_here")
 @pytest.mark.parametrize("form", range(len(forms(PNG))))
 @pytest.mark.parametrize(("data", "kind"), [(PNG, "image"), (MP4, "video")], ids=["picture", "clip"])
 def test_every_form_stores_the_same_bytes(
@@ -82,6 +93,7 @@ def test_every_form_stores_the_same_bytes(
     assert (job.input_reference.kind, job.input_reference.width, job.input_reference.height) == (kind, 64, 48)
 
 
+@pytest.mark.usefixtures("read_here")
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 7, 64, 1000])
 def test_a_body_in_pieces_of_any_length_is_the_same(client: LocalClient, tmp_path: Path, size: int) -> None:
     escaped = data_url(PNG).replace("/", "\\/").replace("+", "\\u002B")
@@ -125,12 +137,12 @@ def test_the_size_of_a_video_follows_its_picture(client: LocalClient) -> None:
 
 def test_a_picture_decides_no_image_and_indexes_decide_nothing_without_a_picture(client: LocalClient) -> None:
     error = check_error(post(client, {"image_url": data_url(PNG)}, num_frames=1), 400, "invalid_value")
-    assert (error["param"], "the picture itself" in error["message"]) == ("input_reference", True)
+    assert (error["param"], "nothing to generate" in error["message"]) == ("num_frames", True)
     for fields in ({"num_frames": 9, "condition_frame_indexes_vision": [3]}, {"condition_frame_indexes_vision": "x"}):
         error = check_error(post(client, {"image_url": data_url(PNG)}, **fields), 400, "invalid_value")
         assert error["param"] == "condition_frame_indexes_vision"
     response = client.post("/v1/videos", json={"prompt": "x", "condition_frame_indexes_vision": [0]})
-    assert "an input_reference as well" in check_error(response, 400, "invalid_value")["message"]
+    assert "a picture or clip as well" in check_error(response, 400, "invalid_value")["message"]
 
 
 def test_a_model_without_an_encoder_takes_no_picture(client: LocalClient, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,8 +211,9 @@ def test_a_bad_reference_is_refused_by_name_and_stored_nowhere(
     assert client.get("/v1/videos").json()["data"] == []
 
 
-def test_what_takes_no_url_shows_the_form_that_it_takes(client: LocalClient) -> None:
-    message = post(client, {"image_url": "https://example.com/a.png"}).json()["error"]["message"]
+@pytest.mark.parametrize("reference", [{"image_url": "https://example.com/a.png"}, "https://example.com/a.png"])
+def test_what_takes_no_url_shows_the_form_that_it_takes(client: LocalClient, reference: Any) -> None:
+    message = post(client, reference).json()["error"]["message"]
     assert '{"image_url": "data:image/png;base64,..."}' in message
     assert "opens no URL" in message
 
@@ -255,6 +268,58 @@ def test_an_upload_that_breaks_off_leaves_nothing(client: LocalClient, tmp_path:
         response = client.post("/v1/videos", content=body[:length], headers={"content-type": "application/json"})
         check_error(response, 400, "invalid_value")
     assert stored_inputs(tmp_path) == []
+
+
+async def chunks_after(pauses_s: Sequence[float], chunk: bytes) -> AsyncIterator[bytes]:
+    for pause_s in pauses_s:
+        await asyncio.sleep(pause_s)
+        yield chunk
+
+
+@pytest.mark.parametrize(
+    ("pauses_s", "chunk", "arrives"),
+    [
+        ([0.2] * 4, bytes(body_module.PROGRESS_BYTES), True),
+        ([0.0, 60.0], bytes(body_module.PROGRESS_BYTES), False),
+        ([0.0, 60.0], b"x", False),
+        ([0.2] * 4, b"x", False),  # drops on which a body could live for ever
+    ],
+)
+def test_a_body_must_make_progress(
+    monkeypatch: pytest.MonkeyPatch, pauses_s: list[float], chunk: bytes, arrives: bool
+) -> None:
+    async def read() -> int:
+        return len([chunk async for chunk in body_module._arriving(chunks_after(pauses_s, chunk))])
+
+    monkeypatch.setattr(body_module, "MAX_WAIT_S", 0.5)
+    if arrives:
+        assert asyncio.run(read()) == len(pauses_s)
+    else:
+        with pytest.raises(TimedOut, match="got less than 65536 bytes"):
+            asyncio.run(read())
+
+
+def test_a_stalled_upload_is_answered_and_leaves_nothing(client: LocalClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    part = b'--b\r\nContent-Disposition: form-data; name="input_reference"; filename="a"\r\n\r\n' + bytes(1 << 19)
+    chunks = iter([part])
+    answer: list[Any] = []
+
+    async def receive() -> dict[str, Any]:
+        for chunk in chunks:
+            return {"type": "http.request", "body": chunk, "more_body": True}
+        assert temporary_files(client) != []
+        await asyncio.sleep(60)
+        raise AssertionError
+
+    async def send(message: Any) -> None:
+        answer.append(message)
+
+    headers = [(b"host", b"localhost"), (b"content-type", b"multipart/form-data; boundary=b")]
+    scope = {"type": "http", "method": "POST", "path": "/v1/videos", "query_string": b"", "headers": headers}
+    monkeypatch.setattr(body_module, "MAX_WAIT_S", 0.5)
+    client.call(client.app, scope, receive, send)
+    start, body = answer
+    check_error(httpx.Response(start["status"], headers=start["headers"], content=body["body"]), 408, "timed_out")
 
 
 # ---- the folder of temporary files
