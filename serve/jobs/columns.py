@@ -13,11 +13,17 @@ from sqlalchemy import (
     MetaData,
     String,
     Table,
+    Text,
+    false,
+    text,
 )
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
+from serve.schema import MAX_URL_CHARS
+
 MAX_MESSAGE_CHARS = 1024
+TO_SEND = text("webhook_due_at IS NOT NULL")  # as good as no row
 
 METADATA = MetaData()
 VERSION = Table(
@@ -59,9 +65,17 @@ JOBS = Table(
     Column("input_reference", JSON(none_as_null=True)),  # an object with the fields of StoredInput
     Column("input_sha256", String(64)),  # of its file, which several jobs may share
     Column("remixed_from_video_id", String(64)),
+    Column("traceparent", String(64)),  # of the request that stored the job
+    Column("webhook_url", String(MAX_URL_CHARS)),
+    Column("webhook_due_at", Float),  # None: there is nothing to send
+    Column("webhook_attempts", Integer, nullable=False, default=0),
+    Column("upsampling_pending", Boolean, nullable=False, default=False, server_default=false()),
+    Column("revised_prompt", Text),
+    Column("prompt_upsampling_error", String(MAX_MESSAGE_CHARS)),
     Index("jobs_in_order", "status", "seq"),
     Index("jobs_by_end", "status", "completed_at"),
     Index("jobs_by_input", "input_sha256"),
+    Index("jobs_by_webhook", "webhook_due_at", sqlite_where=TO_SEND, postgresql_where=TO_SEND),
     sqlite_autoincrement=True,  # a number is never given twice, so that order is order of arrival
 )
 

@@ -79,7 +79,32 @@ def _inputs(connection: Connection) -> None:
         connection.exec_driver_sql(statement)
 
 
-MIGRATIONS: tuple[Callable[[Connection], None], ...] = (_first, _estimates_and_ids, _list_of_artifacts, _inputs)
+def _webhooks(connection: Connection) -> None:
+    for statement in (
+        "ALTER TABLE jobs ADD COLUMN webhook_url VARCHAR(2048)",
+        "ALTER TABLE jobs ADD COLUMN webhook_due_at FLOAT",
+        "ALTER TABLE jobs ADD COLUMN webhook_attempts INTEGER NOT NULL DEFAULT 0",
+        "CREATE INDEX jobs_by_webhook ON jobs (webhook_due_at) WHERE webhook_due_at IS NOT NULL",
+    ):
+        connection.exec_driver_sql(statement)
+
+
+def _revised_prompts(connection: Connection) -> None:
+    for statement in (
+        "ALTER TABLE jobs ADD COLUMN upsampling_pending BOOLEAN NOT NULL DEFAULT FALSE",
+        "ALTER TABLE jobs ADD COLUMN revised_prompt TEXT",
+        "ALTER TABLE jobs ADD COLUMN prompt_upsampling_error VARCHAR(1024)",
+    ):
+        connection.exec_driver_sql(statement)
+
+
+def _traces(connection: Connection) -> None:
+    connection.exec_driver_sql("ALTER TABLE jobs ADD COLUMN traceparent VARCHAR(64)")
+
+
+MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
+    *(_first, _estimates_and_ids, _list_of_artifacts, _inputs, _webhooks, _revised_prompts, _traces),
+)
 """The step from version n to n + 1, at index n."""
 
 

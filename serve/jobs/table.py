@@ -29,8 +29,10 @@ from serve.errors import DatabaseUnavailable
 from serve.estimates.cost import stored_cost
 from serve.estimates.observed_jobs import ActiveJob, FinishedJob
 from serve.graph.batching import Batches
+from serve.graph.revision import Revision
+from serve.graph.stage_names import PROMPT_UPSAMPLER
 from serve.jobs import statements
-from serve.jobs.columns import JOBS, Now
+from serve.jobs.columns import JOBS, MAX_MESSAGE_CHARS, Now
 from serve.jobs.database import open_database
 from serve.jobs.job import (
     ACTIVE,
@@ -45,9 +47,11 @@ from serve.jobs.job import (
     Started,
     StoredArtifact,
     StoredInput,
+    preview_among,
     token_of,
 )
 from serve.jobs.shared_inputs import inputs_with, last_of, without_their_input
+from serve.jobs.webhooks.outbox import Outbox
 from serve.schema import ListQuery
 
 T = TypeVar("T")
@@ -64,12 +68,16 @@ class JobTable:
 
     Args:
         model: whose jobs to work on.
+
+    Attributes:
+        outbox: the events of ended jobs that are to be sent.
     """
 
     def __init__(self, settings: JobSettings, model: str) -> None:
         self._database = open_database(settings.database_url)
         self._settings = settings
         self._statements = statements.Statements(settings, model)
+        self.outbox = Outbox(self._database, model)
         self._submissions: Batches[NewJob, Job | None] = Batches(self._store)
 
     async def close(self) -> None:
@@ -178,6 +186,15 @@ class JobTable:
         row = await self._write(self._statements.start, CursorResult.one_or_none, claim=owner)
         return None if row is None else Started._make(row)
 
+    async def revise(self, owner: str, revision: Revision) -> bool:
+        """Free the job for a claim that takes it to the denoisers, with what became of its prompt.
+
+        False if it is no longer the owner's.
+        """
+        error = revision.error and revision.error[:MAX_MESSAGE_CHARS]
+        made = {"prompt": revision.prompt, "error": error, "durations": {PROMPT_UPSAMPLER: revision.seconds}}
+        return await self._write(self._statements.revised, lambda rows: rows.rowcount == 1, claim=owner, **made)
+
     async def still_owned(self, owners: Iterable[str]) -> set[str]:
         """Return those owners whose jobs are still theirs and may continue."""
         return await self._read(self._statements.still_owned, lambda rows: set(rows.scalars()), owners=list(owners))
@@ -192,6 +209,18 @@ class JobTable:
 
         return await self._database.write(transaction)
 
+    async def show(self, owner: str, preview: StoredArtifact, progress: ClaimProgress) -> bool:
+        """List a preview as all that a job has made so far, with the progress at which it is shown.
+
+        Args:
+            preview: its file exists.
+
+        Returns:
+            False if the job is no longer the owner's.
+        """
+        shown = {"listed": [preview.stored], "at_stage": progress.stage, "at_step": progress.step}
+        return await self._write(self._statements.show, lambda rows: rows.rowcount == 1, claim=owner, **shown)
+
     async def complete(
         self, job: Job, artifacts: Sequence[StoredArtifact], stage_durations: Mapping[str, float]
     ) -> bool:
@@ -203,7 +232,7 @@ class JobTable:
             job: as ``claim`` returned it.
             artifacts: at least one. Their files exist, and their names contain the claim's token.
         """
-        listed = [artifact._asdict() for artifact in artifacts]
+        listed = [artifact.stored for artifact in artifacts]
         completed = {"claim": job.owner, "listed": listed, "durations": dict(stage_durations)}
 
         def transaction(connection: Connection) -> bool:
@@ -252,7 +281,7 @@ class JobTable:
         """Return the jobs that have not ended, in order of arrival."""
 
         def jobs(rows: CursorResult[Any]) -> list[ActiveJob]:
-            return [job._replace(cost=stored_cost(job.cost)) for job in map(ActiveJob._make, rows)]
+            return [_active_job(ActiveJob._make(row)) for row in rows]
 
         return await self._read(self._statements.active, jobs)
 
@@ -291,8 +320,8 @@ class JobTable:
         return await self._read(query, lambda rows: {stored["file"] for stored in rows.scalars()})
 
     async def tokens_in_use(self) -> set[str]:
-        """Return the tokens of all claims whose files are in use: of completed jobs, and of jobs that may complete."""
-        listed = select(JOBS.c.artifacts).where(JOBS.c.status == "completed")
+        """Return the tokens of all claims whose files are in use: those that a job lists, and of jobs at work."""
+        listed = select(JOBS.c.artifacts).where(JOBS.c.artifacts.is_not(None))
         claims = select(JOBS.c.owner).where(JOBS.c.owner.is_not(None))
 
         def transaction(connection: Connection) -> set[str]:
@@ -323,8 +352,16 @@ def _jobs(rows: CursorResult[Any]) -> list[Job]:
     return [_job(row) for row in rows]
 
 
+def _active_job(job: ActiveJob) -> ActiveJob:
+    return job._replace(cost=stored_cost(job.cost), preview=preview_among(_artifacts(job.preview)))
+
+
+def _artifacts(listed: Any) -> list[StoredArtifact]:
+    return [StoredArtifact(**artifact) for artifact in listed or ()]
+
+
 def _job(row: Row[Any]) -> Job:
     fields = dict(row._mapping)
-    artifacts = [StoredArtifact(**artifact) for artifact in fields.pop("artifacts") or ()]
+    artifacts = _artifacts(fields.pop("artifacts"))
     reference = fields.pop("input_reference")
     return Job(**fields, artifacts=artifacts, input_reference=reference and StoredInput(**reference))

@@ -11,10 +11,11 @@ from local_api import LocalClient, local_client
 from paths import ROOT
 from pydantic import ValidationError
 
+from serve import secret_file
 from serve.app import AppArgs, build_app
 from serve.check import problems
-from serve.http import keys
 from serve.http.access import Access
+from serve.http.keys import ApiKeys
 
 KEY, OTHER, THIRD = "0123456789abcdef", "fedcba9876543210", "A" * 16
 NO_KEYS = {
@@ -79,7 +80,7 @@ def test_keys_in_deploy_yaml_obey_the_same_rule_and_are_not_repeated(key: str) -
 @pytest.fixture
 def client(file: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalClient]:
     """A server that looks at its file of keys before every request."""
-    monkeypatch.setattr(keys, "LOOK_S", 0)
+    monkeypatch.setattr(secret_file, "LOOK_S", 0)
     file.write_text(KEY)
     with local_client(file.parent, Access((THIRD,), str(file))) as opened:
         yield opened
@@ -119,17 +120,17 @@ def test_a_file_without_a_key_lets_nobody_in_by_it_and_is_logged(
 def test_a_line_that_is_no_key_takes_no_other_key_away(
     client: LocalClient, file: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    file.write_text(f"{KEY}\nsecret\n")
-    assert [status(client, key) for key in (KEY, "secret")] == [200, 401]
+    file.write_text(f"{KEY}\nhunter2\n")
+    assert [status(client, key) for key in (KEY, "hunter2")] == [200, 401]
     assert f"got no key in line 2 of {file}" in caplog.text
-    assert "secret" not in caplog.text
+    assert "hunter2" not in caplog.text
 
 
 def test_the_file_is_looked_at_once_a_second_at_most(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     looks = []
-    monkeypatch.setattr(keys, "_state", lambda path: looks.append(path) or len(looks))
+    monkeypatch.setattr(secret_file, "_state", lambda path: looks.append(path) or len(looks))
     file.write_text(KEY)
-    guard = keys.ApiKeys((), str(file))
+    guard = ApiKeys((), str(file))
     deadline = time.monotonic() + 0.5
     while time.monotonic() < deadline:
         guard.check(KEY)

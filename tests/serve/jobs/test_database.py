@@ -81,11 +81,10 @@ def test_writes_that_wait_behind_an_outage_fail_with_it_and_not_one_by_one(
 def test_a_postgresql_that_does_not_answer_is_unavailable_within_the_limit(
     postgres: Postgres, settings: JobSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(database, "TRANSACTION_TIMEOUT_S", 1.0)
-
     async def scenario(table: JobTable) -> None:
         job = await submitted(table)
-        with postgres.frozen():
+        with monkeypatch.context() as patch, postgres.frozen():
+            patch.setattr(database, "TRANSACTION_TIMEOUT_S", 1.0)
             for attempt in (table.get(job.id), table.submit(NEW)):
                 began = time.monotonic()
                 with pytest.raises(DatabaseUnavailable):

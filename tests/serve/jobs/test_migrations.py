@@ -3,7 +3,7 @@
 import asyncio
 import os
 import sqlite3
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
@@ -12,11 +12,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from fakes import OF_A_VIDEO
+from fakes import OF_A_VIDEO, FakeGraph
+from job_runners import DENOISING, FINISHED, with_runner
 from job_tables import COST, DURATIONS, NEW, SETTINGS, claimed, completed, run, started, submitted, video
 from paths import ROOT
 from sqlalchemy import Connection, inspect, text
 
+from cosmos3_models import GenerationParams
+from serve.app import AppArgs
+from serve.estimates.schedule import Rates, Schedule
 from serve.graph.artifacts import MEDIA_TYPES
 from serve.graph.graph import Stages
 from serve.jobs import migrations
@@ -25,6 +29,7 @@ from serve.jobs.database import is_sqlite, sync_engine
 from serve.jobs.job import Job, JobSettings, StoredInput
 from serve.jobs.media_store import MediaStore
 from serve.jobs.migrations import prepare
+from serve.jobs.records import record_of
 from serve.jobs.runner import JobRunner
 from serve.jobs.table import JobTable
 from serve.jobs.videos import Videos
@@ -54,7 +59,8 @@ def test_an_older_table_is_migrated_and_a_newer_one_refused(url: str, monkeypatc
         with engine.connect() as connection:
             assert connection.execute(text("SELECT id, note FROM jobs")).one() == (job.id, "x")
         engine.dispose()
-    with pytest.raises(ValueError, match="version 5, expected at most 4"):
+    newest = len(migrations.MIGRATIONS)
+    with pytest.raises(ValueError, match=f"version {newest + 1}, expected at most {newest}"):
         prepare(url)
 
 
@@ -63,20 +69,24 @@ def test_two_databases_have_two_ids(tmp_path: Path) -> None:
 
 
 VERSION_2 = (ROOT / "tests/data/job_table_version_2.sql").read_text()
+VERSION_4 = (ROOT / "tests/data/job_table_version_4.sql").read_text()
 VERSION_3 = (ROOT / "tests/data/job_table_version_3.sql").read_text()
 PREFIX_3 = "d0845ac2930a4df1a21339e8feadbf60/1f9b48502ede9a06fe9d0b48114cf3da"
 FILES_3 = [PREFIX_3 + suffix for suffix in (".mp4", ".thumbnail.jpg", ".spritesheet.jpg")]
+FOLDER_4 = "95c9aea30b9542f78c3b84ca1759684d"
 PREFIX_2 = "d8576eb2b9584abc99f57dad6786b550/059c486e83e42d11492a3e064e8d90da"
 FILES_2 = [PREFIX_2 + suffix for suffix in (".mp4", ".thumbnail.jpg", ".spritesheet.jpg")]
 
 
+def make_version_4(url: str) -> None:
+    make(url, VERSION_4)
+
+
 def make_version_3(url: str) -> None:
-    """Create the table as the release before this one wrote it."""
     make(url, VERSION_3)
 
 
 def make_version_2(url: str) -> None:
-    """Create the table as the release before that one wrote it."""
     make(url, VERSION_2)
 
 
@@ -146,7 +156,7 @@ def columns(url: str) -> set[str]:
     return names
 
 
-def test_a_table_of_the_previous_release_lists_its_files_as_artifacts(url: str) -> None:
+def test_a_table_of_version_2_lists_its_files_as_artifacts(url: str) -> None:
     make_version_2(url)
     assert {"media", "media_bytes"} <= columns(url)
     assert prepare(url) == PREFIX_2.partition("/")[0], "the folder of its files"
@@ -171,7 +181,7 @@ def test_a_table_of_the_previous_release_lists_its_files_as_artifacts(url: str) 
     run(replace(SETTINGS, database_url=url), scenario)
 
 
-def test_a_table_of_the_previous_release_takes_inputs_and_keeps_its_rows(url: str) -> None:
+def test_a_table_of_version_3_takes_inputs_and_keeps_its_rows(url: str) -> None:
     make_version_3(url)
     assert "input_reference" not in columns(url)
     assert prepare(url) == PREFIX_3.partition("/")[0]
@@ -196,6 +206,58 @@ def test_a_table_of_the_previous_release_takes_inputs_and_keeps_its_rows(url: st
     run(replace(SETTINGS, database_url=url), scenario)
 
 
+def test_jobs_of_the_previous_release_have_no_events_and_new_ones_may(url: str) -> None:
+    make_version_4(url)
+    assert "webhook_url" not in columns(url)
+    assert prepare(url) == FOLDER_4
+    assert columns(url) == set(JOBS.c.keys())
+    engine = sync_engine(url)
+    assert "jobs_by_webhook" in {index["name"] for index in inspect(engine).get_indexes("jobs")}
+    engine.dispose()
+
+    async def scenario(table: JobTable) -> None:
+        jobs = await table.page(None, 9, newest_first=False)
+        assert [job.status for job in jobs] == ["completed", "failed", "queued"]
+        assert [(job.webhook_url, job.webhook_due_at, job.webhook_attempts) for job in jobs] == [(None, None, 0)] * 3
+        assert (jobs[0].input_reference is not None, jobs[2].remixed_from_video_id) == (True, jobs[0].id)
+        claim, owner = await started(table)
+        assert await table.complete(claim, video(owner), DURATIONS)
+        assert await table.outbox.wait_s() is None
+        await completed(table, NEW._replace(webhook_url="https://hooks.example.com"))
+        assert [delivery.seq for delivery in await table.outbox.claim(9)] == [4]
+
+    run(replace(SETTINGS, database_url=url), scenario)
+
+
+@pytest.mark.parametrize("step_cache", ["0.0", "0.1"])
+def test_a_queued_job_with_a_field_that_is_gone_runs_exactly(tmp_path: Path, step_cache: str) -> None:
+    """An approximation of an earlier release, for which it asked or not."""
+    url = AppArgs(data_dir=str(tmp_path)).job_settings().database_url
+    make(url, VERSION_3.replace('"step_cache": 0.0', f'"step_cache": {step_cache}'))
+    prepare(url)
+    ran: list[GenerationParams] = []
+
+    class Recording(FakeGraph):
+        async def run(self, *given: Any, **options: Any) -> AsyncGenerator[Any, None]:
+            ran.append(given[0])
+            async for item in super().run(*given, **options):
+                yield item
+
+    async def scenario(runner: JobRunner, table: JobTable, _: MediaStore) -> None:
+        graph: Any = Recording(DENOISING, FINISHED)
+        runner._graph = graph
+        await runner.work()
+        jobs = await table.page(None, 9, newest_first=False)
+        assert [job.status for job in jobs] == ["completed", "failed", "completed"]
+        for job in jobs:
+            record = record_of(job, Schedule(Rates([]), []))
+            assert (record.prompt, record.velocity_reuse, record.profile) == ("a red ball", 0, None)
+
+    with_runner(tmp_path, scenario)
+    assert [params.label for params in ran] == ["exact"]
+    assert "step_cache" not in ran[0].model_dump()
+
+
 def test_processes_that_start_together_migrate_a_table_once(url: str) -> None:
     make_version_2(url)
     with ThreadPoolExecutor(4) as processes:
@@ -208,7 +270,7 @@ async def first_page(table: JobTable) -> list[Job]:
     return await table.page(None, 9, newest_first=False)
 
 
-def test_the_files_of_the_previous_release_are_served_swept_around_and_removed(tmp_path: Path) -> None:
+def test_the_files_of_version_2_are_served_swept_around_and_removed(tmp_path: Path) -> None:
     url, store = f"sqlite:///{tmp_path}/jobs.sqlite", tmp_path / "media"
     make_version_2(url)
     orphan = f"{PREFIX_2.partition('/')[0]}/{'a' * 32}.mp4"
@@ -234,7 +296,7 @@ def test_the_files_of_the_previous_release_are_served_swept_around_and_removed(t
     with_runner_and_videos(settings, str(store), scenario)
 
 
-def test_the_files_of_the_previous_release_expire_with_their_record(tmp_path: Path) -> None:
+def test_the_files_of_version_2_expire_with_their_record(tmp_path: Path) -> None:
     url, store = f"sqlite:///{tmp_path}/jobs.sqlite", tmp_path / "media"
     make_version_2(url)
     for name in FILES_2:

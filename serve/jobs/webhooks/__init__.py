@@ -1,0 +1,1 @@
+"""Events of ended jobs, to the URLs that requests name."""
