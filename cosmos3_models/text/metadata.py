@@ -14,7 +14,7 @@ def with_metadata(prompt: str, *, num_frames: int, fps: float, height: int, widt
         fps: frames per second.
         height, width: pixels.
     """
-    caption = _json_object(prompt)
+    caption = caption_in(prompt)
     if caption is not None:
         return _caption_with_metadata(caption, num_frames, fps, height, width)
     text, medium = prompt.strip(), "image"
@@ -22,6 +22,15 @@ def with_metadata(prompt: str, *, num_frames: int, fps: float, height: int, widt
         medium = "video"
         text = _append(text, f"The video is {num_frames / fps:.1f} seconds long and is of {fps:.0f} FPS.")
     return _append(text, f"This {medium} is of {height}x{width} resolution.")
+
+
+def caption_in(text: str) -> dict[str, Any] | None:
+    """Return the structured caption that a prompt is; None if it is text."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def _append(text: str, sentence: str) -> str:
@@ -34,11 +43,3 @@ def _caption_with_metadata(caption: dict[str, Any], num_frames: int, fps: float,
     else:
         caption = {key: value for key, value in caption.items() if key not in ("duration", "fps")}
     return json.dumps(caption | {"resolution": {"H": height, "W": width}})
-
-
-def _json_object(text: str) -> dict[str, Any] | None:
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None

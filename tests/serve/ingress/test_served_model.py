@@ -42,21 +42,40 @@ def params(model: ServedModel, request: dict[str, Any]) -> GenerationParams:
 def fast(tiny_checkpoint: Path, tmp_path: Path) -> Path:
     """A checkpoint that gives something up by default."""
     folder = Path(shutil.copytree(tiny_checkpoint, tmp_path / "夜 ночь"))
-    (folder / "generation_config.json").write_text(json.dumps({"fp8_linears": True, "step_cache": 0.05}))
+    (folder / "generation_config.json").write_text(
+        json.dumps({"fp8_linears": True, "profile": "fast", "velocity_reuse": 3})
+    )
     return folder
 
 
 def test_a_checkpoints_own_defaults_hold_where_deploy_yaml_says_nothing(fast: Path) -> None:
     own = params(served(fast), REQUEST)
-    assert (own.fp8_linears, own.fp8_attention, own.step_cache) == (True, False, 0.05)
-    exact = params(served(fast, approximation={"step_cache": 0}), REQUEST)
-    assert (exact.fp8_linears, exact.step_cache) == (True, 0)
-    assert params(served(fast), REQUEST | {"step_cache": 0.2}).step_cache == 0.2
+    assert (own.fp8_linears, own.fp8_attention, own.velocity_reuse, own.guidance_reuse) == (True, False, 3, 0)
+    nearer = params(served(fast, approximation={"velocity_reuse": 0}), REQUEST)
+    assert (nearer.fp8_linears, nearer.velocity_reuse, nearer.guidance_reuse) == (True, 0, 0)
+    assert params(served(fast), REQUEST | {"velocity_reuse": 2}).velocity_reuse == 2
+
+
+def test_a_profile_sets_its_fields_wherever_it_is_named_and_fields_beside_it_win(fast: Path) -> None:
+    def reuse(request: dict[str, Any], **approximation: Any) -> tuple[bool, int, int]:
+        made = params(served(fast, approximation=approximation), REQUEST | request)
+        return made.fp8_linears, made.velocity_reuse, made.guidance_reuse
+
+    assert reuse({"profile": "fast"}) == (True, 5, 0), "over what the checkpoint says; it says nothing of fp8"
+    assert reuse({"profile": "exact"}) == (False, 0, 0)
+    assert reuse({"profile": "exact", "velocity_reuse": 2}) == (False, 2, 0)
+    assert reuse({"profile": "fast", "guidance_reuse": 2}) == (True, 5, 2)
+    assert reuse({}, profile="exact") == (False, 0, 0)
+    assert reuse({}, profile="exact", guidance_reuse=3) == (False, 0, 3)
+    assert reuse({"profile": "fast"}, profile="exact") == (False, 5, 0)
+    assert reuse({}, allowed=["velocity_reuse"]) == (False, 3, 0)
+    with pytest.raises(InvalidRequest, match="velocity_reuse: got 5, expected 0, because this server's operator"):
+        reuse({"profile": "fast"}, allowed=["guidance_reuse"])
 
 
 def test_what_the_operator_forbids_is_off_by_default_and_refused_when_asked_for(fast: Path) -> None:
     def strict() -> ServedModel:
-        return served(fast, approximation={"allowed": ["step_cache"]})
+        return served(fast, approximation={"allowed": ["velocity_reuse"]})
 
     assert not params(strict(), REQUEST).fp8_linears
     with pytest.raises(InvalidRequest) as refused:
@@ -65,7 +84,7 @@ def test_what_the_operator_forbids_is_off_by_default_and_refused_when_asked_for(
     assert str(refused.value) == (
         "fp8_linears: got True, expected false, because this server's operator does not allow it"
     )
-    assert strict().cards()[0]["allowed_approximations"] == ["step_cache"]
+    assert strict().cards()[0]["allowed_approximations"] == ["velocity_reuse"]
 
 
 def test_every_name_is_listed_and_taken_and_no_other(fast: Path) -> None:
@@ -153,3 +172,9 @@ def test_the_card_says_whether_a_video_can_start_from_a_picture(
 ) -> None:
     monkeypatch.setattr(Checkpoint, "has_video_encoder", there)
     assert served(tiny_checkpoint).cards()[0]["pictures"] is there
+
+
+def test_the_cost_of_a_video_counts_the_gpus_of_a_denoiser(tiny_checkpoint: Path) -> None:
+    asked = GenerationParams(prompt="x", height=1024, width=1024, num_frames=97)
+    alone, two = (served(tiny_checkpoint, gpus_per_denoiser=gpus).cost(asked, (9, 9)) for gpus in (1, 2))
+    assert two.step == pytest.approx(0.515 * alone.step, rel=1e-6)
