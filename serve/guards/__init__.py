@@ -1,0 +1,1 @@
+"""The operator's guard: what refuses prompts and frames."""
