@@ -14,7 +14,8 @@ import pytest
 import ray
 import yaml
 from paths import ROOT
-from running_server import Server, free_port
+from receiver import receiving
+from running_server import WEBHOOK, WEBHOOK_PORT, Server, free_port
 from sample_requests import ENDLESS, REQUEST
 
 DEPLOY = ROOT / "deploy"
@@ -52,10 +53,12 @@ class Jobs:
 
 @pytest.fixture(scope="module")
 def metrics_address(server: Server) -> str:
-    """Where the series of a cluster are after a finished job, one that was begun twice and then stopped, and one that
-    was cancelled while it waited."""
+    """Where the series of a cluster are after a finished job with a webhook, one that was begun twice and then stopped,
+    and one that was cancelled while it waited."""
     jobs = Jobs(server)
-    jobs.wait_until(jobs.submit(REQUEST), lambda video: video["status"] == "completed")
+    with receiving(port=WEBHOOK_PORT) as receiver:
+        first = jobs.submit(REQUEST | {"webhook_url": WEBHOOK})
+        assert receiver.wait_for(1)[0].event().data.id == first
     endless = jobs.submit(ENDLESS)
     jobs.wait_until(endless, lambda video: video["stage"] == "denoiser")
     server.process("Denoiser").kill()

@@ -14,7 +14,7 @@ import yaml
 from paths import ROOT
 from ray.serve._private import constants
 
-from cosmos3_models.checkpoint.folder import DEMO, DEMO_FOLDER, CardUse
+from cosmos3_models.checkpoint.folder import DEMO_FOLDER, CardUse
 from serve.app import CPU, ENVIRONMENT, ONE_GPU, SEVERAL_GPUS, AppArgs, build_app, choose_placement
 from serve.check import problems
 from serve.cli import deploy_file
@@ -55,20 +55,26 @@ def test_deploy_yaml_has_no_problem() -> None:
             "offload_text: always",
             "offload_text.literal['auto']: got 'always', Input should be 'auto'",
         ),
+        (
+            "gpus_per_denoiser: 1",
+            "gpus_per_denoiser: 8",
+            "gpus_per_denoiser: got 8, expected one of 1, 2, 4, because they share the model's 4 key and value heads",
+        ),
+        ("gpus_per_denoiser: 1", "gpus_per_denoiser: 0", "gpus_per_denoiser: got 0, Input should be greater than"),
         ("device: auto", "device: tpu", "device: got 'tpu', Input should be 'auto', 'cpu' or 'cuda'"),
         (
             "checkpoint: demo ",
-            "checkpoint: models/Nano ",
-            "checkpoint: got 'models/Nano', expected an absolute path or",
+            "checkpoint: ./models/Nano ",
+            "checkpoint: got './models/Nano', expected an absolute path, one from ~, demo, or owner/name",
         ),
         ("data_dir: ~/.cosmos3-serve", "data_dir: data", "data_dir: got 'data', expected an absolute path"),
         ("media_url: null", "media_url: ./media", "media_url: got './media', expected an absolute path"),
         ("api_keys_file: null", "api_keys_file: keys", "api_keys_file: got 'keys', expected an absolute path"),
         ("allowed: [fp8_linears,", "allowed: [int4,", "allowed: got 'int4', expected 'fp8_linears', "),
         (
-            "{allowed: [fp8_linears, fp8_attention, step_cache]}",
-            "{step_cache: 0.1, allowed: []}",
-            "approximation: got {'step_cache': 0.1, 'allowed': []}, step_cache: got 0.1, expected 0.0, because",
+            "{allowed: [fp8_linears, fp8_attention, velocity_reuse, guidance_reuse]}",
+            "{profile: fast, allowed: []}",
+            "approximation: got {'profile': 'fast', 'allowed': []}, velocity_reuse: got 5, expected 0, because",
         ),
         ("served_model_name: []", 'served_model_name: [""]', "served_model_name.0: got ''"),
         ("num_replicas: 1 ", "num_replicas: -1 ", "num_replicas"),
@@ -185,13 +191,12 @@ def test_the_denoiser_knows_what_else_its_card_is_for(
     monkeypatch: pytest.MonkeyPatch, gpus: int, decoders: Any
 ) -> None:
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"GPU": gpus})
-    args = AppArgs(max_pixel_frames=1000, approximation={"allowed": ["step_cache"]})
-    assert CardUse(1000, decoders, ("step_cache",)) in bound_deployments(build_app(args))["Denoiser"].init_args
+    args = AppArgs(max_pixel_frames=1000, approximation={"allowed": ["velocity_reuse"]})
+    assert CardUse(1000, decoders, ("velocity_reuse",)) in bound_deployments(build_app(args))["Denoiser"].init_args
 
 
 def test_the_names_that_need_no_import_of_the_graph_are_the_graphs() -> None:
     assert f"{build_app.__module__}.{build_app.__name__}" == deploy_file.BUILDER
-    assert deploy_file.DEMO == DEMO
 
 
 def test_every_deployment_is_listed_with_queue_and_health() -> None:
@@ -228,7 +233,7 @@ def bound_deployments(application: Any) -> dict[str, Any]:
     """The deployments of a bound graph: the ingress and what it is given."""
     ingress = application._bound_deployment
     stages, runner, *_ = ingress.init_args
-    children = [child._bound_deployment for child in (*stages, runner)]
+    children = [child._bound_deployment for child in (*stages, runner) if child is not None]
     return {deployment.name: deployment for deployment in (ingress, *children)}
 
 
@@ -239,12 +244,67 @@ def test_auto_follows_the_clusters_gpus(monkeypatch: pytest.MonkeyPatch, gpus: f
     assert choose_placement("cpu") == CPU
 
 
+@pytest.mark.parametrize(("gpus", "expected"), [(1, ONE_GPU), (2, SEVERAL_GPUS)])
+def test_gpus_that_have_not_joined_yet_count_if_they_are_announced(
+    monkeypatch: pytest.MonkeyPatch, gpus: int, expected: Any
+) -> None:
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
+    for device in ("auto", "cuda"):
+        denoiser = bound_deployments(build_app(AppArgs(device=device, gpus=gpus)))["Denoiser"]
+        assert denoiser._replica_config.ray_actor_options["num_gpus"] == expected.denoiser
+        assert denoiser.init_args[1] == "cuda"
+    assert choose_placement("cpu", 1, gpus) == CPU
+    with pytest.raises(ValueError, match=f"gpus_per_denoiser: got 4, expected {gpus} at most, because"):
+        choose_placement("auto", 4, gpus)
+
+
 def test_the_stages_reserve_one_card_or_two_in_whole() -> None:
     for place, cards in ((CPU, 0), (ONE_GPU, 1), (SEVERAL_GPUS, 2)):
         shares = place[1:]
         assert sum(shares) == pytest.approx(cards)
         assert all(shares) == (cards > 0)
         assert len(shares) == len(STAGES) - 3, "the ingress, the runner and the tokenizer need none"
+
+
+def nodes_with(monkeypatch: pytest.MonkeyPatch, *gpus: float) -> None:
+    """A cluster of nodes with as many GPUs each."""
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"GPU": sum(gpus)} if sum(gpus) else {})
+    nodes = [{"Alive": True, "Resources": {"GPU": count} if count else {}} for count in gpus]
+    dead = {"Alive": False, "Resources": {"GPU": 8.0}}
+    monkeypatch.setattr(ray, "nodes", lambda: [dead, *nodes])
+
+
+@pytest.mark.parametrize(("gpus", "expected"), [(0, CPU), (2, ONE_GPU), (3, SEVERAL_GPUS)])
+def test_a_denoiser_of_two_gpus_shares_them_unless_there_is_another(
+    monkeypatch: pytest.MonkeyPatch, gpus: float, expected: object
+) -> None:
+    nodes_with(monkeypatch, gpus)
+    assert choose_placement("auto", 2) == expected
+    assert ONE_GPU.denoiser > 0.5, "else Ray could put both ranks on one"
+
+
+@pytest.mark.parametrize("gpus", [(2,), (0, 2, 1), (2, 2, 2)])
+def test_more_gpus_for_a_denoiser_than_any_node_has_are_refused(
+    monkeypatch: pytest.MonkeyPatch, gpus: tuple[float, ...]
+) -> None:
+    nodes_with(monkeypatch, *gpus)
+    with pytest.raises(ValueError, match="gpus_per_denoiser: got 4, expected 2 at most, because"):
+        choose_placement("auto", 4)
+
+
+@pytest.mark.parametrize("gpus", [0, 2])
+def test_a_denoiser_of_two_ranks_reserves_two_bundles_of_one_node(monkeypatch: pytest.MonkeyPatch, gpus: int) -> None:
+    nodes_with(monkeypatch, gpus)
+    for name, deployment in bound_deployments(build_app(AppArgs(gpus_per_denoiser=2))).items():
+        config = deployment._replica_config
+        if name != "Denoiser":
+            assert config.placement_group_bundles is None
+            continue
+        bundle = {"CPU": 0.1} | ({"GPU": 0.6} if gpus else {})
+        assert config.placement_group_bundles == [bundle, bundle]
+        assert config.placement_group_strategy == "STRICT_PACK"
+        options = config.ray_actor_options
+        assert (options["num_cpus"], options["num_gpus"]) == (0.1, bundle.get("GPU", 0)), "the first bundle is its own"
 
 
 def test_cuda_without_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
