@@ -4,9 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from cosmos3_models.params import ReferenceKind
-from serve.graph.artifacts import MAIN, Artifact
+from cosmos3_models.media.reading import MediaInfo
+from cosmos3_models.references import ReferenceKind
+from serve.estimates.observed_jobs import Preview
+from serve.graph.artifacts import MAIN, PREVIEW, Artifact
 from serve.inputs.inspection import CheckedReference
+from serve.jobs.webhooks.settings import NO_WEBHOOKS, WebhookSettings
 
 ACTIVE = ("queued", "in_progress")
 
@@ -20,8 +23,10 @@ class JobSettings:
         lease_s: a runner that sends no heartbeat for this long has lost its jobs.
         max_attempts: how often a job's denoise may start.
         max_queued_jobs: further ones are refused.
+        max_upsampling: jobs whose prompts are rewritten at a time.
         job_deadline_s: a job that has not ended this long after its creation fails.
         retention_s: how long the record and the files of an ended job stay.
+        webhooks: how the ends of jobs are sent to clients.
     """
 
     database_url: str
@@ -30,6 +35,8 @@ class JobSettings:
     max_queued_jobs: int
     job_deadline_s: float
     retention_s: float
+    webhooks: WebhookSettings = NO_WEBHOOKS
+    max_upsampling: int = 16
 
 
 class StoredArtifact(NamedTuple):
@@ -39,18 +46,34 @@ class StoredArtifact(NamedTuple):
         name: which output it is, such as video or thumbnail.
         size: bytes; None for one that a release before version 3 of the table stored.
         file: its name in the media store: the database's folder, the claim's token, and a suffix.
+        step: of a preview, the steps done when it was estimated.
+        shown_at: of a preview, the steps done when it was stored.
     """
 
     name: str
     media_type: str
     size: int | None
     file: str
+    step: int | None = None
+    shown_at: int | None = None
 
     @classmethod
     def of(cls, artifact: Artifact, prefix: str) -> "StoredArtifact":
         """The entry for an artifact whose file's name starts with ``prefix``."""
         kind = "" if artifact.name in MAIN else f".{artifact.name}"
         return cls(artifact.name, artifact.media_type, len(artifact.data), f"{prefix}{kind}{artifact.extension}")
+
+    @classmethod
+    def of_preview(cls, jpeg: bytes, prefix: str, step: int) -> "StoredArtifact":
+        """The entry for a preview. Its file's name differs from that of the one before it, which may be being read."""
+        artifact = Artifact.of(PREVIEW, jpeg)
+        file = f"{prefix}.{PREVIEW}-{step}{artifact.extension}"
+        return cls(PREVIEW, artifact.media_type, len(jpeg), file, step)
+
+    @property
+    def stored(self) -> dict[str, Any]:
+        """The entry as JSON. An entry without steps has no fields for them, which earlier releases do not know."""
+        return {name: value for name, value in self._asdict().items() if value is not None or name == "size"}
 
     @property
     def suffix(self) -> str:
@@ -80,11 +103,21 @@ class StoredInput(NamedTuple):
     file_id: str | None = None
     continued: bool = False
 
+    @property
+    def media(self) -> MediaInfo:
+        """What the check of the file found."""
+        return MediaInfo(self.kind, self.width, self.height, self.frames)
+
     @classmethod
     def of(cls, reference: CheckedReference, file: str, continued: bool = False) -> "StoredInput":
         """The entry for a reference whose bytes are in ``file``."""
         media, size = reference.media, reference.upload.size
         return cls(media.kind, file, size, media.width, media.height, media.frames, reference.file_id, continued)
+
+
+def preview_among(artifacts: Sequence[StoredArtifact]) -> Preview | None:
+    """Which preview is among the artifacts of a job, if any."""
+    return next((Preview(one.step or 0, one.shown_at or 0) for one in artifacts if one.name == PREVIEW), None)
 
 
 def token_of(file: str) -> str:
@@ -106,10 +139,17 @@ class Job:
         owner: token of the current claim; None while no runner has claimed the job.
         attempts: how often its denoise has started.
         steps: of the denoise; ``step`` of them are done.
-        artifacts: what it made, the main one first; empty until it has completed.
+        artifacts: what it made, the main one first; until it has completed, its newest preview at most.
         input_reference: the picture or clip that it starts from.
         input_sha256: of its bytes.
         remixed_from_video_id: the video whose request this is with another prompt.
+        traceparent: the span of the request that stored it, which its own spans follow; None if nothing is traced.
+        webhook_url: where the event of its end is sent.
+        webhook_due_at: when it is sent the next time; None before the end, and when there is nothing to send.
+        webhook_attempts: how often sending it was started.
+        upsampling_pending: its prompt must be rewritten before it can start.
+        revised_prompt: the rewritten one.
+        prompt_upsampling_error: why there is none.
     """
 
     seq: int
@@ -142,6 +182,13 @@ class Job:
     input_reference: StoredInput | None
     input_sha256: str | None
     remixed_from_video_id: str | None
+    traceparent: str | None
+    webhook_url: str | None
+    webhook_due_at: float | None
+    webhook_attempts: int
+    upsampling_pending: bool
+    revised_prompt: str | None
+    prompt_upsampling_error: str | None
 
     @property
     def ended(self) -> bool:
@@ -152,6 +199,16 @@ class Job:
     def files(self) -> list[str]:
         """The names of its files in the media store."""
         return [artifact.file for artifact in self.artifacts]
+
+    @property
+    def preview(self) -> Preview | None:
+        """Its newest preview."""
+        return preview_among(self.artifacts)
+
+    @property
+    def main(self) -> StoredArtifact | None:
+        """The video or image; None until the job has completed."""
+        return next((artifact for artifact in self.artifacts if artifact.name in MAIN), None)
 
     @property
     def continues(self) -> bool:
@@ -182,6 +239,9 @@ class NewJob(NamedTuple):
     input_reference: StoredInput | None = None
     input_sha256: str | None = None
     remixed_from_video_id: str | None = None
+    webhook_url: str | None = None
+    upsampling_pending: bool = False
+    traceparent: str | None = None
     shares_input: bool = False
 
     @property

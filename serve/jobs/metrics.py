@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 from ray.serve.metrics import Counter, Gauge, Histogram
 
@@ -41,6 +41,17 @@ class EndedJobs:
         if not job.ended:
             self._ended.inc(tags={"state": "deleted"})
             log_job("deleted", job.id, job.request_id)
+
+
+class WebhookMetrics:
+    """Counts the events of ended jobs."""
+
+    def __init__(self) -> None:
+        self._sent = Counter("cosmos3_webhooks_total", "Attempts to send the event of a job, by result.", ("result",))
+
+    def count(self, result: Literal["delivered", "failed", "given_up"]) -> None:
+        """Count an attempt: after one that failed there is another one."""
+        self._sent.inc(tags={"result": result})
 
 
 class JobMetrics:

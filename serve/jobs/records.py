@@ -4,17 +4,18 @@ from collections.abc import Iterator
 from typing import Any
 
 from cosmos3_models import GenerationParams
-from cosmos3_models.params import reference_frames
+from cosmos3_models.references import reference_frames
 from serve.estimates.cost import percent, stored_cost
 from serve.estimates.observed_jobs import ActiveJob
 from serve.estimates.schedule import Schedule
-from serve.graph.stage_names import DENOISER, QUEUE, REPORTED
+from serve.graph.stage_names import AFTER_DENOISER, DENOISER, QUEUE
 from serve.jobs.job import Job
 from serve.jobs.watcher import JobState
 from serve.schema import ReferenceRecord, Video, VideoError, described
 
-EVENTS_OF_AN_ATTEMPT = 1000  # event numbers: steps from 0, then the stages after the denoiser
-STAGE_EVENTS = {stage: number for number, stage in enumerate(REPORTED[1:], start=500)}
+EVENTS_OF_AN_ATTEMPT = 1000  # event numbers: steps from 0, with a place after each, then the stages after the denoiser
+EVENTS_OF_A_STEP = 2  # itself, and a preview that is stored before the next one
+STAGE_EVENTS = {stage: number for number, stage in enumerate(AFTER_DENOISER, start=500)}
 QUEUED_EVENT, LAST_EVENT = 998, 999
 
 NumberedEvent = tuple[int, dict[str, Any]]
@@ -38,6 +39,8 @@ def record_of(job: Job, schedule: Schedule) -> Video:
         expires_at=_whole(job.expires_at),
         error=error,
         remixed_from_video_id=job.remixed_from_video_id,
+        revised_prompt=job.revised_prompt,
+        prompt_upsampling_error=job.prompt_upsampling_error,
         input_reference=None if job.input_reference is None else ReferenceRecord(**job.input_reference._asdict()),
         stage=job.stage,
         step=job.step,
@@ -63,7 +66,7 @@ def _whole(time_s: float | None) -> int | None:
 
 def _durations(job: Job) -> dict[str, float] | None:
     """Return seconds by stage. ``queue`` is the time from creation to completion in which no stage worked."""
-    if job.stage_durations is None or job.completed_at is None:
+    if job.status != "completed" or job.stage_durations is None or job.completed_at is None:
         return None
     worked_s = sum(seconds for stage, seconds in job.stage_durations.items() if stage != QUEUE)
     return job.stage_durations | {QUEUE: round(max(0.0, job.completed_at - job.created_at - worked_s), 3)}
@@ -81,12 +84,16 @@ def events_of(state: JobState, video: Video | None) -> Iterator[NumberedEvent]:
     eta_s = estimate.rounded_eta_s
     start, cost = job.attempts * EVENTS_OF_AN_ATTEMPT, job.cost if isinstance(job, ActiveJob) else stored_cost(job.cost)
     if job.status == "queued":
-        yield start + QUEUED_EVENT, {"type": "queued", "queue_position": estimate.position, "eta_s": eta_s}
+        event = {"type": "queued", "queue_position": estimate.position, "stage": job.stage, "eta_s": eta_s}
+        yield start + QUEUED_EVENT, event
         return
     for step in range(job.step + 1 if job.attempts else 0):
         progress = percent(cost, step, job.steps)
         event = {"type": "progress", "stage": DENOISER, "step": step, "steps": job.steps, "progress": progress}
-        yield start + step, event | {"eta_s": eta_s}
+        yield start + EVENTS_OF_A_STEP * step, event | {"eta_s": eta_s}
+        if job.preview is not None and job.preview.shown_at == step:
+            event = {"type": "preview", "step": job.preview.step, "steps": job.steps, "progress": progress}
+            yield start + EVENTS_OF_A_STEP * step + 1, event | {"eta_s": eta_s}
     if job.stage in STAGE_EVENTS:
         event = {"type": "progress", "stage": job.stage, "step": job.steps, "steps": job.steps}
         yield start + STAGE_EVENTS[job.stage], event | {"progress": percent(cost, job.step, job.steps), "eta_s": eta_s}

@@ -8,27 +8,32 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing, suppress
-from dataclasses import dataclass, field
 from functools import partial
-from itertools import chain, repeat
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from ray import serve
 
 from cosmos3_models import GenerationParams
-from serve.errors import DatabaseUnavailable, MediaUnavailable, NotReady, QueueFull, ServingError
-from serve.graph.artifacts import FinishedRequest
+from serve import tracing
+from serve.errors import MediaUnavailable, NotReady, QueueFull, ServingError
+from serve.graph.artifacts import PREVIEW, FinishedRequest
 from serve.graph.batching import Coalesced
 from serve.graph.graph import Graph, Reference, Stages
-from serve.graph.stage_names import DENOISER, STORING
+from serve.graph.revision import Reviser, Revision
+from serve.graph.stage_names import DENOISER, PROMPT_UPSAMPLER, STORING
+from serve.jobs.claim import Claim, Revoked
 from serve.jobs.files import JobFiles
 from serve.jobs.job import ClaimProgress, FailedJob, Job, JobSettings, Outcome, StoredArtifact
 from serve.jobs.media_store import MediaStore
 from serve.jobs.metrics import JobMetrics, log_job
 from serve.jobs.migrations import prepare
+from serve.jobs.retries import forever, logged, persisted, reached
 from serve.jobs.table import JobTable
+from serve.jobs.webhooks.outbox import Outbox
+from serve.schema import Preview
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from serve.jobs.webhooks.deliveries import Deliveries
 
 logger = logging.getLogger("ray.serve")
 
@@ -41,33 +46,8 @@ RECONCILE_PERIOD_S = 1.0
 EXPIRY_PERIOD_S = 60.0
 ORPHAN_PERIOD_S = 600.0
 RELEASE_DELAY_S = 2.0
-DATABASE_WAIT_S = 1.0
-STORE_WAITS_S = (0.5, 1, 2, 4, 8, 15)  # between attempts to store a file; the last one repeats
 
-NOT_STARTED = ClaimProgress()
-
-
-class Revoked(Exception):
-    """The job no longer belongs to this runner, or may not continue."""
-
-
-@dataclass
-class Claim:
-    """A claimed job while a runner works on it.
-
-    Attributes:
-        progress: what the next heartbeat writes; ``written`` is what the last one wrote.
-        ending: the record's end is being written, and that write tells whether the job still belongs to the runner.
-    """
-
-    job: Job
-    owner: str
-    attempts: int = 0
-    progress: ClaimProgress = NOT_STARTED
-    written: ClaimProgress = NOT_STARTED
-    written_at: float = field(default_factory=time.monotonic)
-    ending: bool = False
-    work: "asyncio.Task[None] | None" = None
+UPSAMPLING = ClaimProgress(PROMPT_UPSAMPLER)
 
 
 class JobRunner:
@@ -99,6 +79,7 @@ class JobRunner:
         self._media = MediaStore(media_url)
         self.files = JobFiles(self._table, self._media, self._folder)
         self._graph = Graph(stages, settings.max_attempts)
+        self._reviser = Reviser(stages.prompt_upsampler, self._graph.check)
         self._settings = settings
         self._runners: Any = None  # this deployment's own handle
         self._connecting = False
@@ -114,10 +95,13 @@ class JobRunner:
             partial(self.files.remove_orphans, settings.retention_s): ORPHAN_PERIOD_S,
         }
         loop = asyncio.get_running_loop()
-        self._upkeep = [loop.create_task(_forever(action, period_s)) for action, period_s in upkeep.items()]
+        self._upkeep = [loop.create_task(forever(action, period_s)) for action, period_s in upkeep.items()]
+        self._deliveries = _deliveries(self._table.outbox, settings)
+        if self._deliveries is not None:
+            self._upkeep.append(loop.create_task(self._deliveries.run()))
 
     async def work(self) -> None:
-        """Claim the oldest free job and run it to its end; return at once if there is none.
+        """Claim a free job and run it to its end, or rewrite its prompt; return at once if there is none.
 
         Raises:
             DatabaseUnavailable: no job could be claimed.
@@ -125,8 +109,8 @@ class JobRunner:
         job = None if self._draining else await self._table.claim()
         if job is None or job.owner is None:
             return
-        claim = self._claims[job.owner] = Claim(job, job.owner)
-        claim.work = asyncio.create_task(self._make(claim))
+        claim = self._claims[job.owner] = Claim(job, job.owner, preview=job.artifact(PREVIEW))
+        claim.work = asyncio.create_task(self._revise(claim) if job.upsampling_pending else self._make(claim))
         self._in_background(self._claim_more)
         try:
             await asyncio.wait([claim.work])
@@ -142,6 +126,8 @@ class JobRunner:
         finally:
             del self._claims[job.owner]
         self._in_background(self._claim_more)
+        if self._deliveries is not None and job.webhook_url is not None:
+            await self._deliveries.send_first(job.seq)  # here, so that a replica that drains does not stop before it
 
     def drain(self) -> int:
         """Claim no more jobs; return how many are in progress here."""
@@ -154,29 +140,55 @@ class JobRunner:
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
+        if self._deliveries is not None:
+            await self._deliveries.close()
         await self._table.close()
 
     async def _make(self, claim: Claim) -> None:
         """Run a claimed job from its prompt to the end of its record."""
         try:
-            await self._store(claim, await self._run_graph(claim))
-        except Revoked:
+            with claim.traced():
+                finished = await self._run_graph(claim)
+                with tracing.span(STORING):
+                    await self._store(claim, finished)
+        except Exception as error:
+            await self._failed(claim, error)
+
+    async def _revise(self, claim: Claim) -> None:
+        """Rewrite the prompt of a claimed job and free the job: it waits for the denoisers in its order of arrival."""
+        claim.progress = claim.written = UPSAMPLING
+        try:
+            with claim.traced(PROMPT_UPSAMPLER):
+                revision = await self._reviser.revise(_params(claim.job), self._reference(claim.job))
+        except Exception as error:
+            return await self._failed(claim, error)
+        claim.ending = True
+        if not await persisted(lambda: self._table.revise(claim.owner, revision)):
             await self._fail_expired(claim)
-        except (QueueFull, NotReady) as error:
-            await self._release(claim, error)
-        except ServingError as error:
-            await self._fail(claim, Outcome(error.code, error.message))
-        except Exception:
-            logger.exception(f"Job {claim.job.id} failed.")
-            await self._fail(claim, Outcome(ServingError.code, "internal error; the server's log has the details"))
+
+    async def _failed(self, claim: Claim, error: Exception) -> None:
+        """Free or fail a job, by its error."""
+        match error:
+            case Revoked():
+                await self._fail_expired(claim)
+            case QueueFull() | NotReady():
+                await self._release(claim, error)
+            case ServingError():
+                await self._fail(claim, Outcome(error.code, error.message))
+            case _:
+                logger.error(f"Job {claim.job.id} failed.", exc_info=error)
+                await self._fail(claim, Outcome(ServingError.code, "internal error; the server's log has the details"))
 
     async def _run_graph(self, claim: Claim) -> FinishedRequest:
         """Run the graph, and count each start of its denoise."""
-        params = GenerationParams.model_construct(**claim.job.params)  # stored under the rules of that time
+        params = Revision(claim.job.revised_prompt).of(_params(claim.job))
         async with aclosing(self._graph.run(params, claim.job.model, reference=self._reference(claim.job))) as events:
             async for event in events:
                 if isinstance(event, FinishedRequest):
                     return event
+                if event["type"] == "preview":
+                    self._in_background(partial(self._show, claim, event))
+                    continue
                 step = event["step"] if event["stage"] == DENOISER else claim.job.steps
                 claim.progress = ClaimProgress(event["stage"], step)
                 if claim.progress == ClaimProgress(DENOISER, 0):
@@ -191,10 +203,10 @@ class JobRunner:
             return None
         stored = job.input_reference
         before = stored.frames if stored.continued else 0
-        return Reference(stored.kind, lambda: _reached(partial(self.files.read_input, job)), before)
+        return Reference(stored.kind, lambda: reached(partial(self.files.read_input, job)), before)
 
     async def _start(self, claim: Claim) -> None:
-        started = await _persist(lambda: self._table.start(claim.owner))
+        started = await persisted(lambda: self._table.start(claim.owner))
         if started is None:
             raise Revoked
         claim.attempts = started.attempts
@@ -203,6 +215,19 @@ class JobRunner:
         # The record of the job before this one is about to say that it is denoised; until then it counts as denoising.
         asyncio.get_running_loop().call_later(NOTIFY_DELAY_S, self._in_background, self._claim_more)
 
+    async def _show(self, claim: Claim, event: Preview) -> None:
+        """Store a preview in place of the one before it. If it cannot be stored, the next one may."""
+        name, jpeg = f"{self._folder}/{claim.owner}", event["preview"]
+        preview = StoredArtifact.of_preview(jpeg, name, event["step"])
+        await self._media.write(preview.file, jpeg)
+        now = claim.progress
+        preview = preview._replace(shown_at=now.step)
+        outdated: StoredArtifact | None = preview
+        if await self._table.show(claim.owner, preview, now):
+            outdated, claim.preview, claim.written = claim.preview, preview, now
+        if outdated is not None:
+            await self._media.remove(outdated.file)
+
     async def _store(self, claim: Claim, finished: FinishedRequest) -> None:
         """Store the files, then the record that names them: the files of a record always exist."""
         claim.progress = ClaimProgress(STORING, claim.job.steps)
@@ -210,10 +235,12 @@ class JobRunner:
         artifacts = []
         for artifact in finished.artifacts:
             artifacts.append(StoredArtifact.of(artifact, f"{self._folder}/{claim.owner}"))
-            await _reached(partial(self._media.write, artifacts[-1].file, artifact.data))
-        durations = finished.record["stage_durations"] | {STORING: round(time.perf_counter() - start, 3)}
+            await reached(partial(self._media.write, artifacts[-1].file, artifact.data))
+        listed = artifacts if claim.preview is None else [*artifacts, claim.preview]
+        durations = (claim.job.stage_durations or {}) | finished.record["stage_durations"]
+        durations[STORING] = round(time.perf_counter() - start, 3)
         claim.ending = True
-        if not await _persist(lambda: self._table.complete(claim.job, artifacts, durations)):
+        if not await persisted(lambda: self._table.complete(claim.job, listed, durations)):
             with suppress(MediaUnavailable):  # the sweep of files without a record will remove them
                 await self._media.remove(*(artifact.file for artifact in artifacts))
             raise Revoked
@@ -224,19 +251,19 @@ class JobRunner:
         if claim.attempts >= self._settings.max_attempts:
             return await self._fail(claim, Outcome(error.code, error.message))
         claim.ending = True
-        if not await _persist(lambda: self._table.release(claim.owner, RELEASE_DELAY_S)):
+        if not await persisted(lambda: self._table.release(claim.owner, RELEASE_DELAY_S)):
             return self._stopped(claim)
         self._metrics.retried()
         _log("released", claim, reason=error.code)
 
     async def _fail(self, claim: Claim, outcome: Outcome) -> None:
         claim.ending = True
-        self._ended(claim, await _persist(lambda: self._table.fail(claim.owner, outcome)))
+        self._ended(claim, await persisted(lambda: self._table.fail(claim.owner, outcome)))
 
     async def _fail_expired(self, claim: Claim) -> None:
         """Record why the job was taken from this runner, if it was not deleted or claimed by another one."""
         claim.ending = True  # a heartbeat must not cancel this: the job would be counted twice
-        failed = await _persist(lambda: self._table.fail_expired(claim.owner))
+        failed = await persisted(lambda: self._table.fail_expired(claim.owner))
         if failed:
             self._metrics.revoked()
         self._ended(claim, failed)
@@ -269,7 +296,10 @@ class JobRunner:
 
     async def _reconcile(self) -> None:
         """Find jobs that no runner works on: their runner died, or a notification was lost."""
-        self._metrics.ended.failed(await self._table.fail_expired())
+        failed = await self._table.fail_expired()
+        self._metrics.ended.failed(failed)
+        if failed and self._deliveries is not None:
+            self._deliveries.look()
         self._metrics.queued(await self._table.queued())
         await self._claim_more()
 
@@ -280,7 +310,7 @@ class JobRunner:
 
     def _in_background(self, action: Callable[[], Awaitable[None]]) -> None:
         """Run a part of the upkeep now, without waiting for it."""
-        task = asyncio.ensure_future(_logged(action))
+        task = asyncio.ensure_future(logged(action))
         self._background.add(task)
         task.add_done_callback(self._background.discard)
 
@@ -306,38 +336,17 @@ class JobRunner:
             self._connecting = False
 
 
-async def _persist(write: Callable[[], Awaitable[T]]) -> T:
-    """Return the result of a write, repeated until the database is available."""
-    while True:
-        try:
-            return await write()
-        except DatabaseUnavailable:
-            logger.warning("The job table cannot be reached; retrying in %s s.", DATABASE_WAIT_S, exc_info=True)
-            await asyncio.sleep(DATABASE_WAIT_S)
+def _deliveries(outbox: Outbox, settings: JobSettings) -> "Deliveries | None":
+    """Return what sends events; None if no target is allowed."""
+    if not settings.webhooks.targets:
+        return None
+    from serve.jobs.webhooks.deliveries import Deliveries  # here, because only servers with webhooks need a client
+
+    return Deliveries(outbox, settings.webhooks)
 
 
-async def _reached(action: Callable[[], Awaitable[T]]) -> T:
-    """Return the result of an action on the media store, however often it refuses: the job's deadline ends this."""
-    for wait_s in chain(STORE_WAITS_S, repeat(STORE_WAITS_S[-1])):
-        try:
-            return await action()
-        except MediaUnavailable:
-            logger.warning(f"The media store does not answer; retrying in {wait_s} s.", exc_info=True)
-            await asyncio.sleep(wait_s)
-    raise AssertionError("the last wait repeats")
-
-
-async def _forever(action: Callable[[], Awaitable[None]], period_s: float) -> None:
-    while True:
-        await asyncio.sleep(period_s)
-        await _logged(action)
-
-
-async def _logged(action: Callable[[], Awaitable[None]]) -> None:
-    try:
-        await action()
-    except Exception:  # the next period retries it
-        logger.warning("Upkeep of the jobs failed.", exc_info=True)
+def _params(job: Job) -> GenerationParams:
+    return GenerationParams.model_construct(**job.params)  # stored under the rules of that time
 
 
 def _log(event: str, claim: Claim, **fields: Any) -> None:

@@ -15,6 +15,7 @@ from serve.estimates.observed_jobs import ActiveJob
 from serve.estimates.schedule import Estimate, Rates, Schedule
 from serve.graph.artifacts import ArtifactName
 from serve.graph.batching import Batches
+from serve.inputs.inspection import CheckedUpload
 from serve.inputs.reference import FIELD
 from serve.inputs.uploads import Receiver, Upload
 from serve.jobs.files import JobFiles
@@ -113,9 +114,9 @@ class Videos:
             InvalidRequest: there is none.
         """
         job = await self._known(video_id)
-        if job is None or not job.files:
+        if job is None or job.main is None:
             got = f"a video that is {job.status}" if job else repr(video_id[:80])
-            why = "a video starts from one that is there"
+            why = "there are no frames to start from"
             raise InvalidRequest(f"{FIELD}: got {got}, expected a finished video of this server, because {why}", FIELD)
         return job
 
@@ -126,7 +127,7 @@ class Videos:
             InvalidRequest: it has not completed.
         """
         job = await self._job(video_id)
-        if not job.files:
+        if job.main is None:
             raise InvalidRequest(f"video_id: got a video that is {job.status}, expected a finished one", "video_id")
         return job
 
@@ -140,12 +141,21 @@ class Videos:
 
     async def input_of(self, job: Job, receiver: Receiver) -> Upload | None:
         """Copy the picture or clip that a job starts from into a file; None if there is none."""
-        return None if job.input_reference is None else await self._files.copy(job.input_reference.file, receiver)
+        if job.input_reference is None:
+            return None
+        upload = await self._files.copy(job.input_reference.file, receiver)
+        if upload.sha256 != job.input_sha256:
+            return upload
+        return CheckedUpload(upload.path, upload.sha256, upload.size, job.input_reference.media)
 
-    async def estimate(self, cost: Cost, steps: int) -> Estimate:
-        """Return the place in the queue and the time to completion of a job that arrived now."""
+    async def estimate(self, cost: Cost, steps: int, upsampling: bool = False) -> Estimate:
+        """Return the place in the queue and the time to completion of a job that arrived now.
+
+        Args:
+            upsampling: its prompt must be rewritten before it can start.
+        """
         active = (await self._snapshots(None)).active
-        new = ActiveJob(NEW_JOB, "queued", None, 0, steps, cost, 0.0)
+        new = ActiveJob(NEW_JOB, "queued", None, 0, steps, cost, 0.0, upsampling_pending=upsampling)
         return Schedule(self._rates, [*active, new], self.direct.active()).estimate(NEW_JOB)
 
     async def retrieve(self, video_id: str) -> Video:
@@ -183,15 +193,15 @@ class Videos:
         return await self.retrieve(video_id)
 
     async def content(self, video_id: str, variant: ArtifactName | None = None) -> Content:
-        """Return one of a completed job's artifacts, by default the main one, to be read from the media store.
+        """Return one of a job's artifacts, by default the main one, to be read from the media store.
 
         Raises:
-            NotFound: the job has not completed, has no such artifact, or its file is gone.
+            NotFound: the job has not made it, or not yet, or its file is gone.
         """
         job = await self._job(video_id)
-        if not job.artifacts:
-            raise NotFound(f"the video has no content: it is {job.status}", "video_id")
-        artifact = job.artifact(variant) if variant else job.artifacts[0]
+        artifact = job.artifact(variant) if variant else job.main
+        if artifact is None and job.main is None:
+            raise NotFound(f"the video has no {variant or 'content'}: it is {job.status}", "video_id")
         if artifact is None:
             raise NotFound(f"this video has no {variant}", "variant")
         size = await self._media.size(artifact.file)
@@ -211,13 +221,14 @@ class Videos:
 
         They follow from the job's row alone, so a client that reconnects to any replica misses none.
         """
-        last, position = -1 if last_event is None else last_event, None
+        last, place = -1 if last_event is None else last_event, None
         async with aclosing(self._watcher.follow(video_id)) as states:
             async for state in states:
                 ended = state.job if isinstance(state.job, Job) and state.job.ended else None
                 for number, event in events_of(state, await self._record(ended) if ended else None):
-                    if number > last or (number == last and event.get("queue_position") != position):
-                        last, position = number, event.get("queue_position")
+                    now = (event["queue_position"], event["stage"]) if event["type"] == "queued" else None
+                    if number > last or (number == last and now != place):
+                        last, place = number, now
                         yield number, event
                 if ended:
                     return

@@ -4,7 +4,9 @@ import hashlib
 from typing import NamedTuple
 
 from cosmos3_models import GenerationParams
+from serve import tracing
 from serve.estimates.cost import Cost
+from serve.graph.revision import wants_revision
 from serve.inputs.inspection import CheckedReference
 from serve.inputs.uploads import Upload
 from serve.jobs.job import OF_ITS_OWN, Caller, NewJob, Origin, StoredInput
@@ -60,6 +62,9 @@ class Wanted(NamedTuple):
             request_id=caller.request_id and caller.request_id[:MAX_REQUEST_ID_CHARS],
             input_sha256=None if self.reference is None else self.reference.upload.sha256,
             remixed_from_video_id=self.origin.remixed_from,
+            webhook_url=self.request.webhook_url,
+            upsampling_pending=wants_revision(self.params),
+            traceparent=tracing.traceparent(),
         )
 
     def stored_input(self, file: str) -> StoredInput | None:

@@ -24,7 +24,8 @@ class JobState(NamedTuple):
     @property
     def reported(self) -> tuple[object, ...]:
         """What events report; a change of the estimated time alone does not cause an event."""
-        return self.job.status, self.job.attempts, self.job.stage, self.job.step, self.estimate.position
+        job = self.job
+        return job.status, job.attempts, job.stage, job.step, job.preview, self.estimate.position
 
 
 @dataclass(eq=False)

@@ -20,7 +20,7 @@ from serve.errors import InputLost, MediaUnavailable
 from serve.graph.graph import Reference
 from serve.inputs.inspection import CheckedReference
 from serve.inputs.uploads import Upload
-from serve.jobs import runner as runner_module
+from serve.jobs import retries
 from serve.jobs.files import ORPHAN_AGE_S, JobFiles
 from serve.jobs.job import Caller, InputGone, Job, JobSettings, NewJob, StoredInput
 from serve.jobs.media_store import MediaStore
@@ -211,14 +211,15 @@ def test_a_file_from_disk_is_whole_or_absent_in_every_kind_of_store(
     source = tmp_path / "source"
     source.write_bytes(DATA)
     visible: list[object] = []
-    send = store._send
+    files_of_store = store._files
+    send = files_of_store._send
 
     async def scenario() -> None:
         def watched(path: str, data: Any) -> None:
             send(path, data)
-            visible.append(store._size(store._path("ours/inputs/a")))
+            visible.append(files_of_store.size("ours/inputs/a"))
 
-        monkeypatch.setattr(store, "_send", watched)
+        monkeypatch.setattr(files_of_store, "_send", watched)
         await store.write_file("ours/inputs/a", source)
         assert await store.size("ours/inputs/a") == len(DATA)
         blocks = [block async for block in store.read("ours/inputs/a", 0, len(DATA))]
@@ -229,7 +230,7 @@ def test_a_file_from_disk_is_whole_or_absent_in_every_kind_of_store(
             raise OSError("the disk is full")
 
         monkeypatch.setattr("shutil.copyfileobj", fail)
-        monkeypatch.setattr(store, "_send", fail)
+        monkeypatch.setattr(files_of_store, "_send", fail)
         with pytest.raises(MediaUnavailable):
             await store.write_file("ours/inputs/b", source)
         assert await store.older_than(-1, "ours/inputs") == ["ours/inputs/a"]
@@ -288,18 +289,18 @@ def test_a_job_whose_input_is_lost_fails_with_a_code_of_its_own(tmp_path: Path) 
 
 
 def test_an_input_waits_for_its_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner_module, "STORE_WAITS_S", (0.0, 0.001))
+    monkeypatch.setattr(retries, "STORE_WAITS_S", (0.0, 0.001))
     refusals = iter([True] * 5)
 
     async def scenario(runner: JobRunner, table: JobTable, _: MediaStore) -> None:
-        block = runner._media._block
+        block = runner._media._files.read
 
         def refuse(*where: Any) -> bytes | None:
             if next(refusals, False):
                 raise OSError("the store is away")
             return block(*where)
 
-        monkeypatch.setattr(runner._media, "_block", refuse)
+        monkeypatch.setattr(runner._media._files, "read", refuse)
         job, graph = await worked(runner, table, uploaded(tmp_path))
         assert (job.status, graph.read) == ("completed", [("image", DATA)])
 

@@ -15,7 +15,8 @@ import pytest
 
 from serve.errors import MediaUnavailable
 from serve.jobs import media_store as storage
-from serve.jobs.media_store import UNFINISHED, MediaStore
+from serve.jobs.media_store import MediaStore
+from serve.whole_files import UNFINISHED
 
 
 @pytest.fixture(params=["folder", "object store"])

@@ -25,7 +25,16 @@ from job_runners import (
 )
 from job_tables import change, read
 
-from serve.errors import DatabaseUnavailable, InvalidRequest, NotReady, QueueFull, ServingError, StageFailed
+from serve.errors import (
+    ContentRefused,
+    DatabaseUnavailable,
+    InvalidRequest,
+    NotReady,
+    QueueFull,
+    ServingError,
+    StageFailed,
+)
+from serve.jobs import retries
 from serve.jobs import runner as runner_module
 from serve.jobs.job import StoredArtifact
 from serve.jobs.media_store import MediaStore
@@ -36,7 +45,7 @@ from serve.jobs.videos import Videos
 
 @pytest.fixture(autouse=True)
 def no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner_module, "DATABASE_WAIT_S", 0.01)
+    monkeypatch.setattr(retries, "DATABASE_WAIT_S", 0.01)
     monkeypatch.setattr(runner_module, "RELEASE_DELAY_S", 0.0)
 
 
@@ -68,9 +77,10 @@ def test_a_job_ends_with_every_artifact_in_the_store_and_in_its_row(
     [
         (StageFailed("the denoiser failed 3 times"), "stage_failed", "the denoiser failed 3 times"),
         (InvalidRequest("height: got 9", "height"), "invalid_value", "height: got 9"),
+        (ContentRefused("a weapon"), "content_policy_violation", "a weapon"),
         (ValueError("/secret/path"), "internal_error", "internal error; the server's log has the details"),
     ],
-    ids=["stage failed", "bad input", "unexpected"],
+    ids=["stage failed", "bad input", "refused frames", "unexpected"],
 )
 def test_an_error_of_the_graph_fails_the_job(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, error: Exception, code: str, message: str

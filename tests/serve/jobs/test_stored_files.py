@@ -11,7 +11,7 @@ from job_runners import ARTIFACTS, DENOISING, FINISHED, ONE_STEP, database_id, f
 from job_tables import change
 
 from serve.errors import MediaUnavailable
-from serve.jobs import runner as runner_module
+from serve.jobs import retries
 from serve.jobs.files import ORPHAN_AGE_S
 from serve.jobs.job import StoredArtifact
 from serve.jobs.media_store import MediaStore
@@ -126,7 +126,7 @@ class Refusing(MediaStore):
 def test_a_finished_video_waits_for_its_store_for_as_long_as_it_takes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner_module, "STORE_WAITS_S", (0.0, 0.001))
+    monkeypatch.setattr(retries, "STORE_WAITS_S", (0.0, 0.001))
 
     async def scenario(runner: JobRunner, table: JobTable, _: MediaStore) -> None:
         runner._media = Refusing(str(tmp_path / "media"), refusals=200)
@@ -138,7 +138,7 @@ def test_a_finished_video_waits_for_its_store_for_as_long_as_it_takes(
 
 
 def test_a_store_that_stays_away_ends_the_job_at_its_deadline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner_module, "STORE_WAITS_S", (0.01,))
+    monkeypatch.setattr(retries, "STORE_WAITS_S", (0.01,))
 
     async def scenario(runner: JobRunner, table: JobTable, _: MediaStore) -> None:
         runner._media = store = Refusing(str(tmp_path / "media"), refusals=math.inf)

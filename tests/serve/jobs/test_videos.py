@@ -16,14 +16,11 @@ import av
 import httpx
 import openai
 import pytest
+from PIL import Image
 from running_server import Server
+from sample_requests import ENDLESS, LONG, PREVIEW_STEPS, REQUEST, WATCHED
 
 pytestmark = pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning")  # the shape stays, the service went
-
-REQUEST = {"prompt": "a red ball", "size": "96x64", "num_frames": 9, "num_inference_steps": 4, "generate_sound": True}
-REQUEST |= {"seed": 42}
-LONG = REQUEST | {"size": "192x128", "num_frames": 33, "num_inference_steps": 12}
-ENDLESS = REQUEST | {"num_frames": 65, "size": "512x384", "num_inference_steps": 200}
 
 
 @pytest.fixture
@@ -135,13 +132,13 @@ def test_a_failed_job_is_a_record_with_a_code_and_no_http_error(sdk: openai.Open
 
 
 def test_a_record_tells_what_was_asked_where_it_is_and_how_long_it_takes(client: httpx.Client) -> None:
-    request = LONG | {"seed": 5, "num_inference_steps": 40}
+    request = LONG | {"seed": 5, "num_inference_steps": 200}
     response = client.post("/videos", json=request, headers={"x-request-id": "abc"})
     assert int(response.headers["openai-poll-after-ms"]) in range(500, 5001)
     record = response.json()
     assert {name: record[name] for name in ("seed", "num_inference_steps", "generate_sound", "size")} == {
         "seed": 5,
-        "num_inference_steps": 40,
+        "num_inference_steps": 200,
         "generate_sound": True,
         "size": "192x128",
     }
@@ -388,3 +385,22 @@ def test_a_ray_job_without_this_package_can_do_what_http_can(server: Server, clu
     done = subprocess.run(command, cwd="/", capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-3000:]
     assert httpx.get(f"{server.url}/health", timeout=60).status_code == 200
+
+
+def test_a_preview_is_an_event_and_the_content_of_a_job_that_is_not_finished(client: httpx.Client) -> None:
+    video_id = create(client, WATCHED)["id"]
+    with client.stream("GET", f"/videos/{video_id}/events") as stream:
+        events = (json.loads(line[6:]) for line in stream.iter_lines() if line.startswith("data: "))
+        shown = next(event for event in events if event["type"] == "preview")
+    assert shown["step"] in PREVIEW_STEPS
+    assert shown["steps"] == 200
+    preview = client.get(f"/videos/{video_id}/content", params={"variant": "preview"})
+    assert preview.status_code == 200
+    assert preview.headers["content-type"] == "image/jpeg"
+    with Image.open(io.BytesIO(preview.content)) as picture:
+        assert picture.size == (4 * 192, 128)
+    assert client.get(f"/videos/{video_id}").json()["status"] == "in_progress"
+    missing = client.get(f"/videos/{video_id}/content")
+    assert missing.status_code == 404
+    assert client.delete(f"/videos/{video_id}").status_code == 200
+    assert client.get(f"/videos/{video_id}/content", params={"variant": "preview"}).status_code == 404
