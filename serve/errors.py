@@ -55,6 +55,14 @@ class InvalidRequest(ServingError):
         return cls(str(error), error.param)
 
 
+class ContentRefused(ServingError):
+    """The operator's guard refuses a prompt, or the frames that were made of it."""
+
+    status = 400
+    type = "invalid_request_error"
+    code = "content_policy_violation"
+
+
 @contextmanager
 def invalid_input_refused() -> Iterator[None]:
     """Raise what the model refuses as ``InvalidRequest``."""
@@ -149,10 +157,24 @@ class InputLost(ServingError):
     code = "input_lost"
 
 
+class PromptUpsamplingFailed(ServingError):
+    """The prompt could not be rewritten, and the request requires it."""
+
+    status = 502
+    code = "prompt_upsampling_failed"
+
+
 class NotReady(ServingError):
     status = 503
     type = "server_error"
     code = "not_ready"
+
+
+class GuardFailed(ServingError):
+    """The operator's guard failed, so that it permitted nothing."""
+
+    status = 503
+    code = "guard_failed"
 
 
 class DatabaseUnavailable(ServingError):

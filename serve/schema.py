@@ -12,7 +12,8 @@ from pydantic import BaseModel, BeforeValidator, Field, PlainValidator, WithJson
 from cosmos3_models import GenerationParams, InvalidInput
 from cosmos3_models.fields import CheckedModel, Number, Why, optional, unchecked, with_fields
 from cosmos3_models.media.natural_size import natural_size
-from cosmos3_models.params import CLEAN_BY_DEFAULT, MAX_SEED, GenerationDefaults
+from cosmos3_models.params import MAX_SEED, GenerationDefaults
+from cosmos3_models.references import CLEAN_BY_DEFAULT
 from cosmos3_models.shapes import nearest_frame_counts, pixel_frames_needed
 from serve.errors import invalid_input_refused
 from serve.inputs.reference import FIELD, ONE_REFERENCE, SCHEMA, StoredVideo, read_reference
@@ -27,6 +28,7 @@ def _number_text(value: object) -> object:
     return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
+MAX_URL_CHARS = 2048
 MAX_TIME = 253_402_300_799  # the end of the year 9999
 
 MetadataKey = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:-]{1,64}$")]
@@ -75,6 +77,11 @@ class VideoRequest(CheckedModel):
         WithJsonSchema(SCHEMA),
         Field(description="the picture or clip that the video starts from"),
         Why(ONE_REFERENCE),
+    ] = None
+    webhook_url: Annotated[
+        Annotated[str, Field(max_length=MAX_URL_CHARS)] | None,
+        Field(description="where an event is sent when the job has ended"),
+        Why("an event is sent to one URL"),
     ] = None
 
     def params(
@@ -198,12 +205,14 @@ class Video(BaseModel):
     Attributes:
         progress: percent.
         remixed_from_video_id: the video whose request this is with another prompt.
+        revised_prompt: the caption that the video was made from in place of ``prompt``, if it asked for one.
+        prompt_upsampling_error: why there is none although it asked.
         input_reference: the picture or clip that the video starts from.
         created_at, completed_at, expires_at: seconds since the epoch; record and files expire together.
         started_at: seconds since the epoch when the latest denoise started; None while the job is queued.
         seconds: the length that the request named; the exact length if it named none.
         duration_s: exact length of the video in seconds.
-        stage: the stage that a running job is in.
+        stage: the stage that a running job is in, or ``prompt_upsampler`` of a queued one.
         step: completed steps of ``num_inference_steps``.
         queue_position: 1 is the next to start, 0 is not in the queue.
         eta_s: estimated seconds until the video is ready; None if there is no estimate.
@@ -226,6 +235,8 @@ class Video(BaseModel):
     size: str
     error: VideoError | None
     remixed_from_video_id: str | None
+    revised_prompt: str | None
+    prompt_upsampling_error: str | None
     input_reference: ReferenceRecord | None
     stage: str | None
     step: int
@@ -281,6 +292,16 @@ class Progress(TypedDict):
     elapsed_s: float  # since the request arrived
 
 
+class Preview(TypedDict):
+    """What the video of a running request will look like."""
+
+    type: Literal["preview"]
+    step: int  # steps done when it was estimated
+    steps: int
+    elapsed_s: float  # since the request arrived
+    preview: bytes  # JPEG: moments of the video side by side
+
+
 class FinishedVideo(TypedDict):
     """The last event of a stream, and what ``generate`` returns: an mp4, or the PNG of a video of one frame."""
 
@@ -294,7 +315,7 @@ class FinishedVideo(TypedDict):
     waveform: NotRequired[NDArray[np.float32] | None]  # (channels, samples), if requested
 
 
-Event = Progress | FinishedVideo
+Event = Progress | Preview | FinishedVideo
 
 
 class ModelCard(TypedDict):
@@ -306,6 +327,7 @@ class ModelCard(TypedDict):
     owned_by: str
     sound: bool  # whether it can make sound
     pictures: bool  # whether a video can start from a picture or clip
+    prompt_upsampling: bool  # whether the server can rewrite prompts
     defaults: dict[str, Any]
     max_pixel_frames: int  # height x width x frames
     guide: dict[str, Any] | None  # how to prompt the model, if its folder has a PromptGuide

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import click
 import yaml
 
-DEMO = "demo"
 BUILDER = "serve.app.build_app"
 
 
@@ -17,7 +16,7 @@ class Change(NamedTuple):
 
     Attributes:
         port: of HTTP.
-        checkpoint: a folder, also a relative one, or ``demo``.
+        checkpoint: a folder, also a relative one, a model on the Hugging Face Hub, or ``demo``.
     """
 
     file: Path
@@ -37,7 +36,7 @@ def options(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
     @click.option("--port", type=int, help="HTTP port, instead of the one in the file.")
-    @click.option("--checkpoint", help="Folder of the checkpoint, or demo, instead of the one in the file.")
+    @click.option("--checkpoint", help="Folder, owner/name on the Hub, or demo, instead of the one in the file.")
     def with_options(file: Path, port: int | None, checkpoint: str | None) -> Any:
         return command(Change(file, port, checkpoint))
 
@@ -61,7 +60,7 @@ def _apply(change: Change, config: dict[str, Any]) -> None:
         config["http_options"] = (config.get("http_options") or {}) | {"port": change.port}
     if change.checkpoint is not None:
         for application in filter(lambda application: is_ours(application["import_path"]), config["applications"]):
-            application["args"] = (application.get("args") or {}) | {"checkpoint": _folder(change.checkpoint)}
+            application["args"] = (application.get("args") or {}) | {"checkpoint": absolute(change.checkpoint)}
 
 
 def is_ours(import_path: str) -> bool:
@@ -69,6 +68,10 @@ def is_ours(import_path: str) -> bool:
     return import_path.replace(":", ".") == BUILDER
 
 
-def _folder(checkpoint: str) -> str:
-    """The absolute form of a path on a command line, where it may be relative."""
-    return checkpoint if checkpoint == DEMO else os.path.abspath(os.path.expanduser(checkpoint))
+def absolute(checkpoint: str) -> str:
+    """The absolute form of a checkpoint on a command line, where a folder's path may be relative."""
+    from cosmos3_models.checkpoint.folder import DEMO, hub_name  # here, because ``serve`` must start at once
+
+    if checkpoint == DEMO or hub_name(checkpoint):
+        return checkpoint
+    return os.path.abspath(os.path.expanduser(checkpoint))

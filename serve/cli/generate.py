@@ -2,19 +2,23 @@
 
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Never
 
 import click
+import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from cosmos3_models.checkpoint.folder import Checkpoint
 from cosmos3_models.errors import CheckpointError, InvalidInput
 from cosmos3_models.media import reading
 from cosmos3_models.media.output_file import check_output_file
-from cosmos3_models.media.pictures import PictureFormat, encode_picture
+from cosmos3_models.media.pictures import PictureFormat, encode_picture, side_by_side
 from cosmos3_models.params import GenerationDefaults, GenerationParams
-from serve.cli.options import out_option, reference_options, request_options
+from cosmos3_models.references import check_reference
+from serve.cli.options import out_option, preview_file, reference_options, request_options
 from serve.schema import VideoRequest
 
 if TYPE_CHECKING:
@@ -41,10 +45,10 @@ SEED = GenerationParams.model_fields["seed"].default
 
 
 @click.command("generate")
-@request_options(without=("model", "metadata"))
+@request_options(without=("model", "metadata", "webhook_url", "prompt_upsampling"))
 @reference_options
 @out_option
-@click.option("--checkpoint", default="demo", show_default=True, help="Folder with Cosmos3 weights, or demo.")
+@click.option("--checkpoint", default="demo", show_default=True, help="Folder, owner/name on the Hub, or demo.")
 @click.option("--device", default="auto", show_default=True, help="A torch device, or auto.")
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), help="Type of the weights; bfloat16 on a GPU.")
 def command(
@@ -76,14 +80,17 @@ def _generate(
     checkpoint, device, dtype = model
     file, info = source or (None, None)
     params = request.params(Checkpoint.open(checkpoint).defaults, info)
+    check_reference(params, None if info is None else info.kind)
     _check_kind(out, params)
     pipeline = Cosmos3Pipeline.from_pretrained(checkpoint, device, getattr(torch, dtype) if dtype else None)
     timings = {"model_load": time.perf_counter() - start}
     given: dict[str, Any] = {} if info is None else {info.kind: file}
     with tqdm(total=params.num_inference_steps, unit="step", desc="denoise") as bar:
-        result = pipeline(params, **given, on_step=lambda done, _: _show(bar, done))
+        show = partial(_save_preview, preview_file(out))
+        result = pipeline(params, **given, on_step=lambda done, _: _show(bar, done), on_preview=show)
     encode_start = time.perf_counter()
     out.write_bytes(_encoded(result, out))
+    preview_file(out).unlink(missing_ok=True)
     timings |= result.timings | {"encode": time.perf_counter() - encode_start}
     timings["total"] = time.perf_counter() - start
     timings["inference"] = sum(timings[stage] for stage in ("denoise", "video_decode", "sound_decode"))
@@ -95,6 +102,11 @@ def _generate(
 
 def _show(bar: "tqdm[Never]", done: int) -> None:
     bar.update(done - bar.n)
+
+
+def _save_preview(file: Path, step: int, moments: NDArray[np.uint8]) -> None:
+    file.write_bytes(side_by_side([*moments]))
+    tqdm.write(f"preview after step {step}: {file}", file=sys.stderr)
 
 
 def _check_kind(out: Path, params: GenerationParams) -> None:

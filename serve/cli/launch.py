@@ -9,6 +9,7 @@ import time
 import traceback
 from collections.abc import Collection, Sequence
 from contextlib import suppress
+from importlib.util import find_spec
 from typing import Any
 
 import httpx
@@ -17,15 +18,22 @@ import yaml
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve._private.api import serve_start
+from ray.serve.config import ControllerOptions
 from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
-from ray.serve.schema import ApplicationStatus, HTTPOptionsSchema, ServeApplicationSchema, ServeDeploySchema
+from ray.serve.schema import (
+    ApplicationStatus,
+    HTTPOptionsSchema,
+    ServeApplicationSchema,
+    ServeDeploySchema,
+)
 
 from serve.app import AppArgs
 from serve.cli import deploy_file
 from serve.http.health import GRAPH, reason, unready_deployments
 from serve.ingress.ingress import Ingress
 from serve.jobs.runner import JobRunner
+from serve.tracing import ENDPOINTS, TRACED
 
 STOPPING = (
     "Stopping. {videos} running; waiting up to {s:.0f} s for that. Press Ctrl-C again to stop at once. "
@@ -92,12 +100,26 @@ def _deploy(config: ServeDeploySchema, address: str) -> None:
             http_options=config.http_options.model_dump(),
             proxy_location=config.proxy_location,
             grpc_options=config.grpc_options.model_dump(),
-            controller_options=config.controller_options,
+            controller_options=_controller_options(config),
         )
         logging.getLogger("ray.serve").setLevel(logging.WARNING)  # only in this process, whose handles log each start
         client.deploy_apps(config)
     except Exception as error:
         raise NotStarted(reason(traceback.format_exc())) from error
+
+
+def _controller_options(config: ServeDeploySchema) -> ControllerOptions:
+    """The options of the file, with Serve's own tracing if the file or the environment names where spans go to."""
+    options = config.controller_options or ControllerOptions()
+    runtime_env = options.runtime_env or {}
+    variables = runtime_env.get("env_vars", {})
+    if config.tracing_config is not None or not any((os.environ | variables).get(name) for name in ENDPOINTS):
+        return options
+    if find_spec("opentelemetry.exporter.otlp") is None:
+        _say("No traces are sent: they need pip install 'cosmos3-serve[tracing]'.")
+        return options
+    # By variables, because Serve does not hand its tracing_config to the proxies.
+    return ControllerOptions(runtime_env=runtime_env | {"env_vars": TRACED | variables})
 
 
 def _check_port(http: HTTPOptionsSchema) -> None:

@@ -7,7 +7,7 @@ import click
 
 INTERRUPTED = 130  # what a shell reports of a program that Ctrl-C ended
 
-COMMANDS = ("serve", "generate", "submit", "check")
+COMMANDS = ("serve", "generate", "submit", "batch", "check")
 
 
 class Commands(click.Group):
@@ -32,4 +32,4 @@ class Commands(click.Group):
 
 @click.command("cosmos3", cls=Commands)
 def main() -> None:
-    """Generate videos with Cosmos3: run a server, ask one for a video, or make one in this process."""
+    """Generate videos with Cosmos3: run a server, ask one for a video or many, or make one in this process."""

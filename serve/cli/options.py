@@ -10,6 +10,7 @@ import click
 from serve.schema import VideoRequest
 
 ARGUMENT = "prompt"
+KEY_VARIABLE = "COSMOS3_API_KEY"
 SHORT = {"generate_sound": ["--sound"]}
 KINDS = {"integer": click.INT, "number": click.FLOAT, "string": click.STRING, "array": click.STRING}
 
@@ -20,6 +21,11 @@ out_option = click.option(
     required=True,
     help="The mp4 to write, or a picture of one frame, in a folder that exists.",
 )
+
+
+def preview_file(out: Path) -> Path:
+    """Where the newest preview of the video ``out`` is written, as long as there is no video."""
+    return out.with_suffix(".preview.jpg")
 
 
 def reference_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -39,6 +45,14 @@ def reference_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for kind, what in (("video", "clip"), ("image", "picture")):
         decorated = click.option(f"--{kind}", type=file, help=f"The {what} that the video starts from.")(decorated)
     return decorated
+
+
+def server_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorate a command with ``--url`` and ``--api-key`` of a server."""
+    of_key = f"API key; {KEY_VARIABLE} is safer, since process lists omit it."
+    with_key = click.option("--api-key", envvar=KEY_VARIABLE, help=of_key)(command)
+    of_url = "URL of the server."
+    return click.option("--url", default="http://127.0.0.1:8000", show_default=True, help=of_url)(with_key)
 
 
 def request_options(without: Collection[str] = ()) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -76,5 +90,9 @@ def _option(name: str, schema: dict[str, Any]) -> Callable[[Callable[..., Any]],
         return click.option(name, f"{flag}/--no-{flag[2:]}", *SHORT.get(name, []), default=None, help=f"{description}.")
     if "maximum" in schema:
         description += f" ({schema['minimum']} to {schema['maximum']})"
-    kind = click.Choice(schema["enum"]) if "enum" in schema else KINDS[schema["type"]]
+    kind = click.Choice([_as_text(choice) for choice in schema["enum"]]) if "enum" in schema else KINDS[schema["type"]]
     return click.option(name, flag, type=kind, help=f"{description}.")
+
+
+def _as_text(choice: str | bool) -> str:
+    return choice if isinstance(choice, str) else str(choice).lower()

@@ -11,10 +11,9 @@ from tqdm import tqdm
 
 from cosmos3_models.errors import InvalidInput
 from cosmos3_models.media.output_file import check_output_file
-from serve.cli.options import out_option, reference_options, request_options
+from serve.cli.options import out_option, preview_file, reference_options, request_options, server_options
 from serve.client.videos import RemoteError, RemoteVideos
 
-KEY_VARIABLE = "COSMOS3_API_KEY"
 BAR = "{desc} {percentage:3.0f}%|{bar}| {elapsed}{postfix}"
 
 
@@ -22,8 +21,7 @@ BAR = "{desc} {percentage:3.0f}%|{bar}| {elapsed}{postfix}"
 @request_options()
 @reference_options
 @out_option
-@click.option("--url", default="http://127.0.0.1:8000", show_default=True, help="URL of the server.")
-@click.option("--api-key", envvar=KEY_VARIABLE, help=f"API key; {KEY_VARIABLE} is safer, since process lists omit it.")
+@server_options
 def command(fields: dict[str, Any], reference: Path | None, out: Path, url: str, api_key: str | None) -> None:
     """Make a video on a server.
 
@@ -60,14 +58,17 @@ def _make(wanted: Submission, out: Path) -> None:
         video_id = server.submit(wanted.fields, wanted.key, wanted.reference)
         _print(f"{video_id} was submitted")
         with tqdm(total=100, desc="waiting", bar_format=BAR) as bar:
-            end = server.follow(video_id, lambda event: _show(bar, event))
+            end = _follow(server, video_id, bar, preview_file(out))
         if end["type"] != "completed":
             raise RemoteError(_reason(end))
         server.download(video_id, out)
+        preview_file(out).unlink(missing_ok=True)
     except KeyboardInterrupt:
         _cancel(wanted, video_id)
         raise
     video = end["video"]
+    if video.get("prompt_upsampling_error"):
+        _print(f"warning: {video['prompt_upsampling_error']}")
     made = f"{video['size']}, {video['num_frames']} frames, {video['fps']:g} fps, seed {video['seed']}"
     sys.stdout.write(f"{out}: {made}\n")
 
@@ -84,6 +85,21 @@ def _cancel(wanted: Submission, video_id: str | None) -> None:
         _print("cancelled")
 
 
+def _follow(server: RemoteVideos, video_id: str, bar: "tqdm[Never]", preview: Path) -> dict[str, Any]:
+    """Show the job's events until its end, and return the last one. The newest preview is in the file."""
+
+    def show(event: dict[str, Any]) -> None:
+        if event["type"] != "preview":
+            return _show(bar, event)
+        try:
+            server.download(video_id, preview, "preview")
+        except (RemoteError, OSError) as error:  # the video does not depend on it
+            return _print(f"no preview after step {event['step']}: {error}")
+        _print(f"preview after step {event['step']}: {preview}")
+
+    return server.follow(video_id, show)
+
+
 def _show(bar: "tqdm[Never]", event: dict[str, Any]) -> None:
     bar.set_description_str(_stage(event), refresh=False)
     bar.set_postfix_str(_remaining(event.get("eta_s")), refresh=False)
@@ -92,7 +108,7 @@ def _show(bar: "tqdm[Never]", event: dict[str, Any]) -> None:
 
 
 def _stage(event: dict[str, Any]) -> str:
-    if event["type"] == "queued":
+    if event["type"] == "queued" and not event.get("stage"):
         return f"queued, number {event['queue_position']}"
     if event.get("stage") == "denoiser":
         return f"denoiser, step {event['step']} of {event['steps']}"

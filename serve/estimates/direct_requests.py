@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 from serve.estimates.cost import Cost
 from serve.estimates.observed_jobs import ActiveJob
+from serve.graph.stage_names import PROMPT_UPSAMPLER
 from serve.schema import Progress
 
 
@@ -17,13 +18,20 @@ class DirectRequests:
         self._started: dict[object, float] = {}
 
     @contextmanager
-    def counted(self, cost: Cost, steps: int) -> Iterator[Callable[[Progress], None]]:
-        """Count one request. Yields a function that takes the progress events of its graph."""
+    def counted(self, cost: Cost, steps: int, upsampling: bool = False) -> Iterator[Callable[[Progress], None]]:
+        """Count one request. Yields a function that takes its progress events.
+
+        Args:
+            upsampling: its prompt must be rewritten before it can start.
+        """
         request = object()
-        self._requests[request] = ActiveJob(0, "queued", None, 0, steps, cost, 0.0)
+        self._requests[request] = ActiveJob(0, "queued", None, 0, steps, cost, 0.0, upsampling_pending=upsampling)
 
         def note(event: Progress) -> None:
             before = self._requests[request]
+            if event["stage"] == PROMPT_UPSAMPLER:  # it still waits
+                self._requests[request] = before._replace(stage=event["stage"])
+                return
             self._requests[request] = before._replace(status="in_progress", stage=event["stage"], step=event["step"])
             self._started.setdefault(request, time.monotonic())
 

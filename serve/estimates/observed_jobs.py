@@ -5,6 +5,13 @@ from typing import NamedTuple
 from serve.estimates.cost import Cost
 
 
+class Preview(NamedTuple):
+    """Which preview a job shows: the steps done when it was estimated, and when it was stored."""
+
+    step: int
+    shown_at: int
+
+
 class ActiveJob(NamedTuple):
     """A job that has not ended, for estimates and events.
 
@@ -14,6 +21,8 @@ class ActiveJob(NamedTuple):
         cost: None for a row of version 1.
         running_s: seconds since its denoise started; 0 before that.
         attempts: how often its denoise has started.
+        preview: its newest one.
+        upsampling_pending: its prompt must be rewritten before it can start.
     """
 
     seq: int
@@ -25,6 +34,8 @@ class ActiveJob(NamedTuple):
     running_s: float
     attempts: int = 0
     id: str = ""
+    preview: Preview | None = None
+    upsampling_pending: bool = False
 
 
 class FinishedJob(NamedTuple):

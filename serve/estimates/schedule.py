@@ -4,12 +4,13 @@ import heapq
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from math import ceil, inf, isfinite
+from statistics import median
 from typing import NamedTuple
 
 from serve.estimates.cost import Cost
 from serve.estimates.observed_jobs import ActiveJob, FinishedJob
 from serve.estimates.rates import Rate, Sample, Work
-from serve.graph.stage_names import DENOISER, VIDEO_ENCODER
+from serve.graph.stage_names import DENOISER, PROMPT_UPSAMPLER, VIDEO_ENCODER
 
 UNKNOWN_RETRY_S = 10  # without an estimate
 STEP_AGE_S = 0.5  # by which the record of a step may be late
@@ -38,7 +39,10 @@ class Rates:
 
     def __init__(self, finished: Iterable[FinishedJob]) -> None:
         self._samples: dict[tuple[str, ...], list[Sample]] = defaultdict(list)
+        self._upsample_s: list[float] = []
         for job in finished:
+            if (upsample_s := job.stage_durations.get(PROMPT_UPSAMPLER)) is not None:
+                self._upsample_s.append(upsample_s)
             denoise_s = job.stage_durations[DENOISER]
             # If the decoder was busy, the video was decoded after the one before it.
             decode_s = max(LEAST_S, min(job.wall_s - denoise_s, job.after_last_s))
@@ -60,6 +64,7 @@ class Rates:
         if not larger:
             return self
         rates = Rates([])
+        rates._upsample_s = self._upsample_s
         for kind, samples in self._samples.items():
             rates._samples[kind] = list(samples)
         for job in larger:
@@ -77,7 +82,11 @@ class Rates:
         """Return the seconds of a whole denoise; infinite without a comparable sample."""
         if cost is None:
             return inf
-        return self.denoise(cost).seconds(_denoise_work(cost, steps))
+        return self.denoise(cost).seconds(_denoise_work(cost, steps, steps))
+
+    def upsample_s(self, job: ActiveJob) -> float:
+        """Return the seconds until a job's prompt is rewritten: the median of all; 0 before those are measured."""
+        return median(self._upsample_s) if job.upsampling_pending and self._upsample_s else 0.0
 
     def encode_s(self, cost: Cost | None) -> float:
         """Return the seconds before the denoise; before those are measured, at the denoiser's speed."""
@@ -103,7 +112,7 @@ class Rates:
         if job.cost is None or not isfinite(whole):
             return inf
         rate = self.denoise(job.cost)
-        done, next_one = (rate.seconds(_denoise_work(job.cost, step)) for step in (job.step, job.step + 1))
+        done, next_one = (rate.seconds(_denoise_work(job.cost, step, job.steps)) for step in (job.step, job.step + 1))
         if _has_a_pace(job) and job.running_s < done:
             return (whole - done) * job.running_s / done
         if job.running_s > next_one + STEP_AGE_S:
@@ -113,12 +122,14 @@ class Rates:
     def _learns_from(self, job: ActiveJob) -> bool:
         """Whether a running job is larger than any measured one, and has a pace or is the only source of one."""
         assert job.cost is not None
-        if self.denoise(job.cost).largest >= _denoise_work(job.cost, job.steps).flops:
+        if self.denoise(job.cost).largest >= _denoise_work(job.cost, job.steps, job.steps).flops:
             return False
         return _has_a_pace(job) or not isfinite(self.denoise_s(job.cost, job.steps))
 
     def _add_denoise(self, cost: Cost, done: float, steps: int, seconds: float) -> None:
-        sample = Sample(_denoise_work(cost, done), max(LEAST_S, seconds), _denoise_work(cost, steps).flops)
+        sample = Sample(
+            _denoise_work(cost, done, steps), max(LEAST_S, seconds), _denoise_work(cost, steps, steps).flops
+        )
         for kind in (("denoise", cost.model, cost.mode), ("denoise", cost.model)):
             self._samples[kind].append(sample)
 
@@ -131,9 +142,9 @@ class Rates:
 class Schedule:
     """When the active jobs are expected to end.
 
-    The denoisers take waiting jobs in order of arrival, as many at a time as are denoising now, and one video decoder
-    takes their results. Requests of the sync route and of handle calls wait before the denoisers instead of in the
-    table, and so start before the jobs there.
+    The denoisers take waiting jobs in order of arrival, but for those whose prompts are not rewritten yet, as many at
+    a time as are denoising now, and one video decoder takes their results. Requests of the sync route and of handle
+    calls wait before the denoisers instead of in the table, and so start before the jobs there.
 
     Args:
         rates: measured times.
@@ -150,8 +161,8 @@ class Schedule:
         denoised = [(self._denoised_s(job), job) for job in running]
         free = [end_s for end_s, job in denoised if _is_denoising(job)] or [0.0]
         heapq.heapify(free)
-        starts = [self._take(free, job, denoised) for job in (*ahead, *queued)][len(ahead) :]
-        self._next_start_s = starts[0] if starts else free[0]
+        starts = [(self._take(free, job, denoised), job) for job in self._in_order([*ahead, *queued], free[0])]
+        self._next_start_s = next((start for start, job in starts if job.seq in self._positions), free[0])
         self._ends = self._decoded(denoised)
 
     def estimate(self, seq: int) -> Estimate:
@@ -170,9 +181,14 @@ class Schedule:
             return self._rates.remaining_s(job)
         return min(0.0, self._rates.denoise_s(job.cost, job.steps) - job.running_s)
 
+    def _in_order(self, waiting: list[ActiveJob], free_s: float) -> list[ActiveJob]:
+        """Return jobs in the order in which they start: a prompt that is rewritten for longer lets others pass."""
+        return sorted(waiting, key=lambda job: max(0.0, self._rates.upsample_s(job) - free_s))
+
     def _take(self, free: list[float], job: ActiveJob, denoised: list[tuple[float, ActiveJob]]) -> float:
         """Assign a job to the denoiser that is free first; return when that is."""
-        start = max(free[0], self._rates.encode_s(job.cost))  # a picture is encoded while others are denoised
+        # While others are denoised, a prompt is rewritten and then a picture is encoded.
+        start = max(free[0], self._rates.upsample_s(job) + self._rates.encode_s(job.cost))
         end = start + self._rates.denoise_s(job.cost, job.steps)
         heapq.heapreplace(free, end)
         denoised.append((end, job))
@@ -196,8 +212,9 @@ def _has_a_pace(job: ActiveJob) -> bool:
     return job.step > 0 and job.running_s >= STEP_AGE_S
 
 
-def _denoise_work(cost: Cost, steps: float) -> Work:
-    return Work(1, steps * cost.passes, cost.text + steps * cost.step)
+def _denoise_work(cost: Cost, done: float, steps: int) -> Work:
+    full = cost.full_steps(done, steps)
+    return Work(1, full * cost.passes, cost.text + full * cost.step)
 
 
 def _encode_work(cost: Cost) -> Work:

@@ -8,18 +8,22 @@ from numpy.typing import NDArray
 
 from serve.schema import FinishedVideo
 
-ArtifactName = Literal["video", "image", "thumbnail", "spritesheet"]
+ArtifactName = Literal["video", "image", "thumbnail", "spritesheet", "preview"]
 
 MEDIA_TYPES: dict[ArtifactName, str] = {
     "video": "video/mp4",
     "image": "image/png",
     "thumbnail": "image/jpeg",
     "spritesheet": "image/jpeg",
+    "preview": "image/jpeg",
 }
 """Every artifact that a request can have, and its media type."""
 
 EXTENSIONS = {"video/mp4": ".mp4", "image/png": ".png", "image/jpeg": ".jpg"}
 """What the names of files end in, by media type."""
+
+PREVIEW: ArtifactName = "preview"
+"""Of a request that is not finished: the newest picture of what it will be."""
 
 MAIN: tuple[ArtifactName, ...] = ("video", "image")
 """What a request can be for: it has one of these, first of its artifacts."""
@@ -68,7 +72,8 @@ class FinishedRequest:
         """
         finished: FinishedVideo = {"type": "video", "record": self.record | fields}
         for artifact in self.artifacts:
-            finished["mp4" if artifact.name == "video" else artifact.name] = artifact.data
+            key = "mp4" if artifact.name == "video" else artifact.name
+            finished[key] = artifact.data  # type: ignore[typeddict-unknown-key]  # a preview is no result
         if self.frames is not None:
             finished |= {"frames": self.frames, "waveform": self.waveform}
         return finished

@@ -3,36 +3,39 @@
     params ── Tokenizer ──── ids ───────────┬─ Denoiser ─┬─ video latents ─ VideoDecoder ─ H.264 ─┬─ mp4
     picture ─ VideoEncoder ─ clean latents ─┘            └─ sound latents ─ SoundDecoder ─ AAC ───┘
 
+Where the server has a PromptUpsampler, ``revision.py`` replaces the prompt of a request that asks for it before that.
 Only a request with a picture or clip needs the encoder. Latents travel by reference from stage to stage; this process
-never loads them. Of one frame the video decoder makes an image, which needs no mp4.
+never loads them. Of one frame the video decoder makes an image, which needs no mp4. The few latents of a preview go to
+the video decoder while the denoiser goes on.
 """
 
 import asyncio
 import logging
-import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from typing import Any, NamedTuple
 
 from ray import ObjectRef
-from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
+from ray.exceptions import ObjectLostError, RayTaskError
 from ray.serve.exceptions import (
     BackPressureError,
     DeploymentUnavailableError,
-    ReplicaUnavailableError,
 )
 from ray.serve.handle import DeploymentHandle
 
 from cosmos3_models import GenerationParams, InvalidInput
 from cosmos3_models.media.mp4 import mux
-from cosmos3_models.params import ReferenceKind, reference_frames
+from cosmos3_models.references import ReferenceKind, reference_frames
 from cosmos3_models.resources.budget import Budget
 from cosmos3_models.text.prompt import PromptIds
-from serve.errors import InvalidRequest, NotReady, QueueFull, StageFailed
+from serve.errors import ContentRefused, InvalidRequest, NotReady, QueueFull, StageFailed
 from serve.graph.artifacts import Artifact, FinishedRequest
 from serve.graph.batching import Batches, together
-from serve.graph.messages import LATENTS_FOLLOW, DecodedSound, DecodedVideo
+from serve.graph.clock import Clock
+from serve.graph.messages import LATENTS_FOLLOW, PREVIEW_FOLLOWS, DecodedSound, DecodedVideo
+from serve.graph.previews import Picture, Pictures
+from serve.graph.revision import REPLICA_DIED, Upsampler
 from serve.graph.stage_names import (
     DECODERS,
     DENOISER,
@@ -45,27 +48,29 @@ from serve.graph.stage_names import (
     VIDEO_ENCODER,
 )
 from serve.graph.streaming_call import StreamingCall
-from serve.schema import Progress, video_record
+from serve.schema import Preview, Progress, video_record
 
 logger = logging.getLogger("ray.serve")
-
-REPLICA_DIED = (RayActorError, ReplicaUnavailableError)
 
 MUXERS = ThreadPoolExecutor(2, "mux")
 """Threads of their own: all of asyncio's may be waiting for a store or a controller that does not answer."""
 
-GraphEvent = Progress | FinishedRequest
-"""What ``Graph.run`` yields: progress, and the result last."""
+FREE_WITHIN_S = 1.0
+"""A decoder that is free takes up a preview well within this time, even on a busy machine."""
+
+GraphEvent = Progress | Preview | FinishedRequest
+"""What ``Graph.run`` yields: progress, previews, and the result last."""
 
 
 class Stages(NamedTuple):
-    """The handles of the model stages."""
+    """The handles of the model stages, and the stage before them if the server has one."""
 
     tokenizer: DeploymentHandle[Any]
     video_encoder: DeploymentHandle[Any]
     denoiser: DeploymentHandle[Any]
     video_decoder: DeploymentHandle[Any]
     sound_decoder: DeploymentHandle[Any]
+    prompt_upsampler: Upsampler | None = None
 
 
 class Reference(NamedTuple):
@@ -101,6 +106,15 @@ class Latents(NamedTuple):
     sound: ObjectRef | None = None
 
 
+class Snippets(NamedTuple):
+    """The reference of a preview's latents, which the video decoder loads."""
+
+    latents: ObjectRef
+
+
+DenoiseItem = int | Snippets | Latents
+
+
 class Graph:
     """Drives requests through the stages.
 
@@ -110,6 +124,7 @@ class Graph:
     Every method raises ``ServingError``, whose message the client gets:
 
     * ``InvalidRequest``: a stage refused the request.
+    * ``ContentRefused``: the guard refused the frames.
     * ``QueueFull``: a stage has as many waiting requests as it takes.
     * ``NotReady``: a stage has no replica.
     * ``StageFailed``: a stage failed or was lost ``max_attempts`` times.
@@ -123,6 +138,7 @@ class Graph:
         self._stages = stages
         self._encoder = stages.video_encoder.options(stream=True)
         self._denoiser = stages.denoiser.options(stream=True)
+        self._previewer = stages.video_decoder.options(stream=True)
         self._max_attempts = max_attempts
         self._checks: Batches[GenerationParams, PromptIds] = Batches(self._check_all)
 
@@ -131,8 +147,8 @@ class Graph:
     ) -> AsyncGenerator[GraphEvent, None]:
         """Make one video: yield progress events, then the result. Closing the generator stops the stages.
 
-        The events are step 0 when the denoiser takes up the request, every step after it, and the start of the
-        decoders. A denoise that is retried starts again at step 0.
+        The events are step 0 when the denoiser takes up the request, every step after it, previews if the request asks
+        for any, and the start of the decoders. A denoise that is retried starts again at step 0.
 
         Args:
             model: the served model's name, for the record.
@@ -165,16 +181,22 @@ class Graph:
     async def _once(
         self, params: GenerationParams, model: str, arrays: bool, reference: Reference | None
     ) -> AsyncGenerator[GraphEvent, None]:
-        clock = _Clock()
+        clock = Clock()
         inputs = await self._encode(params, reference, clock)
-        async with aclosing(self._denoise(inputs, params)) as items:
+        pictures, step, steps = Pictures(self._preview), 0, params.num_inference_steps
+        async with aclosing(self._denoise(inputs, params)) as made, aclosing(pictures.among(made)) as items:
             async for item in items:
-                if isinstance(item, Latents):
-                    latents = item
-                    continue
-                if item == 0:
-                    clock.lap(LOST if QUEUE in clock.laps else QUEUE)
-                yield clock.progress(DENOISER, item, params.num_inference_steps)
+                match item:
+                    case Latents():
+                        latents = item
+                    case Snippets():
+                        pictures.start(step, item.latents)
+                    case int():
+                        if item == 0:
+                            clock.lap(LOST if QUEUE in clock.laps else QUEUE)
+                        yield clock.progress(DENOISER, step := item, steps)
+                    case Picture():
+                        yield clock.preview(item, steps)
         clock.lap(DENOISER)
         yield clock.progress(DECODERS, 0, 1)
         video, sound = await self._decode(latents, params, arrays, reference)
@@ -188,7 +210,7 @@ class Graph:
         record = video_record(params, model, clock.laps)
         yield FinishedRequest(artifacts, record, video.frames, sound.waveform if sound else None)
 
-    async def _encode(self, params: GenerationParams, reference: Reference | None, clock: "_Clock") -> Inputs:
+    async def _encode(self, params: GenerationParams, reference: Reference | None, clock: Clock) -> Inputs:
         """Run the tokenizer and, for a picture or clip, the video encoder at the same time."""
 
         async def ids() -> PromptIds:
@@ -217,14 +239,17 @@ class Graph:
                 call.cancel()
                 raise
 
-    async def _denoise(self, inputs: Inputs, params: GenerationParams) -> AsyncGenerator[int | Latents, None]:
-        """Yield the steps done, then the latents. Starts again at step 0 when the replica dies or fails."""
+    async def _denoise(self, inputs: Inputs, params: GenerationParams) -> AsyncGenerator[DenoiseItem, None]:
+        """Yield the steps done and what previews show, then the latents.
+
+        Starts again at step 0 when the replica dies or fails.
+        """
         for attempt in range(1, self._max_attempts + 1):
             call = StreamingCall(self._denoiser.denoise.remote, inputs.ids, params, *inputs.clean)
             try:
                 references = call.references()
                 while (item := await (await anext(references))) != LATENTS_FOLLOW:
-                    yield item
+                    yield Snippets(await anext(references)) if item == PREVIEW_FOLLOWS else item
                 *latents, complete = [reference async for reference in references]
                 await complete  # raises if the replica died before it had stored all latents
                 yield Latents(*latents)
@@ -252,6 +277,17 @@ class Graph:
             calls.append(self._call(SOUND_DECODER, decode, latents.sound, arrays, *silence))
         video, *sound = await together(*calls)
         return video, sound[0] if sound else None
+
+    async def _preview(self, latents: ObjectRef) -> bytes | None:
+        """Return the JPEG of a preview; None if no decoder is free, for a preview must not wait before a video."""
+        call = StreamingCall(self._previewer.preview.remote, latents)
+        try:
+            if not await call.started(FREE_WITHIN_S):
+                return None
+            jpeg: bytes = await (await anext(call.references()))
+            return jpeg
+        finally:
+            call.cancel()
 
     async def _call(self, stage: str, method: Callable[..., Any], *args: Any) -> Any:
         """Return the result of a unary stage, retried while its replicas die or fail."""
@@ -285,30 +321,16 @@ class Graph:
             raise StageFailed(f"the {stage} {what} on this request") from error
 
 
-class _Clock:
-    """Seconds by stage of one request."""
-
-    def __init__(self) -> None:
-        self.laps: dict[str, float] = {}
-        self._start = self._last = time.perf_counter()
-
-    def lap(self, stage: str) -> None:
-        """Add the time since the previous lap to the stage."""
-        now = time.perf_counter()
-        self.laps[stage] = self.laps.get(stage, 0.0) + now - self._last
-        self._last = now
-
-    def progress(self, stage: str, step: int, steps: int) -> Progress:
-        """A progress event at this moment."""
-        elapsed = round(time.perf_counter() - self._start, 3)
-        return {"type": "progress", "stage": stage, "step": step, "steps": steps, "elapsed_s": elapsed}
-
-
 def _reason_not_to_retry(stage: str, error: Exception) -> Exception | None:
-    """Return what to raise at once: the request is invalid, the stage takes no requests, or its input is lost."""
+    """Return what to raise at once.
+
+    The request is invalid, its frames are refused, the stage takes no requests, or its input is lost.
+    """
     cause = error.cause if isinstance(error, RayTaskError) else error
     if isinstance(cause, InvalidInput):
         return InvalidRequest.of(cause)
+    if isinstance(cause, ContentRefused):
+        return cause
     if isinstance(error, BackPressureError):
         return QueueFull(f"the {stage} has as many requests waiting as it takes; try again later", retry_after_s=1)
     if isinstance(error, DeploymentUnavailableError):

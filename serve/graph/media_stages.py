@@ -1,7 +1,7 @@
 """The model stages between media and latents; ``stages`` has the others, and what is true of all of them."""
 
 from collections.abc import AsyncGenerator, Generator, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -14,13 +14,15 @@ from cosmos3_models.checkpoint.folder import Checkpoint
 from cosmos3_models.media import isolated
 from cosmos3_models.media.limits import WALL_SECONDS
 from cosmos3_models.media.mp4 import VideoWriter, encode_chunks, encode_sound
-from cosmos3_models.media.pictures import encode_picture
+from cosmos3_models.media.pictures import encode_picture, side_by_side
 from cosmos3_models.media.reading import Keep
-from cosmos3_models.params import ReferenceKind, reference_frames
+from cosmos3_models.references import ReferenceKind, reference_frames
 from cosmos3_models.resources.cost import reference_flops, sound_decode_flops, video_decode_flops
 from cosmos3_models.shapes import LatentGrid
+from serve.errors import ContentRefused
 from serve.graph.messages import LATENTS_COMPLETE, DecodedSound, DecodedVideo
 from serve.graph.worker import Patience, Turn, Worker, logged, seconds_at_most
+from serve.guards.guard import FrameGuard, GuardSettings
 
 SMALLEST = GenerationParams(prompt="x", num_frames=5, height=16, width=16)
 """The request with which a stage proves that it works."""
@@ -30,13 +32,13 @@ class VideoEncoder:
     """Turns a picture or the frames of a clip into clean latents. It loads nothing if the checkpoint has no encoder.
 
     Args:
-        checkpoint: a folder, or ``demo``.
+        checkpoint: a folder, a model on the Hugging Face Hub, or ``demo``.
         device: cpu or cuda.
         patience: how long a caller or a step may be silent.
     """
 
     def __init__(self, checkpoint: str, device: str, patience: Patience) -> None:
-        self._checkpoint = opened = Checkpoint.open(checkpoint)
+        self._checkpoint = opened = Checkpoint.open(checkpoint, transformer=False)
         self._device = device
         self._worker = None
         if opened.has_video_encoder:
@@ -64,8 +66,7 @@ class VideoEncoder:
         """
         if self._worker is None:
             raise RuntimeError("a picture or clip reached a checkpoint without a video encoder")
-        longest_s = self._longest_s(params, kind)
-        yield await self._worker.run(lambda turn: self._encode(file, params, kind, turn), longest_s)
+        yield await self._worker.run(lambda turn: self._encode(file, params, kind, turn), WALL_SECONDS)
         yield LATENTS_COMPLETE
 
     async def check_health(self) -> None:
@@ -78,13 +79,10 @@ class VideoEncoder:
         black = np.zeros((SMALLEST.height, SMALLEST.width, 3), dtype=np.uint8)
         self._encode(encode_picture(black, "png"), SMALLEST, "image", Turn(0))
 
-    def _longest_s(self, params: GenerationParams, kind: ReferenceKind) -> float:
-        """Return the seconds until the file is read and encoded on the slowest device."""
-        return WALL_SECONDS + seconds_at_most(reference_flops(self._checkpoint, params, kind), self._device)
-
     def _encode(self, file: bytes, params: GenerationParams, kind: ReferenceKind, turn: Turn) -> NDArray[np.float32]:
         count, size = reference_frames(params, kind), (params.height, params.width)
-        frames = _fitted_frames(file, count, params.condition_video_keep, size, turn, self._longest_s(params, kind))
+        encode_s = seconds_at_most(reference_flops(self._checkpoint, params, kind), self._device)
+        frames = _fitted_frames(file, count, params.condition_video_keep, size, turn, encode_s)
         with closing(frames):
             latents: NDArray[np.float32] = self._encoder(frames).cpu().numpy()
         return latents
@@ -94,17 +92,20 @@ class VideoDecoder:
     """Turns video latents into H.264, chunk by chunk, or those of one frame into an image.
 
     Args:
-        checkpoint: a folder, or ``demo``.
+        checkpoint: a folder, a model on the Hugging Face Hub, or ``demo``.
         device: cpu or cuda.
         patience: how long a caller or a step may be silent.
+        guard: what refuses frames; None: nothing does.
     """
 
-    def __init__(self, checkpoint: str, device: str, patience: Patience) -> None:
+    def __init__(self, checkpoint: str, device: str, patience: Patience, guard: GuardSettings | None = None) -> None:
         from cosmos3_models.checkpoint import loading as weights
 
         self._device = device
+        self._guard = FrameGuard(guard)
         with logged("Video decoder loaded and warmed up"):
-            self._decoder = weights.load_video_decoder(Checkpoint.open(checkpoint), *weights.resolve_device(device))
+            opened = Checkpoint.open(checkpoint, transformer=False)
+            self._decoder = weights.load_video_decoder(opened, *weights.resolve_device(device))
             self._worker = Worker(self._warm_up, patience)
 
     async def decode(
@@ -123,12 +124,32 @@ class VideoDecoder:
             arrays: return the frames as well, but not those of ``clip``.
             clip: the file that the video continues; its frames come first, and those that both share once.
             clip_frames: of the file.
+
+        Raises:
+            ContentRefused: the guard refuses some of the frames, so none of them leave the stage.
         """
         if clip is None:
             longest_s = self._longest_s(latents)
             return await self._worker.run(lambda turn: self._decode(latents, params, arrays, turn), longest_s)
-        longest_s = self._longest_s(latents) + WALL_SECONDS
-        return await self._worker.run(lambda turn: self._continued(latents, params, clip, clip_frames, turn), longest_s)
+        return await self._worker.run(
+            lambda turn: self._continued(latents, params, clip, clip_frames, turn), WALL_SECONDS
+        )
+
+    async def preview(self, snippets: NDArray[np.float32]) -> AsyncGenerator[bytes, None]:
+        """Yield a JPEG of what a preview shows of an unfinished video: its moments side by side, small.
+
+        Args:
+            snippets: fp32 (n, c, k, h, w), as ``cosmos3_models.sampling.previews`` takes them.
+        """
+        longest_s = len(snippets) * self._longest_s(snippets)
+        yield await self._worker.run(lambda turn: self._preview(snippets, turn), longest_s)
+
+    def _preview(self, snippets: NDArray[np.float32], turn: Turn) -> bytes:
+        moments = []
+        for latents in snippets:
+            *_, frames = self._frames(latents[None], turn)
+            moments.append(frames[-1])
+        return side_by_side(moments)
 
     def _continued(
         self, latents: NDArray[np.float32], params: GenerationParams, clip: bytes, clip_frames: int, turn: Turn
@@ -137,8 +158,10 @@ class VideoDecoder:
         shared = reference_frames(params, "video")
 
         def chunks() -> Iterator[NDArray[np.uint8]]:
-            longest_s, size = self._longest_s(latents) + WALL_SECONDS, (params.height, params.width)
-            yield from _fitted_frames(clip, clip_frames, "first", size, turn, longest_s)
+            size = params.height, params.width
+            longest_s = self._longest_s(latents)
+            with closing(_fitted_frames(clip, clip_frames, "first", size, turn, longest_s)) as before:
+                yield from self._permitted(before, turn, longest_s)
             skip = shared
             for frames in self._frames(latents, turn):
                 if skip < len(frames):
@@ -156,7 +179,8 @@ class VideoDecoder:
     def _warm_up(self) -> None:
         self._decoder.warm_up()
         latents = np.zeros((1, self._decoder.config.z_dim, 2, 1, 1), dtype=np.float32)
-        self._decode(latents, SMALLEST, False, Turn(0))
+        with suppress(ContentRefused):  # the guard works as well
+            self._decode(latents, SMALLEST, False, Turn(0))
 
     def _longest_s(self, latents: NDArray[np.float32]) -> float:
         """Return the seconds of the whole video on the slowest device; its chunks differ too much to be compared."""
@@ -179,15 +203,30 @@ class VideoDecoder:
         return DecodedVideo.of(track, np.concatenate(collected) if arrays else None)
 
     def _frames(self, latents: NDArray[np.float32], turn: Turn) -> Iterator[NDArray[np.uint8]]:
-        """Decode chunk by chunk, each of them a step of the worker's turn."""
-        return _in_steps(self._decoder.frames(latents), turn, self._longest_s(latents))
+        """Decode chunk by chunk, each of them a step of the worker's turn, and its check another one."""
+        longest_s = self._longest_s(latents)
+        return self._permitted(_in_steps(self._decoder.frames(latents), turn, longest_s), turn, longest_s)
+
+    def _permitted(
+        self, chunks: Iterator[NDArray[np.uint8]], turn: Turn, longest_s: float
+    ) -> Iterator[NDArray[np.uint8]]:
+        """Yield frames once the guard has permitted them: all frames that leave this stage come from here.
+
+        Args:
+            longest_s: the longest expected time until the next chunk.
+        """
+        for frames in chunks:
+            turn.step(self._guard.timeout_s)
+            self._guard.check(frames)
+            turn.step(longest_s)
+            yield frames
 
 
 class SoundDecoder:
     """Turns sound latents into AAC. It loads nothing if the checkpoint has no sound.
 
     Args:
-        checkpoint: a folder, or ``demo``.
+        checkpoint: a folder, a model on the Hugging Face Hub, or ``demo``.
         device: cpu or cuda.
         patience: how long a caller or a step may be silent.
     """
@@ -195,7 +234,7 @@ class SoundDecoder:
     def __init__(self, checkpoint: str, device: str, patience: Patience) -> None:
         from cosmos3_models.checkpoint import loading as weights
 
-        opened = Checkpoint.open(checkpoint)
+        opened = Checkpoint.open(checkpoint, transformer=False)
         self._config, self._device = opened.sound, device
         self._worker = None
         if opened.sound is not None:
@@ -237,13 +276,16 @@ class SoundDecoder:
 
 
 def _fitted_frames(
-    file: bytes, count: int, keep: Keep, size: tuple[int, int], turn: Turn, longest_s: float
+    file: bytes, count: int, keep: Keep, size: tuple[int, int], turn: Turn, work_s: float
 ) -> Generator[NDArray[np.uint8], None, None]:
     """Yield frames of a picture or clip, read in a process of its own and fitted to a height and width.
 
+    The wait for a frame and the work with it are steps of the turn. The first has a time limit of its own, so that only
+    the second can hang.
+
     Args:
         count, keep: as ``isolated.frames`` takes them.
-        longest_s: seconds that the next of them can take at most.
+        work_s: seconds that the caller's work with a frame, or after the last one, can take at most.
     """
     from cosmos3_models.media.resize import cover
 
@@ -251,8 +293,11 @@ def _fitted_frames(
         path = Path(folder) / "reference"
         path.write_bytes(file)
         with closing(isolated.frames(path, count, keep)) as chunks:
-            for frames in _in_steps(chunks, turn, longest_s):
+            turn.step(WALL_SECONDS)
+            for frames in _in_steps(chunks, turn, work_s):
                 yield cover(frames, *size)
+                turn.step(WALL_SECONDS)
+            turn.step(work_s)
 
 
 def _in_steps(chunks: Iterator[NDArray[np.uint8]], turn: Turn, longest_s: float) -> Iterator[NDArray[np.uint8]]:

@@ -10,7 +10,10 @@ from cosmos3_models.media.pictures import encode_picture, thumbnail
 from serve.graph.artifacts import Artifact
 
 LATENTS_FOLLOW = "latents follow"
-"""The denoiser's item before the latents; every item before it is a count of steps."""
+"""The denoiser's item before the latents; every item before it is a count of steps, or belongs to a preview."""
+
+PREVIEW_FOLLOWS = "preview follows"
+"""Its item before the latents of a preview, fp32 (n, c, k, h, w) as ``cosmos3_models.sampling.previews`` takes them."""
 
 LATENTS_COMPLETE = "latents complete"
 """Its item after them. The graph does not read the latents, so only this item tells that all of them exist."""

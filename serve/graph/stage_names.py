@@ -3,6 +3,7 @@
 Plain strings rather than an enumeration, because database drivers store an enumeration's member under its own name.
 """
 
+PROMPT_UPSAMPLER = "prompt_upsampler"  # where one is configured, of a request that asks for it; a job is still queued
 TOKENIZER = "tokenizer"
 VIDEO_ENCODER = "video_encoder"  # beside the tokenizer; as a key of ``stage_durations``, its time after the tokenizer's
 QUEUE = "queue"  # the wait for a denoiser
@@ -12,13 +13,18 @@ DECODERS = "decoders"  # both at once
 MUX = "mux"
 STORING = "storing"
 
-TIMED = (TOKENIZER, VIDEO_ENCODER, QUEUE, LOST, DENOISER, DECODERS, MUX, STORING)
+TIMED = (PROMPT_UPSAMPLER, TOKENIZER, VIDEO_ENCODER, QUEUE, LOST, DENOISER, DECODERS, MUX, STORING)
 """The keys of ``stage_durations``."""
 
-REPORTED = (DENOISER, DECODERS, STORING)
-"""What a running job's ``stage`` can be, in order."""
+REPORTED = (PROMPT_UPSAMPLER, DENOISER, DECODERS, STORING)
+"""What a job's ``stage`` can be, in order."""
+
+AFTER_DENOISER = REPORTED[REPORTED.index(DENOISER) + 1 :]
 
 VIDEO_DECODER = "video_decoder"
 SOUND_DECODER = "sound_decoder"
 MODEL_STAGES = (TOKENIZER, VIDEO_ENCODER, DENOISER, VIDEO_DECODER, SOUND_DECODER)
-"""The deployments that compute, as errors name them: the fields of ``serve.graph.graph.Stages``."""
+"""The deployments that compute, as errors name them."""
+
+OPTIONAL_STAGES = (PROMPT_UPSAMPLER,)
+"""Those that only some servers have: with the ones above, the fields of ``serve.graph.graph.Stages``."""

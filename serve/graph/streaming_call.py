@@ -4,12 +4,13 @@ Ray returns the references only by a private method, which is used here and nowh
 """
 
 import asyncio
-import contextvars
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from ray import ObjectRef
 from ray.serve.handle import DeploymentResponseGenerator
+
+from serve import tracing
 
 START_S = 0.2
 """A replica starts a call well within this time after it was sent."""
@@ -28,7 +29,7 @@ class StreamingCall:
     """
 
     def __init__(self, method: Callable[..., DeploymentResponseGenerator[Any]], *args: Any) -> None:
-        self._response = contextvars.Context().run(method, *args)
+        self._response = tracing.own_context().run(method, *args)
         self._generator = asyncio.ensure_future(self._response._to_object_ref_gen())
         self._generator.add_done_callback(_retrieve_error)
 
@@ -36,6 +37,11 @@ class StreamingCall:
         """Yield the references of the items, each as soon as it exists."""
         async for reference in await asyncio.shield(self._generator):
             yield reference
+
+    async def started(self, within_s: float) -> bool:
+        """Tell whether a replica takes up the call within this time. Errors are left to ``references``."""
+        started, _ = await asyncio.wait([self._generator], timeout=within_s)
+        return bool(started)
 
     def cancel(self) -> None:
         """Cancel the call, whether it waits or runs. Returns before that has happened."""

@@ -13,6 +13,7 @@ from typing import NamedTuple, TypeVar
 
 from cosmos3_models import InvalidInput
 from cosmos3_models.errors import Stopped
+from serve.errors import ContentRefused
 from serve.graph.callers import cancelled_with_caller
 
 T = TypeVar("T")
@@ -94,7 +95,7 @@ class Worker:
     Serve frees a replica's slot as soon as a request is cancelled, while its thread still runs. The lock here makes
     the next request wait until the cancelled one has seen its stop flag.
 
-    After an error that is neither the request's fault nor a stop, the process may be broken: a device error stays for
+    After an error that is neither about the request nor a stop, the process may be broken: a device error stays for
     as long as the process lives. So the smallest request runs once more. If that fails as well, or if a job hangs, the
     replica is unhealthy and its process ends. Its requests are lost like those of any replica that dies, and are
     retried on another one.
@@ -102,16 +103,20 @@ class Worker:
     Args:
         warm_up: runs the smallest request. The constructor calls it, so that a broken replica does not start.
         patience: how long a caller or a step may be silent.
+        lost: names what the replica cannot work without and does not have any more; None if nothing is lost.
     """
 
-    def __init__(self, warm_up: Callable[[], object], patience: Patience) -> None:
+    def __init__(
+        self, warm_up: Callable[[], object], patience: Patience, lost: Callable[[], str | None] = lambda: None
+    ) -> None:
         self._warm_up = warm_up
+        self._lost = lost
         self._patience = patience
         self._turn = asyncio.Lock()
         self._thread = ThreadPoolExecutor(max_workers=1)
         self._current: Turn | None = None
         self._broken: str | None = None
-        self._thread.submit(_use_all_cores).result()
+        self._thread.submit(use_all_cores).result()
         self._thread.submit(warm_up).result()
 
     async def run(self, job: Callable[[Turn], T], first_step_s: float) -> T:
@@ -124,7 +129,7 @@ class Worker:
             turn = self._current = Turn(first_step_s)
             try:
                 return await self._finish(job, turn)
-            except (InvalidInput, Stopped):
+            except (InvalidInput, ContentRefused, Stopped):
                 raise
             except Exception as error:
                 await self._prove_health(error)
@@ -137,6 +142,8 @@ class Worker:
         turn = self._current
         if turn and not self._broken and turn.silent_s() > turn.limit_s(self._patience.step_timeout_s):
             self._break(f"a step hangs: no progress for {turn.silent_s():.0f} s")
+        if not self._broken and (lost := self._lost()):
+            self._break(lost)
         if self._broken:
             raise Broken(self._broken)
 
@@ -175,7 +182,8 @@ def _retrieve_error(future: "asyncio.Future[T]") -> None:
         future.exception()
 
 
-def _use_all_cores() -> None:
+def use_all_cores() -> None:
+    """Let PyTorch compute with all cores in this thread."""
     import torch  # here: importing the stages must not import it
 
     # Ray gives a replica with a fraction of a CPU one thread; the stages take turns, so each may use all cores.

@@ -23,7 +23,7 @@ def derived_routes(service: VideoService) -> APIRouter:
     """The routes of remixes and extensions."""
     router = APIRouter()
 
-    @router.post("/videos/extensions", openapi_extra=EXTENSION_SCHEMA, responses=errors(409, 413, 429, 503))
+    @router.post("/videos/extensions", openapi_extra=EXTENSION_SCHEMA, responses=errors(408, 409, 413, 429, 503))
     async def extend(request: Request, response: Response, caller: CallerHeaders) -> Video:
         """Continue a finished video of this server, or a clip, for ``seconds``; the result has old and new frames."""
         with service.uploads.receiving() as receiver:
@@ -33,7 +33,7 @@ def derived_routes(service: VideoService) -> APIRouter:
             except InvalidRequest as error:
                 raise _about_the_clip(error) from None
 
-    @router.post("/videos/{video_id}/remix", openapi_extra=REMIX_SCHEMA, responses=errors(404, 409, 413, 429, 503))
+    @router.post("/videos/{video_id}/remix", openapi_extra=REMIX_SCHEMA, responses=errors(404, 408, 409, 413, 429, 503))
     async def remix(request: Request, response: Response, video_id: str, caller: CallerHeaders) -> Video:
         """Make a finished video again with another prompt; further fields replace those of its request."""
         with service.uploads.receiving() as receiver:

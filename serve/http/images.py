@@ -5,7 +5,7 @@ import base64
 import io
 import secrets
 import time
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from fastapi import APIRouter, Request
@@ -69,10 +69,23 @@ class ImageRequest(CheckedModel):
 
 
 class ImageData(BaseModel):
-    """One image, and the seed that makes it again."""
+    """One image, and the seed that makes it again.
+
+    Attributes:
+        revised_prompt: the caption that it was made from in place of ``prompt``, if the request asked for one.
+        prompt_upsampling_error: why there is none although it asked.
+    """
 
     b64_json: str
     seed: int
+    revised_prompt: str | None
+    prompt_upsampling_error: str | None
+
+    @classmethod
+    def of(cls, text: str, record: dict[str, Any]) -> "ImageData":
+        """The image that ``text`` encodes, by its record."""
+        names = ("seed", "revised_prompt", "prompt_upsampling_error")
+        return cls(b64_json=text, **{name: record[name] for name in names})
 
 
 class Images(BaseModel):
@@ -92,7 +105,9 @@ def image_routes(service: VideoService) -> APIRouter:
     """The route of images."""
     router = APIRouter()
 
-    @router.post("/images/generations", openapi_extra=request_schema(ImageRequest), responses=errors(413, 429, 503))
+    @router.post(
+        "/images/generations", openapi_extra=request_schema(ImageRequest), responses=errors(408, 413, 429, 502, 503)
+    )
     async def generate(request: Request) -> Images:
         """Make images and return them. If the client disconnects, the work stops."""
         with service.uploads.receiving() as receiver:
@@ -100,7 +115,7 @@ def image_routes(service: VideoService) -> APIRouter:
         made = await together(*(service.make(one) for one in wanted.requests()))
         kind = wanted.output_format
         encoded = [await asyncio.to_thread(_encoded, one["image"], kind) for one in made]
-        data = [ImageData(b64_json=text, seed=one["record"]["seed"]) for text, one in zip(encoded, made, strict=True)]
+        data = [ImageData.of(text, one["record"]) for text, one in zip(encoded, made, strict=True)]
         return Images(created=int(time.time()), data=data, output_format=kind, size=made[0]["record"]["size"])
 
     return router

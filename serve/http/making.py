@@ -33,7 +33,7 @@ def making_routes(service: VideoService) -> APIRouter:
     """Routes that make videos, and the model card."""
     router = APIRouter()
 
-    @router.post("/videos", openapi_extra=REQUEST_SCHEMA, responses=errors(409, 413, 429, 503))
+    @router.post("/videos", openapi_extra=REQUEST_SCHEMA, responses=errors(408, 409, 413, 429, 503))
     async def create(request: Request, response: Response, caller: CallerHeaders) -> Video:
         """Store a job and return its record. A job that was answered is not lost."""
         with service.uploads.receiving() as receiver:
@@ -43,7 +43,7 @@ def making_routes(service: VideoService) -> APIRouter:
     @router.post(
         "/videos/sync",
         openapi_extra=REQUEST_SCHEMA,
-        responses=MADE | errors(413, 429, 503),
+        responses=MADE | errors(408, 413, 429, 502, 503),
         response_class=Response,
     )
     async def generate(request: Request) -> Response:
@@ -54,7 +54,7 @@ def making_routes(service: VideoService) -> APIRouter:
         data, kind = (video.get("mp4"), MEDIA_TYPES["video"]) if image is None else (image, MEDIA_TYPES["image"])
         return Response(data, media_type=kind, headers=timing_headers(video["record"]))
 
-    @router.post("/videos/estimate", openapi_extra=REQUEST_SCHEMA, responses=errors(413, 503))
+    @router.post("/videos/estimate", openapi_extra=REQUEST_SCHEMA, responses=errors(408, 413, 503))
     async def estimate(request: Request) -> VideoEstimate:
         """Return how long this request would take now. Nothing is stored or made."""
         with service.uploads.receiving() as receiver:
@@ -81,9 +81,13 @@ def _poll_ms(video: Video) -> str:
 
 
 def timing_headers(record: dict[str, Any]) -> dict[str, str]:
-    """Model, seed and seconds of a finished video, without its time in the queue. The name is percent-encoded."""
+    """Model, seed and seconds of a finished video, without its time in the queue. The name is percent-encoded.
+
+    Also what became of its prompt, if the request asked for another one.
+    """
     durations = record["stage_durations"]
-    return {
+    outcome = "failed" if record["prompt_upsampling_error"] else "revised" if record["revised_prompt"] else None
+    return ({"X-Prompt-Upsampling": outcome} if outcome else {}) | {
         "X-Model": quote(record["model"], safe=HEADER_SAFE),
         "X-Seed": str(record["seed"]),
         "X-Inference-Time-S": f"{sum(durations.values()) - durations.get(QUEUE, 0):.3f}",

@@ -19,6 +19,7 @@ from serve.http.images import image_routes
 from serve.http.keys import ApiKeys, key_check
 from serve.http.making import answered, making_routes
 from serve.http.openapi import FILES, describe, errors
+from serve.http.pacing import ReportsReading
 from serve.http.pages.routes import pages
 from serve.http.query import LIST_PARAMETERS, check_query, nested, read_query
 from serve.http.service import VideoService
@@ -53,6 +54,7 @@ def create_api(service: VideoService, access: Access = OPEN) -> FastAPI:
     api.add_middleware(Guard, access)  # the middleware that is added last sees a request first
     api.add_middleware(Answers)
     api.add_middleware(Cors, access)
+    api.add_middleware(ReportsReading)
     describe(api)
     return api
 

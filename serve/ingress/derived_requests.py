@@ -1,9 +1,10 @@
 """Requests that derive from an earlier video: the same with another prompt, or the video continued."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from cosmos3_models import InvalidInput
+from cosmos3_models.approximations import with_profile
 from serve.inputs.reference import FIELD, StoredVideo
 from serve.inputs.uploads import Upload
 from serve.jobs.job import Job
@@ -13,6 +14,8 @@ SIZES = {"size", "width", "height"}
 LENGTHS = {"seconds", "num_frames"}
 OF_ITS_OWN = {"seed", *LENGTHS, "condition_frame_indexes_vision", "condition_video_keep"}
 """What an extension does not take over from the video that it continues."""
+OF_THE_PROMPT = {"prompt_upsampling"}
+"""What belongs to the prompt, and a request with another prompt says anew."""
 
 
 def remixed(source: Job, request: VideoRequest, reference: Upload | None) -> VideoRequest:
@@ -50,9 +53,10 @@ def extended(source: Job | None, request: VideoRequest, clip: Upload | StoredVid
     return VideoRequest(**inherited | request.given | {FIELD: clip, "condition_video_keep": "last"})
 
 
-def _inherited(source: Job, given: Collection[str], without: Collection[str] = ()) -> dict[str, Any]:
+def _inherited(source: Job, given: Mapping[str, Any], without: Collection[str] = ()) -> dict[str, Any]:
     """The parameters of a job that a request does not replace; those of another release are left out."""
     replaced = {name for group in (SIZES, LENGTHS) if group & set(given) for name in group} | set(without)
+    replaced |= set(with_profile(given)) | OF_THE_PROMPT
     return {
         name: value
         for name, value in source.params.items()

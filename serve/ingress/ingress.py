@@ -9,13 +9,17 @@ from fastapi import FastAPI
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from cosmos3_models import GenerationParams
-from cosmos3_models.params import ReferenceKind
+from cosmos3_models import GenerationParams, InvalidInput
+from cosmos3_models.references import ReferenceKind
+from serve import tracing
 from serve.errors import NotReady, invalid_input_refused
 from serve.graph.artifacts import FinishedRequest
 from serve.graph.batching import Coalesced
 from serve.graph.callers import cancelled_with_caller
 from serve.graph.graph import Graph, Reference, Stages
+from serve.graph.revision import UPSAMPLING, Reviser, Revision, wants_revision
+from serve.graph.stage_names import PROMPT_UPSAMPLER
+from serve.guards.guard import GuardSettings, PromptGuard
 from serve.http import health
 from serve.http.access import OPEN, Access
 from serve.http.health import Look
@@ -33,6 +37,8 @@ from serve.jobs.migrations import prepare
 from serve.jobs.runner import NOTIFY_PERIOD_S
 from serve.jobs.videos import Videos
 from serve.jobs.wanted import Wanted
+from serve.jobs.webhooks.targets import FIELD as WEBHOOK
+from serve.jobs.webhooks.targets import Targets, shown
 from serve.schema import Event, FinishedVideo, ModelCard, Video, VideoEstimate, VideoRequest, read_request
 
 RETRY_S = 5.0  # after a refusal by a server that is stopping
@@ -48,6 +54,7 @@ class Ingress:
         settings: of the job table.
         media_url: where the videos are stored.
         access: which clients may use the HTTP routes.
+        guard: what refuses prompts; None: nothing does.
     """
 
     def __init__(
@@ -58,10 +65,14 @@ class Ingress:
         settings: JobSettings,
         media_url: str,
         access: Access = OPEN,
+        guard: GuardSettings | None = None,
     ) -> None:
+        self._guard = PromptGuard(guard)
         self._graph = Graph(stages, settings.max_attempts)
+        self._reviser = Reviser(stages.prompt_upsampler, self._graph.check)
         self._model = ServedModel(model, self._graph.budget)
         self._lease_s = settings.lease_s
+        self._targets = Targets(settings.webhooks.targets)
         self._notify_runner = Coalesced(lambda: runner.work.remote(), NOTIFY_PERIOD_S)
         self._access = access
         self._draining = False
@@ -90,18 +101,38 @@ class Ingress:
 
     async def _events(self, request: VideoRequest, arrays: bool) -> AsyncGenerator[Event, None]:
         self._check_open()
+        check_no_webhook(request)
         with self.uploads.receiving() as receiver:
-            params, reference = await self._accepted(request, receiver)
-            events = self._graph.run(params, self._model.name, arrays, _as_graph_reads(reference))
-            cost = self._model.cost(params, kind=_kind_of(reference))
-            with self.videos.direct.counted(cost, params.num_inference_steps) as note:
-                async with cancelled_with_caller(self._lease_s), aclosing(events):
-                    async for event in events:
-                        if isinstance(event, FinishedRequest):
-                            yield event.for_handle_caller(request.record(params))
-                        else:
+            params, reference = await self._permitted(request, receiver)
+            cost, asks = self._model.cost(params, kind=_kind_of(reference)), wants_revision(params)
+            made = self._made(params, request.record(params), arrays, _as_graph_reads(reference))
+            with self.videos.direct.counted(cost, params.num_inference_steps, asks) as note:
+                async with cancelled_with_caller(self._lease_s), aclosing(made):
+                    async for event in made:
+                        if event["type"] == "progress":
                             note(event)
-                            yield event
+                        yield event
+
+    async def _made(
+        self, params: GenerationParams, record: dict[str, Any], arrays: bool, reference: Reference | None
+    ) -> AsyncGenerator[Event, None]:
+        """The events of one video, made of its prompt or of the caption in its place.
+
+        Args:
+            record: the request's fields of it.
+        """
+        revision = Revision()
+        if wants_revision(params):
+            yield UPSAMPLING
+            with tracing.span(PROMPT_UPSAMPLER):
+                revision = await self._reviser.revise(params, reference)
+        events = self._graph.run(revision.of(params), self._model.name, arrays, reference)
+        async with aclosing(events):
+            async for event in events:
+                if isinstance(event, FinishedRequest):
+                    yield event.for_handle_caller(record | revision.added_to(event.record))
+                else:
+                    yield event
 
     async def _accepted(
         self, request: VideoRequest, receiver: Receiver, continues: bool = False
@@ -109,8 +140,11 @@ class Ingress:
         """The complete parameters of a request, and the picture or clip that it starts from.
 
         Raises:
-            InvalidRequest: either of them is invalid.
+            InvalidRequest: either of them is invalid, or no event may be sent to its ``webhook_url``.
         """
+        if request.webhook_url is not None:
+            with invalid_input_refused():
+                self._targets.check(request.webhook_url)
         if request.input_reference is None:
             return await self._model.params(request), None
         with invalid_input_refused():
@@ -118,6 +152,18 @@ class Ingress:
             if continues:
                 require_clip(reference)
         return await self._model.params(request, reference.media, continues), reference
+
+    async def _permitted(
+        self, request: VideoRequest, receiver: Receiver, continues: bool = False
+    ) -> tuple[GenerationParams, CheckedReference | None]:
+        """The same of a request that is to be made: the guard permits its prompt.
+
+        Raises:
+            ServingError: as ``_accepted`` and ``PromptGuard.check``.
+        """
+        accepted = await self._accepted(request, receiver, continues)
+        await self._guard.check(accepted[0].prompt)
+        return accepted
 
     async def store(self, request: VideoRequest, caller: Caller, origin: Origin = OF_ITS_OWN) -> Video:
         """Store a job and return its record at once; a runner makes the video.
@@ -131,7 +177,7 @@ class Ingress:
         """
         self._check_open()
         with self.uploads.receiving() as receiver:
-            params, reference = await self._accepted(request, receiver, origin.continues)
+            params, reference = await self._permitted(request, receiver, origin.continues)
             ids = await self._graph.check(params)
             prompts = [len(prompt) for prompt in (ids.positive, ids.negative) if prompt is not None]
             cost = self._model.cost(params, prompts, _kind_of(reference))
@@ -174,7 +220,8 @@ class Ingress:
         with self.uploads.receiving() as receiver:
             params, reference = await self._accepted(request, receiver)
         kind = _kind_of(reference)
-        estimate = await self.videos.estimate(self._model.cost(params, kind=kind), params.num_inference_steps)
+        cost, asks = self._model.cost(params, kind=kind), wants_revision(params)
+        estimate = await self.videos.estimate(cost, params.num_inference_steps, asks)
         return VideoEstimate(
             eta_s=estimate.rounded_eta_s,
             queue_position=estimate.position,
@@ -254,6 +301,18 @@ class Ingress:
     async def _unready_database(self) -> Sequence[str]:
         await self.videos.table.queued()
         return []
+
+
+def check_no_webhook(request: VideoRequest) -> None:
+    """Refuse a ``webhook_url`` where the client waits for the video.
+
+    Raises:
+        InvalidRequest: the request has one.
+    """
+    if request.webhook_url is not None:
+        with invalid_input_refused():
+            why = "the response is the video, and events tell of the ends of jobs"
+            raise InvalidInput(WEBHOOK, shown(request.webhook_url), "no such field here", why)
 
 
 def _kind_of(reference: CheckedReference | None) -> ReferenceKind | None:

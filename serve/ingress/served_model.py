@@ -6,15 +6,18 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, NamedTuple
 
 from cosmos3_models import GenerationParams, InvalidInput
+from cosmos3_models.approximations import check_device
 from cosmos3_models.checkpoint.configs import require_sound
 from cosmos3_models.checkpoint.folder import Checkpoint
 from cosmos3_models.media.reading import MediaInfo
-from cosmos3_models.params import ApproximationPolicy, ReferenceKind, check_device, check_pixel_frames, clean_frames
+from cosmos3_models.params import ApproximationPolicy, check_pixel_frames
+from cosmos3_models.references import NAMES, ReferenceKind, check_reference
 from cosmos3_models.resources.budget import Budget
 from serve.errors import invalid_input_refused
 from serve.estimates.cost import Cost, cost_of, operations
 from serve.schema import ModelCard, VideoRequest
 
+NO_UPSAMPLER = "this server's operator has configured no prompt upsampler"
 BUDGET_WAIT_S = 2.0  # an idle denoiser answers in milliseconds
 
 
@@ -27,6 +30,8 @@ class ModelSettings(NamedTuple):
         device: cpu or cuda, where the denoiser computes.
         approximation: the approximations that are on by default, and those that a request may ask for.
         max_pixel_frames: the largest accepted height x width x frames.
+        ranks: the processes of a denoiser, each with a GPU if there are any.
+        upsampler: whether there is a stage that rewrites prompts.
     """
 
     checkpoint: str
@@ -34,6 +39,8 @@ class ModelSettings(NamedTuple):
     device: str
     approximation: ApproximationPolicy
     max_pixel_frames: int
+    ranks: int = 1
+    upsampler: bool = False
 
 
 class ServedModel:
@@ -46,7 +53,7 @@ class ServedModel:
 
     def __init__(self, settings: ModelSettings, ask_budget: Callable[[], Coroutine[Any, Any, Budget | None]]) -> None:
         self._settings = settings
-        self._checkpoint = Checkpoint.open(settings.checkpoint)
+        self._checkpoint = Checkpoint.open(settings.checkpoint, transformer=False)
         self._defaults = settings.approximation.over(self._checkpoint.defaults)
         self._ask_budget = ask_budget
         self._budget: asyncio.Task[Budget | None] | None = None
@@ -76,9 +83,10 @@ class ServedModel:
             check_device(params, self._settings.device)
             self._settings.approximation.check(params)
             if params.generate_sound:
-                _check_sound_has_length(params)
                 require_sound(self._checkpoint.sound)
-            self._check_reference(params, media)
+            self._check_upsampler(params)
+            self._check_encoder(media)
+            check_reference(params, None if media is None else media.kind)
             if self._settings.device == "cuda" and (budget := await self._known_budget()) is not None:
                 budget.check(params)
         return params
@@ -98,7 +106,8 @@ class ServedModel:
         """
         if prompt_tokens is None:
             prompt_tokens = (0,) * (1 if params.guidance_scale == 1 else 2)
-        return cost_of(self._checkpoint, self._settings.device, params, prompt_tokens, kind)
+        settings = self._settings
+        return cost_of(self._checkpoint, settings.device, params, prompt_tokens, kind, settings.ranks)
 
     def relative_work(self, params: GenerationParams, kind: ReferenceKind | None = None) -> float:
         """The operations of a request as a multiple of those of a request with the default settings."""
@@ -119,23 +128,21 @@ class ServedModel:
             "owned_by": "cosmos3",
             "sound": self._checkpoint.sound is not None,
             "pictures": self._checkpoint.has_video_encoder,
+            "prompt_upsampling": self._settings.upsampler,
             "defaults": params.model_dump(exclude={"prompt", "seed"}),
             "max_pixel_frames": self._settings.max_pixel_frames,
             "guide": None if guide is None else guide.model_dump(),
             "allowed_approximations": [*self._settings.approximation.allowed],
         }
 
-    def _check_reference(self, params: GenerationParams, media: MediaInfo | None) -> None:
-        """Check that the model can start from this picture or clip, and that a request without one asks for none."""
-        if media is not None:
-            if not self._checkpoint.has_video_encoder:
-                why = f"{self._checkpoint.name} has no video encoder, which turns them into latents"
-                raise InvalidInput("input_reference", f"a {media.kind}", "no picture and no clip", why)
-            clean_frames(params, media.kind)
-        elif params.condition_frame_indexes_vision is not None:
-            indexes = list(params.condition_frame_indexes_vision)
-            why = "these are latent frames of a picture or clip"
-            raise InvalidInput("condition_frame_indexes_vision", indexes, "an input_reference as well", why)
+    def _check_encoder(self, media: MediaInfo | None) -> None:
+        if media is not None and not self._checkpoint.has_video_encoder:
+            why = f"{self._checkpoint.name} has no video encoder, which turns them into latents"
+            raise InvalidInput("input_reference", NAMES[media.kind], "no picture and no clip", why)
+
+    def _check_upsampler(self, params: GenerationParams) -> None:
+        if params.prompt_upsampling and not self._settings.upsampler:
+            raise InvalidInput("prompt_upsampling", params.prompt_upsampling, "false", NO_UPSAMPLER)
 
     def _check_name(self, name: str | None) -> None:
         names = self._settings.names
@@ -153,8 +160,3 @@ class ServedModel:
             self._budget = asyncio.create_task(self._ask_budget(), context=contextvars.Context())
         await asyncio.wait({self._budget}, timeout=BUDGET_WAIT_S)
         return self._budget.result() if self._budget.done() and not self._budget.exception() else None
-
-
-def _check_sound_has_length(params: GenerationParams) -> None:
-    if params.num_frames == 1:
-        raise InvalidInput("generate_sound", True, "false", "a video of one frame is an image, which has no sound")

@@ -2,7 +2,7 @@
 
 // The form: its fields, what a reload keeps, and the notes about them.
 
-const FIELDS = ["prompt", "width", "height", "num_frames", "num_inference_steps", "generate_sound", "seed", "fps", "guidance_scale", "negative_prompt", "condition_frame_indexes_vision", "condition_video_keep"];
+const FIELDS = ["prompt", "prompt_upsampling", "width", "height", "num_frames", "num_inference_steps", "generate_sound", "seed", "fps", "guidance_scale", "negative_prompt", "condition_frame_indexes_vision", "condition_video_keep"];
 const FORM = "cosmos3-form";
 
 let model = null;        // its card, once it is loaded

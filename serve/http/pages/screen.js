@@ -2,7 +2,7 @@
 
 // The screen: the selected video, its progress and its facts.
 
-const STAGES = { denoiser: "Denoising", decoders: "Decoding picture and sound", storing: "Storing" };
+const STAGES = { prompt_upsampler: "Rewriting the prompt", denoiser: "Denoising", decoders: "Decoding picture and sound", storing: "Storing" };
 const ENDS = ["completed", "failed", "deleted"];
 
 let shown = null;        // the selected video
@@ -34,12 +34,15 @@ function showState(video) {
   $("save").hidden = $("remix").hidden = !completed;
   $("extend").hidden = !completed || video.num_frames === 1 || !model?.pictures;
   $("facts").textContent = facts(video);
+  $("revised").hidden = !video.revised_prompt;
+  $("revised-prompt").textContent = video.revised_prompt ?? "";
+  $("not-revised").textContent = video.prompt_upsampling_error ?? "";
   $("screen").style.aspectRatio = `${video.width} / ${video.height}`;
   if (completed) return play(video);
   if (ended) return failed(video.error?.message ?? `The ${noun(video)} was deleted.`);
   setScreen(`${video.progress} %`, true);
   $("progress").value = video.progress;
-  place(video.status === "queued" ? "queued" : video.stage, video);
+  place(video.stage ?? video.status, video);
 }
 
 function setScreen(text, busy = false) {
@@ -83,10 +86,23 @@ function showEvent(event) {
     estimateSoon();
     return refresh();
   }
+  if (event.type === "preview") return showPreview();
   const percent = event.progress ?? 0;
   $("screen").firstElementChild.textContent = `${percent} %`;
   $("progress").value = percent;
-  place(event.type === "queued" ? "queued" : event.stage, event);
+  place(event.stage ?? event.type, event);
+}
+
+// What the unfinished video will look like. Without it the page works as well.
+async function showPreview() {
+  const { signal } = watch;
+  const file = await media(shown.id, "preview", signal).catch(() => null);
+  if (!file || signal.aborted || ENDS.includes(shown.status)) return;
+  const old = $("screen").querySelector("img");
+  if (old) URL.revokeObjectURL(old.src);
+  old?.remove();
+  const alt = "Four moments of the unfinished video";
+  $("screen").append(Object.assign(new Image(), { src: URL.createObjectURL(file), alt, className: "preview" }));
 }
 
 function place(stage, { queue_position: position, step, steps, num_inference_steps: all, eta_s: eta }) {

@@ -11,6 +11,7 @@ async function start() {
       $("model").textContent = model.id;
       $("model").hidden = false;
       showGuide(model.guide);
+      $("rewriting").hidden = $("prompt_upsampling").disabled = !model.prompt_upsampling;
       fill({ ...model.defaults, ...(before.model === model.id && before.fields), prompt: $("prompt").value });
       setSource(null);
       chooseKind(Boolean(before.image));

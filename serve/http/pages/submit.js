@@ -4,6 +4,7 @@
 
 const TYPING_MS = 500;
 const LONG_S = 3600;     // a longer video is started only after a confirmation
+const PREVIEWS = 3;      // looks at a video while it is made
 const LARGE = 16;        // so is one of this many times the default work, if there is no estimate
 
 let sent = null;         // a request without a response yet, with its idempotency key
@@ -66,10 +67,11 @@ function newKey() {
 
 // Where the request goes, and its fields.
 function wanted() {
-  const prompt = $("prompt").value;
-  if (source?.how === "remix") return ["v1/videos/" + source.video.id + "/remix", { prompt }];
-  if (source?.how === "extend") return ["v1/videos/extensions", { video: { id: source.video.id }, prompt, seconds: $("seconds").value }];
-  return ["v1/videos", request()];
+  const prompt = $("prompt").value, choice = $("prompt_upsampling");
+  const fields = { prompt, previews: PREVIEWS, ...(choice.disabled ? {} : { prompt_upsampling: choice.value }) };
+  if (source?.how === "remix") return ["v1/videos/" + source.video.id + "/remix", fields];
+  if (source?.how === "extend") return ["v1/videos/extensions", { ...fields, video: { id: source.video.id }, seconds: $("seconds").value }];
+  return ["v1/videos", image ? request() : { ...request(), previews: PREVIEWS }];
 }
 
 async function submit() {
