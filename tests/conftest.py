@@ -17,7 +17,7 @@ PARALLEL = "PYTEST_XDIST_WORKER" in os.environ
 if PARALLEL:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # else each process computes in as many threads as there are cores
 
-SERVER_FIXTURES = {"cluster", "browser", "launch", "two_nodes", "documented"}
+SERVER_FIXTURES = {"cluster", "browser", "launch", "whole_server", "two_nodes", "documented"}
 
 
 @pytest.fixture(scope="session")
@@ -29,6 +29,11 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = (base.parent if PARALLEL else base) / "tiny-cosmos3"
     with FileLock(folder.with_suffix(".lock")):  # one for all processes of a run
         return folder if folder.exists() else tiny.write_checkpoint(folder)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the tests of faults last, for they share a server with the others."""
+    items.sort(key=lambda item: item.get_closest_marker("faults") is not None)
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:

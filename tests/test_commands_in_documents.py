@@ -1,7 +1,8 @@
 """The commands and snippets of README and docs/ run as they stand, against the server that ``make serve`` starts.
 
 What a test cannot leave as it is: the port, which may be taken; the demo's number of steps, to save time; the cluster
-that Ray calls "auto", because this machine may have another one; and the home folder.
+that Ray calls "auto", because this machine may have another one; and the home folder. The picture and the clip that the
+reader has are small ones.
 """
 
 import json
@@ -21,17 +22,21 @@ import psutil
 import pytest
 from paths import ROOT
 from running_server import Server, free_port, wait_until_healthy
+from sample_media import clip, picture
 
 from cosmos3_models.checkpoint.folder import DEMO_FOLDER
 
 BLOCK = re.compile(r"^```(bash|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-PAGES = ("README.md", "docs/api.md", "docs/operate.md")
+PAGES = ("README.md", "docs/api.md", "docs/batches.md", "docs/operate.md")
+WRITTEN = re.compile(r'-o ([\w.-]+)|write_to_file\("([\w.-]+)|open\("([\w.-]+)", "wb"\)')
 STEPS = 1
 NOT_RUN = {
     "make test\n": "it is what runs this test",
     "make serve PORT=8001": "its checkpoint and its file are the reader's",
     "prometheus --config.file": "test_dashboard runs it, where there is a Prometheus",
     "serve status": "another server may have the port of Ray's dashboard",
+    "class Receiver(": "test_deliveries runs it, for it waits for events without end",
+    "-F prompt_upsampling=true": "it needs a chat model; test_upsampled_requests sends it to a server that has one",
     "prom_metrics_service_discovery": "the file is of the machine's newest cluster; test_dashboard reads the series",
 }
 
@@ -93,6 +98,8 @@ def documented(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Documented]
     assert START in blocks()
     home, folder, port = tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("user"), free_port()
     (folder / ".venv").symlink_to(ROOT / ".venv")
+    (folder / "ball.png").write_bytes(picture())
+    (folder / "clip.mp4").write_bytes(clip())
     url, demo = f"http://127.0.0.1:{port}", quick_demo(home / "cosmos3-demo")
     options = [f"PORT={port}", f"CHECKPOINT={demo}"]
     rehearsal = ["make", "--no-print-directory", "--dry-run", "serve", *options]  # what it installs is there
@@ -102,9 +109,13 @@ def documented(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Documented]
         process = subprocess.Popen(start.split(), cwd=ROOT, env=environment, stdout=log, stderr=log)
     try:
         wait_until_healthy(Server(url), process, home / "log")
+        while "Ready at " not in (home / "log").read_text():  # a signal before it would be another stop
+            assert process.poll() is None
+            time.sleep(0.1)
         variables = {"RAY_AUTH_MODE": "token", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
         address = {"RAY_ADDRESS": gcs_address(psutil.Process(process.pid))}
         changes = {"http://127.0.0.1:8000": url, "submit ": f"submit --url {url} ", '"demo"': f'"{demo}"'}
+        changes["cosmos3 batch "] = f"cosmos3 batch --url {url} "
         changes["cosmos3 generate "] = f"cosmos3 generate --num-inference-steps {STEPS} "
         yield Documented(folder, environment | variables | address, changes)
     finally:
@@ -123,12 +134,11 @@ def test_what_is_not_run_is_there() -> None:
     ("language", "code"), RUN, ids=[f"{page} {number}" for number, page in enumerate(RUN.values())]
 )
 def test_a_block_runs_as_it_stands(documented: Documented, language: str, code: str) -> None:
-    made = documented.folder / "ball.mp4"
-    made.unlink(missing_ok=True)
-    started = time.time()
+    written = [documented.folder / name for names in WRITTEN.findall(code) for name in names if name]
+    for made in written:
+        made.unlink(missing_ok=True)
     documented.run(language, code)
-    if made.name in code:
-        assert made.stat().st_mtime >= started - 1
-        with av.open(made) as video:
+    for made in written:
+        with av.open(made) as file:
             kinds = ["video", "audio"] if "sound" in code else ["video"]
-            assert [stream.type for stream in video.streams] == kinds
+            assert [stream.type for stream in file.streams] == kinds

@@ -21,7 +21,10 @@ from serve.cli.main import COMMANDS
 ON_A_GPU = {"triton", "flash_attn"}
 
 # The parts of serve, each of which imports only parts before it. Client, command lines and check stand beside them.
-LAYERS = ("errors", "inputs", "schema", "graph", "estimates", "jobs", "http", "ingress", "app")
+LAYERS = (
+    *("errors", "file_paths", "whole_files", "secret_file", "tracing", "inputs", "schema", "guards", "upsampler"),
+    *("graph", "estimates", "jobs", "http", "ingress", "app"),
+)
 BESIDE = {"client", "cli", "check", "__init__", "__main__"}
 
 # What os lacks on macOS, and some of it on arm64 or in small containers.
@@ -52,6 +55,8 @@ LIGHT = [
     "serve.graph.stages",
     "serve.graph.media_stages",
 ]
+CLIENTS = ("serve.jobs.webhooks.deliveries", "serve.upsampler.chat_server")  # of HTTP, in a server that needs them
+WATCHED = ("fastapi", "ray", "torch", *CLIENTS)
 
 
 def imported_packages(path: Path) -> set[str]:
@@ -113,12 +118,14 @@ def test_imports_and_a_whole_video_need_no_call_that_linux_alone_has(tmp_path: P
         "        if not module.name.endswith(('_kernels', '__main__')): importlib.import_module(module.name)\n"
         "from serve.cli.main import main\n"
         "main('generate x --sound --num-frames 5 --size 32x32 --num-inference-steps 1 --device cpu '\n"
-        "     '-o made.mp4'.split())\n"
+        "     '-o made.mp4'.split(), standalone_mode=False)\n"
+        "print('torch._dynamo' in __import__('sys').modules)\n"
     )
     environment = {"PYTHONPATH": str(ROOT), "HOME": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "made.mp4").stat().st_size > 0
+    assert done.stdout.split()[-1] == "False", "PyTorch's compiler, which takes two seconds to import, came in"
 
 
 @pytest.mark.parametrize("package", ["serve", "cosmos3_models"])
@@ -140,7 +147,9 @@ def test_each_part_of_serve_imports_only_parts_below_it(part: str) -> None:
 
 
 def test_every_part_of_serve_has_its_place() -> None:
-    assert imported_parts("app") == {"graph", "http", "ingress", "jobs"}, "the search finds imports"
+    assert imported_parts("app") == {"file_paths", "graph", "guards", "http", "ingress", "jobs", "upsampler"}, (
+        "the search finds imports"
+    )
     parts = {
         path.stem for path in (ROOT / "serve").iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
     }
@@ -148,12 +157,12 @@ def test_every_part_of_serve_has_its_place() -> None:
 
 
 def test_the_client_imports_nothing_of_the_server() -> None:
-    assert imported_parts("client") <= {"errors", "schema"}
+    assert imported_parts("client") <= {"errors", "inputs", "schema", "whole_files"}
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "serve").rglob("*.py")), ids=lambda path: path.name)
-def test_only_a_stages_worker_and_the_command_without_a_server_touch_torch(path: Path) -> None:
-    assert path.name in ("worker.py", "generate.py") or "torch" not in imported_packages(path)
+def test_only_a_stages_worker_a_guard_and_the_command_without_a_server_touch_torch(path: Path) -> None:
+    assert path.name in ("worker.py", "cosmos_guardrail.py", "generate.py") or "torch" not in imported_packages(path)
 
 
 @dataclass(frozen=True)
@@ -173,7 +182,7 @@ def imported(tmp_path_factory: pytest.TempPathFactory) -> Imported:
         "packages = {}\n"
         f"for module in {LIGHT}:\n"
         "    importlib.import_module(module)\n"
-        "    packages[module] = [name for name in ('fastapi', 'ray', 'torch') if name in sys.modules]\n"
+        f"    packages[module] = [name for name in {WATCHED} if name in sys.modules]\n"
         "print(json.dumps({'packages': packages, 'ray_started': sys.modules['ray'].is_initialized()}))\n"
     )
     environment = {"PYTHONPATH": str(ROOT), "HOME": str(folder), "XDG_CACHE_HOME": str(folder)}
@@ -196,6 +205,11 @@ def test_a_command_starts_before_ray_is_imported(imported: Imported, module: str
 @pytest.mark.parametrize("module", LIGHT)
 def test_building_and_driving_the_graph_imports_no_torch(imported: Imported, module: str) -> None:
     assert "torch" not in imported.packages[module]
+
+
+@pytest.mark.parametrize("module", LIGHT)
+def test_a_server_that_sends_no_requests_imports_no_client(imported: Imported, module: str) -> None:
+    assert not set(CLIENTS) & set(imported.packages[module])
 
 
 def test_an_import_starts_and_writes_nothing(imported: Imported) -> None:

@@ -13,7 +13,7 @@ from benchmarks.one_process import Case, OneProcess, summary
 from benchmarks.peak import Peak, gpu_gib
 from benchmarks.queue_times import covered, queue_times
 from benchmarks.server import descendants
-from cosmos3_models.params import Approximation
+from cosmos3_models.approximations import Approximation
 from serve.schema import VideoRequest
 
 
@@ -41,9 +41,9 @@ def test_a_queue_is_busy_but_for_its_gaps_and_decodes_beside_the_next_denoise() 
 def test_a_case_is_a_request_that_the_server_takes() -> None:
     case = Case.parse("480x832x49:35:3")
     assert (case.times, str(case), Case.parse("480x832x49:35").times) == (3, "480x832x49:35", 1)
-    request = VideoRequest(**case.fields(True, Approximation(step_cache=0.2), steps=2))
+    request = VideoRequest(**case.fields(True, Approximation(velocity_reuse=2), steps=2))
     assert (request.size, request.num_frames, request.num_inference_steps) == ("832x480", 49, 2)
-    assert (request.negative_prompt, request.generate_sound, request.step_cache) == (None, True, 0.2)
+    assert (request.negative_prompt, request.generate_sound, request.velocity_reuse) == (None, True, 2)
 
 
 def test_a_row_is_the_median_run_and_its_cost_is_against_the_same_case() -> None:
@@ -71,7 +71,7 @@ def test_a_part_that_fails_is_a_row_and_the_next_one_goes_on(tmp_path: Path) -> 
 
 def test_one_process_makes_a_video_of_the_same_stages(tiny_checkpoint: Path, tmp_path: Path) -> None:
     fields = {"prompt": "x", "size": "32x32", "num_frames": 5, "num_inference_steps": 1}
-    stages = OneProcess(str(tiny_checkpoint), "cpu", Approximation(step_cache=0.1))
+    stages = OneProcess(str(tiny_checkpoint), "cpu", Approximation(velocity_reuse=2))
     _, _, size = asyncio.run(stages.make(fields, tmp_path / "made.mp4"))
     assert size == (tmp_path / "made.mp4").stat().st_size > 0
 

@@ -1,22 +1,26 @@
 """Every place that knows the fields of a request agrees with their one declaration, ``GenerationParams``."""
 
+import json
 import re
 from collections.abc import Iterator
 from typing import Any
 
+import click
 import pytest
 from paths import ROOT
 from pydantic.fields import FieldInfo
 
 from cosmos3_models import GenerationParams, InvalidInput
+from cosmos3_models.approximations import Approximation
 from cosmos3_models.params import OF_A_REQUEST, GenerationDefaults
 from serve.cli.generate import command as generate
 from serve.cli.submit import command as submit
 from serve.http.pages.routes import assembled
 from serve.schema import ListQuery, Video, VideoRequest
 
-OF_REQUESTS_ALONE = {"model", "size", "seconds", "metadata", "input_reference"}
-NOT_ON_THE_PAGE = {"flow_shift", "sigma_schedule", "append_metadata", "fp8_linears", "fp8_attention", "step_cache"}
+OF_REQUESTS_ALONE = {"model", "size", "seconds", "metadata", "input_reference", "webhook_url"}
+OF_SERVERS_ALONE = {"prompt_upsampling"}
+NOT_ON_THE_PAGE = {"flow_shift", "sigma_schedule", "append_metadata", "previews", *Approximation.model_fields}
 
 TYPES = {"string": "text", "boolean": "true, false", "object": "texts by name", "array": "numbers"}
 
@@ -57,9 +61,18 @@ def test_a_record_keeps_what_was_true_when_it_was_made() -> None:
 @pytest.mark.parametrize("command", [generate, submit], ids=lambda command: str(command.name))
 def test_a_command_line_has_the_declared_fields_as_options(command: Any) -> None:
     options = {option for one in command.params for option in one.opts}
-    expected = {f"--{name.replace('_', '-')}" for name in DECLARED} - {"--prompt"}
+    own = OF_SERVERS_ALONE if command is generate else set()
+    expected = {f"--{name.replace('_', '-')}" for name in set(DECLARED) - own} - {"--prompt"}
+    assert not {f"--{name.replace('_', '-')}" for name in own} & options
     assert not expected - options, "options are missing"
     assert {"prompt", "--size", "--seconds", "--sound", "--out"} <= options
+
+
+def test_every_choice_of_the_command_line_is_one_of_the_field() -> None:
+    (option,) = [one for one in submit.params if one.name == "prompt_upsampling"]
+    assert isinstance(option.type, click.Choice)
+    taken = [VideoRequest(prompt="x", prompt_upsampling=choice).prompt_upsampling for choice in option.type.choices]
+    assert taken == [False, True, "required"]
 
 
 def test_the_pages_form_has_the_declared_fields() -> None:
@@ -86,9 +99,11 @@ def rows() -> Iterator[str]:
     properties = VideoRequest.model_json_schema()["properties"]
     for name, property_ in properties.items():
         schema = property_.get("anyOf", [property_])[0]
-        values = "a picture or clip" if name == "input_reference" else TYPES.get(schema["type"], "")
+        values = "a picture or clip" if name == "input_reference" else ""
         if "enum" in schema:
-            values = ", ".join(f"`{choice}`" for choice in schema["enum"])
+            values = ", ".join(f"`{json.dumps(choice)}`".replace('"', "") for choice in schema["enum"])
+        elif not values:
+            values = TYPES.get(schema["type"], "")
         if "maximum" in schema:
             values = f"{schema['minimum']} to {schema['maximum']}"
         yield f"| `{name}` | {values} | {property_['description']}"

@@ -36,6 +36,7 @@ class FakeVideos:
         for name, (_, data) in self._files.items():
             (folder / name).write_bytes(data)
         self.num_frames = 9
+        self.of_prompt: dict[str, str | None] = {"revised_prompt": None, "prompt_upsampling_error": None}
         self.status: Any = "completed"
         self.lives = 0
 
@@ -46,7 +47,7 @@ class FakeVideos:
         times = dict.fromkeys(("created_at", "started_at", "completed_at", "expires_at"), 0)
         unset = ("error", "stage", "eta_s", "stage_durations", "request_id", "remixed_from_video_id", "input_reference")
         nothing = dict.fromkeys(unset)
-        return Video(id="video_1", model="fake", **described(params), **state, **times, **nothing)
+        return Video(id="video_1", model="fake", **described(params), **state, **times, **nothing, **self.of_prompt)
 
     async def list(self, *_: Any) -> VideoList:
         return VideoList(data=[self.video], first_id="video_1", last_id="video_1", has_more=False)
@@ -75,6 +76,7 @@ class FakeService:
         self.videos: Any = FakeVideos(folder)
         self.eta_s: float | None = 3.0
         self.pictures = True
+        self.prompt_upsampling = False
 
     async def estimated(self, _: VideoRequest) -> VideoEstimate:
         return VideoEstimate(eta_s=self.eta_s, queue_position=1, relative_work=1)
@@ -84,7 +86,7 @@ class FakeService:
 
     def model_cards(self) -> Any:
         defaults = GenerationParams(prompt="-").model_dump(exclude={"prompt", "seed"})
-        able = {"sound": False, "pictures": self.pictures}
+        able = {"sound": False, "pictures": self.pictures, "prompt_upsampling": self.prompt_upsampling}
         return [{"id": "fake", "object": "model", "defaults": defaults, "guide": None} | able]
 
 

@@ -17,7 +17,7 @@ from ray import cloudpickle, serve
 from cosmos3_models import GenerationParams
 from cosmos3_models.media.mp4 import VideoWriter
 from cosmos3_models.text.prompt import PromptIds
-from serve.app import AppArgs
+from serve.app import AppArgs, prompt_upsampler
 from serve.graph.artifacts import ArtifactName
 from serve.graph.graph import Stages
 from serve.graph.messages import LATENTS_COMPLETE, LATENTS_FOLLOW, DecodedVideo, DenoiserItem
@@ -67,7 +67,7 @@ def fake_application(args: AppArgs, step_s: float, *, runners: int = 1, ingresse
     actor: dict[str, Any] = {"ray_actor_options": {"num_cpus": 0}}
     ends = serve.deployment(FakeEnds, **actor).bind()
     denoiser = serve.deployment(SteadyDenoiser, max_ongoing_requests=2, **actor).bind(step_s)
-    stages = Stages(ends, ends, denoiser, ends, ends)  # no picture comes, no sound is made
+    stages = Stages(ends, ends, denoiser, ends, ends, prompt_upsampler(args))  # no picture comes, no sound is made
     waiting = {**actor, "graceful_shutdown_timeout_s": 60}
     runner = serve.deployment(JobRunner, name="JobRunner", max_ongoing_requests=64, num_replicas=runners, **waiting)
     ingress = serve.deployment(
@@ -79,7 +79,10 @@ def fake_application(args: AppArgs, step_s: float, *, runners: int = 1, ingresse
 
 
 class FakeReference:
-    """A reference of an object in the store; loading it returns the object, or raises it if it is an exception."""
+    """A reference of an object in the store; loading it returns the object, or raises it if it is an exception.
+
+    A coroutine function stands for what it returns, once it does.
+    """
 
     def __init__(self, item: Any) -> None:
         self.item = item
@@ -94,7 +97,8 @@ class FakeCall:
     """What a handle's method returns: the result of a stage, or a stream of references.
 
     Args:
-        result: returned, raised if it is an exception, or waited for if it is an event.
+        result: returned, raised if it is an exception, waited for if it is an event, or awaited before a replica takes
+            up the call if it is a coroutine function.
     """
 
     def __init__(self, result: Any, args: Sequence[Any]) -> None:
@@ -109,6 +113,8 @@ class FakeCall:
     async def _to_object_ref_gen(self) -> AsyncIterator[FakeReference]:
         if isinstance(self._result, Exception):
             raise self._result
+        if asyncio.iscoroutinefunction(self._result):
+            await self._result()
         return self._stream()
 
     async def _stream(self) -> AsyncIterator[FakeReference]:
@@ -168,7 +174,7 @@ async def _returned(item: Any) -> Any:
         raise item.with_traceback(None)  # one of an earlier raise is no part of this one
     if isinstance(item, asyncio.Event):
         await item.wait()
-    return item
+    return await item() if asyncio.iscoroutinefunction(item) else item
 
 
 @contextmanager

@@ -81,8 +81,12 @@ class Faulty:
             yield frames
 
     def __call__(self, frames: Any) -> Any:
-        self._fault.happen()
-        return self._model(frames)
+        return self._model(self._met(frames))
+
+    def _met(self, frames: Iterator[Any]) -> Iterator[Any]:
+        for some in frames:
+            self._fault.happen()
+            yield some
 
     def waveform(self, latents: Any) -> Any:
         self._fault.happen()

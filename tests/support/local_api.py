@@ -16,6 +16,7 @@ from cosmos3_models.checkpoint.folder import DEMO
 from serve.app import AppArgs
 from serve.graph.artifacts import Artifact, ArtifactName, FinishedRequest
 from serve.graph.graph import Stages
+from serve.graph.revision import Revision
 from serve.graph.stages import Tokenizer
 from serve.http.access import OPEN, Access
 from serve.http.routes import create_api
@@ -63,18 +64,19 @@ class LocalIngress(Ingress):
         nothing: Any = LocalHandle(None)
         tokenizer, runner = LocalHandle(Tokenizer(args.checkpoint)), DeafRunner()
         stages: Any = Stages(tokenizer, nothing, nothing, nothing, nothing)
-        super().__init__(stages, runner, args.model_settings("cpu"), args.job_settings(), args.media(), access)
+        model = args.model_settings("cpu")
+        super().__init__(stages, runner, model, args.job_settings(), args.media(), access, args.guard)
         self.unready: list[str] = []
 
     async def make(self, request: Any, arrays: bool = False) -> FinishedVideo:
         with self.uploads.receiving() as receiver:
-            params, _ = await self._accepted(request, receiver)
+            params, _ = await self._permitted(request, receiver)
         await self._graph.check(params)
         record = video_record(params, self._model.name, DURATIONS)
         assert not arrays
         still = params.num_frames == 1
         artifact = Artifact.of("image", picture(params.width, params.height)) if still else Artifact.of("video", MP4)
-        return FinishedRequest((artifact,), record).for_handle_caller({})
+        return FinishedRequest((artifact,), record).for_handle_caller(Revision().added_to(record))
 
     async def unready_stages(self) -> list[str]:
         return self.unready

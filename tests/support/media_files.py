@@ -38,6 +38,7 @@ def clip(
         streams: list[Any] = [output.add_stream(codec, rate=24, options=options or {}) for _ in range(tracks)]
         for stream in streams:
             stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], pixels
+            stream.codec_context.thread_count = 1  # with several, x264 makes another file each time
         audio: Any = output.add_stream("aac", rate=48_000, layout="stereo") if sound else None
         for stream in streams:
             for frame in frames:

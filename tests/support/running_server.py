@@ -15,8 +15,27 @@ import yaml
 from paths import ROOT
 from ray import serve
 from ray.serve.handle import DeploymentHandle
+from receiver import webhook_args
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+def reserved_port() -> "tuple[socket.socket, int]":
+    """A port where nothing listens, and the socket that keeps it from everything but a listener of the tests."""
+    holder = socket.socket()
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    holder.bind(("127.0.0.1", 0))
+    return holder, holder.getsockname()[1]
+
 
 LEASE_S = 3  # of the tests' servers: a job whose runner died is taken up so much later
+WEBHOOK_HOLDER, WEBHOOK_PORT = reserved_port()
+WEBHOOK = f"http://127.0.0.1:{WEBHOOK_PORT}"  # where they may send events
 
 
 @dataclass(frozen=True)
@@ -51,7 +70,7 @@ def serve_config(port: int, checkpoint: Path, data_dir: Path) -> str:
     config = yaml.safe_load((ROOT / "deploy.yaml").read_text())
     config["http_options"]["port"] = port
     args = {"checkpoint": str(checkpoint), "data_dir": str(data_dir), "lease_s": LEASE_S}
-    config["applications"][0]["args"] |= args
+    config["applications"][0]["args"] |= args | webhook_args(data_dir.parent, WEBHOOK)
     return yaml.safe_dump(config)
 
 
@@ -60,22 +79,20 @@ def program(name: str) -> str:
     return str(Path(sys.executable).parent / name)
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
+def is_healthy(server: Server) -> bool:
+    """Whether /health says 200."""
+    try:
+        return httpx.get(f"{server.url}/health", timeout=5).status_code == 200
+    except httpx.TransportError:
+        return False
 
 
 def wait_until_healthy(server: Server, process: "subprocess.Popen[bytes]", log: Path, timeout_s: float = 240) -> None:
     """Wait for /health to say 200."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline and process.poll() is None:
-        try:
-            if httpx.get(f"{server.url}/health", timeout=5).status_code == 200:
-                return
-        except httpx.TransportError:
-            pass
+        if is_healthy(server):
+            return
         time.sleep(0.2)
     raise TimeoutError(f"the server is not healthy; its log ends with\n{log.read_text()[-4000:]}")
 

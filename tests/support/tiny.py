@@ -23,7 +23,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from cosmos3_models import Cosmos3Pipeline, GenerationParams, GenerationResult
-from cosmos3_models.params import clean_frames
+from cosmos3_models.references import clean_frames
 from cosmos3_models.sampling.denoise import draw_noise
 from cosmos3_models.transformer.generation_tower import Streams
 

@@ -106,6 +106,29 @@ def test_what_is_no_picture_is_refused_before_the_model_is_loaded(tmp_path: Path
     assert done.stderr.startswith("error: input_reference: ")
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--num-frames=1", "--sound"], "generate_sound: got True, expected false"),
+        (["--num-frames=1", "--image"], "num_frames: got 1, expected at least 5"),
+        (["--num-frames=5", "--condition-frame-indexes-vision=0"], "condition_frame_indexes_vision: got [0], expected"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_before_the_model_is_loaded(
+    options: list[str],
+    told: str,
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    picture: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Cosmos3Pipeline, "from_pretrained", None)
+    options = [f"--image={picture}" if option == "--image" else option for option in options]
+    done = run("x", f"--checkpoint={tiny_checkpoint}", "--out", str(tmp_path / "x.mp4"), *options)
+    assert done.exit_code == 2
+    assert done.stderr.startswith(f"error: {told}"), done.stderr
+
+
 def test_no_folder_is_created_for_the_video(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # a longer name would be cut in the message
     done = run("--checkpoint", "nowhere", "x", "-o", "mistyped/x.mp4")

@@ -4,8 +4,6 @@ import shutil
 import signal
 import socket
 import sqlite3
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,70 +12,35 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil
 import pytest
-import yaml
 from answers import check_error
 from click.testing import CliRunner, Result
+from fake_hub import REPOSITORY, fake_hub
+from launched import START_S, STOP_S, Launched, submit, wait_for_status
 from paths import ROOT
-from running_server import free_port, serve_config
 
+from benchmarks.otlp import Collector, Span, collecting
+from cosmos3_models.checkpoint.folder import DEMO_FOLDER
 from serve.cli.main import main
 from serve.cli.serve import SEVERAL_MACHINES
 
-START_S = 240  # where much else goes on
-STOP_S = 120
-SHORT = {"prompt": "a ball", "size": "192x128", "num_frames": 9, "num_inference_steps": 60}
-LONG = SHORT | {"size": "512x384", "num_frames": 65, "num_inference_steps": 200}
+TRACE, CLIENT_SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+TRACED = {"traceparent": f"00-{TRACE}-{CLIENT_SPAN}-01"}
+CALLS = ("Denoiser denoise", "Tokenizer encode", "VideoDecoder decode")
+OURS = ("job", "job queue", "tokenizer", "denoiser", "steps 1 to 1", "decoders", "mux", "storing")
+EXPECTED_SPANS = {
+    "proxy_http_request Ingress POST /v1/videos",
+    *OURS,
+    *(f"replica_handle_request {call}" for call in CALLS),
+}
+
+SHORT = {"prompt": "a ball", "size": "192x128", "num_frames": 9, "num_inference_steps": 150}
 
 
-class Launched:
-    """A server, and all that it has started."""
-
-    def __init__(self, folder: Path, checkpoint: Path, **args: Any) -> None:
-        port, self.data = free_port(), folder / "data"
-        self.url = f"http://127.0.0.1:{port}"
-        config = yaml.safe_load(serve_config(8000, checkpoint, self.data))
-        config["applications"][0]["args"] |= args
-        (folder / "deploy.yaml").write_text(yaml.safe_dump(config))
-        command = [sys.executable, "-m", "serve", "serve", str(folder / "deploy.yaml"), f"--port={port}"]
-        self._log = folder / "log"
-        with self._log.open("w") as log:
-            self.process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
-        self.family: dict[int, psutil.Process] = {}
-
-    @property
-    def printed(self) -> str:
-        return self._log.read_text()
-
-    def wait_for(self, text: str, timeout_s: float = START_S) -> None:
-        deadline = time.monotonic() + timeout_s
-        while text not in self.printed:
-            assert self.process.poll() is None, self.printed
-            assert time.monotonic() < deadline, self.printed
-            self._meet_family()
-            time.sleep(0.1)
-
-    def wait_for_end(self) -> int:
-        """The exit status, once nothing is left of the server."""
-        self._meet_family()
-        status = self.process.wait(STOP_S)
-        _, left = psutil.wait_procs(self.family.values(), timeout=10)
-        assert not left, "processes outlive the server"
-        return status
-
-    def kill(self) -> None:
-        self._meet_family()
-        self.process.kill()
-        for process in self.family.values():
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
-        self.process.wait()
-
-    def _meet_family(self) -> None:
-        with suppress(psutil.NoSuchProcess):
-            children = psutil.Process(self.process.pid).children(recursive=True)
-            self.family |= {child.pid: child for child in children}
+@pytest.fixture
+def collector() -> Iterator[Collector]:
+    with collecting() as opened:
+        yield opened
 
 
 @pytest.fixture
@@ -91,20 +54,6 @@ def launch(tiny_checkpoint: Path, tmp_path: Path) -> Iterator[Callable[..., Laun
     yield start
     for server in launched:
         server.kill()
-
-
-def submit(server: Launched, request: dict[str, Any]) -> str:
-    response = httpx.post(f"{server.url}/v1/videos", json=request, timeout=60)
-    assert response.status_code == 200, response.text
-    video_id: str = response.json()["id"]
-    return video_id
-
-
-def wait_for_status(server: Launched, video_id: str, status: str) -> None:
-    deadline = time.monotonic() + 60
-    while httpx.get(f"{server.url}/v1/videos/{video_id}", timeout=30).json()["status"] != status:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def jobs(server: Launched) -> dict[str, tuple[str, int]]:
@@ -158,20 +107,6 @@ def test_sigterm_lets_what_is_being_made_finish_and_takes_nothing_new(launch: Ca
     assert "Traceback" not in server.printed
 
 
-def test_a_second_ctrl_c_stops_at_once(launch: Callable[..., Launched]) -> None:
-    server = launch()
-    server.wait_for("Ready at ")
-    wait_for_status(server, submit(server, LONG), "in_progress")
-    server.process.send_signal(signal.SIGINT)
-    server.wait_for("1 video is running; waiting up to 3600 s", 30)
-    interrupted = time.monotonic()
-    server.process.send_signal(signal.SIGINT)
-    assert server.wait_for_end() == 0
-    assert time.monotonic() - interrupted < 60, "the video takes minutes"
-    assert server.printed.rstrip().endswith("Stopped at once.")
-    assert "Traceback" not in server.printed
-
-
 def test_a_stage_that_fails_while_it_starts_ends_the_server_with_one_sentence(
     launch: Callable[..., Launched], tmp_path: Path
 ) -> None:
@@ -210,7 +145,10 @@ def test_a_broken_checkpoint_is_refused_before_ray_starts(
     assert capfd.readouterr().err == f"{ROOT / 'deploy.yaml'}: {broken / 'vae'}: no safetensors file in this folder\n"
 
 
-def test_a_port_that_is_taken_is_refused_before_ray_starts(in_this_process: Callable[..., Result]) -> None:
+def test_a_port_that_is_taken_is_refused_before_ray_starts(
+    in_this_process: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.executable", shutil.which("true"))  # the check of the checkpoint finds nothing
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         done = in_this_process(ROOT / "deploy.yaml", f"--port={port}")
@@ -223,3 +161,32 @@ def test_a_file_that_is_not_there_is_refused_with_the_usage(in_this_process: Cal
     done = in_this_process("nowhere.yaml")
     assert done.exit_code == 2
     assert "'nowhere.yaml' does not exist" in done.stderr
+
+
+def are_complete(spans: list[Span]) -> bool:
+    """Whether all are there, below the client's span."""
+    return {one.parent for one in spans} - {one.id for one in spans} == {CLIENT_SPAN} and (
+        {one.name for one in spans} >= EXPECTED_SPANS
+    )
+
+
+def test_a_model_on_the_hub_is_downloaded_once_and_served_with_traces_of_its_jobs(
+    launch: Callable[..., Launched], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, collector: Collector
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
+    monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "200")  # milliseconds
+    with fake_hub(Path(shutil.copytree(DEMO_FOLDER, tmp_path / "hub"))) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+        server = launch(Path(REPOSITORY))
+        server.wait_for("Ready at ")
+        weights = "transformer/diffusion_pytorch_model.safetensors"
+        header = 100_001  # of which the check reads so much
+        assert hub.read[weights] == (DEMO_FOLDER / weights).stat().st_size + header
+    (card,) = httpx.get(f"{server.url}/v1/models", timeout=60).json()["data"]
+    assert card["id"] == REPOSITORY
+    video_id = submit(server, SHORT | {"num_inference_steps": 1}, TRACED)
+    spans = collector.trace(TRACE, are_complete)
+    (job,) = (one for one in spans if one.name == "job")
+    assert (job.service, job.attributes["video_id"], job.failed) == ("cosmos3", video_id, False)
+    assert job.attributes["request_id"] == httpx.get(f"{server.url}/v1/videos/{video_id}").json()["request_id"]

@@ -9,6 +9,7 @@ import pytest
 
 from cosmos3_models import GenerationParams
 from cosmos3_models.checkpoint.folder import DEMO, Checkpoint
+from cosmos3_models.sampling.plan import passes_by_step
 from serve.estimates.cost import Cost, cost_of, percent
 from serve.estimates.direct_requests import DirectRequests
 from serve.estimates.observed_jobs import ActiveJob, FinishedJob
@@ -64,6 +65,32 @@ def test_a_picture_is_encoded_before_the_denoise_unless_the_denoiser_is_busy_for
     assert schedule([denoising(1, 2), waiting(2, cost)], [measured]).estimate(2) == (1, pytest.approx(8 + 10 + 2))
     assert schedule([denoising(1, 9), waiting(2, cost)], [measured]).estimate(2) == (1, pytest.approx(6 + 10 + 2))
     assert schedule([waiting(1)], [measured]).estimate(1) == (1, pytest.approx(10 + 2)), "of text alone"
+
+
+UPSAMPLED = DONE._replace(stage_durations=DONE.stage_durations | {"prompt_upsampler": 4.0})
+
+
+def upsampling(seq: int) -> ActiveJob:
+    return waiting(seq)._replace(upsampling_pending=True)
+
+
+def test_a_prompt_is_rewritten_before_the_denoise_unless_the_denoiser_is_busy_for_longer() -> None:
+    assert schedule([upsampling(1)]).estimate(1) == (1, pytest.approx(10 + 2)), "nothing is known"
+    assert schedule([upsampling(1)], [UPSAMPLED]).estimate(1) == (1, pytest.approx(4 + 10 + 2))
+    assert schedule([waiting(1)], [UPSAMPLED]).estimate(1) == (1, pytest.approx(10 + 2)), "already, or not at all"
+    assert schedule([denoising(1, 2), upsampling(2)], [UPSAMPLED]).estimate(2) == (1, pytest.approx(8 + 10 + 2))
+    slow = UPSAMPLED._replace(stage_durations=UPSAMPLED.stage_durations | {"prompt_upsampler": 100.0})
+    times = schedule([upsampling(1)], [UPSAMPLED, UPSAMPLED, slow])
+    assert times.estimate(1) == (1, pytest.approx(4 + 10 + 2)), "the median"
+
+
+def test_a_job_whose_prompt_is_rewritten_lets_others_pass() -> None:
+    queue = schedule([upsampling(1), waiting(2)], [UPSAMPLED])
+    assert queue.estimate(2) == (2, pytest.approx(10 + 2))
+    assert queue.estimate(1) == (1, pytest.approx(10 + 10 + 2))
+    assert queue.retry_after_s == 1
+    busy = schedule([denoising(0, 5), upsampling(1), waiting(2)], [UPSAMPLED])
+    assert busy.estimate(1) == (1, pytest.approx(5 + 10 + 2)), "it is ready before the denoiser is"
 
 
 def test_an_encoded_picture_is_a_part_of_the_progress() -> None:
@@ -151,6 +178,8 @@ def test_a_direct_request_counts_from_its_arrival_to_its_end() -> None:
     requests = DirectRequests()
     with requests.counted(COST, 10) as note:
         assert [(job.status, job.step) for job in requests.active()] == [("queued", 0)]
+        note({"type": "progress", "stage": "prompt_upsampler", "step": 0, "steps": 1, "elapsed_s": 0.0})
+        assert [(job.status, job.running_s) for job in requests.active()] == [("queued", 0)]
         note({"type": "progress", "stage": "denoiser", "step": 0, "steps": 10, "elapsed_s": 0.1})
         note({"type": "progress", "stage": "denoiser", "step": 3, "steps": 10, "elapsed_s": 0.2})
         (job,) = requests.active()
@@ -191,8 +220,10 @@ class Machine:
 
     def seconds(self, cost: Cost, steps: int) -> tuple[float, float]:
         """Of denoise and decode, without noise."""
-        fast = 2 if "step cache" in cost.mode else 1
-        denoise = 0.01 + 0.0045 * steps * cost.passes + (cost.text + steps * cost.step) / 120e9 / fast
+        fast = 2 if "fp8" in cost.mode else 1
+        passes = sum(passes_by_step(steps, cost.passes, cost.velocity_reuse, cost.guidance_reuse))
+        flops = cost.text + cost.step * passes / cost.passes
+        denoise = 0.01 + 0.0045 * passes + flops / 120e9 / fast
         return denoise, 0.05 + cost.decode / 100e9
 
     def finish(self, cost: Cost, steps: int, slowed: float = 1) -> FinishedJob:
@@ -232,6 +263,25 @@ def test_one_finished_job_is_enough_for_others_of_its_size() -> None:
         assert machine.ratio(cost, 4, [machine.finish(cost, 4)]) == pytest.approx(1)
 
 
+@pytest.mark.parametrize(
+    ("fields", "passes"), [({"velocity_reuse": 3}, 34), ({"guidance_reuse": 2}, 54), ({"profile": "fast"}, 30)]
+)
+def test_the_time_of_reused_steps_is_known_from_exact_jobs(fields: dict[str, Any], passes: int) -> None:
+    machine = Machine(noise=0)
+    exact, fast, fp8 = (machine.cost(SIZES[2], **given) for given in ({}, fields, {"fp8_linears": True}))
+    assert fast.full_steps(35, 35) * fast.passes == passes
+    finished = [machine.finish(cost, 35) for cost in (exact, fp8, fp8)]
+    assert machine.ratio(fast, 35, finished) == pytest.approx(1, abs=0.03), "a pass takes as long as an exact one"
+
+
+def test_a_running_job_that_reuses_steps_is_on_time_after_each_of_them() -> None:
+    cost = COST._replace(velocity_reuse=5)  # of 35 steps 15 are computed, a second each
+    finished = [DONE._replace(steps=40, stage_durations={"denoiser": 40}, wall_s=42)]
+    for step, seconds in ((6, 6), (7, 6), (8, 7), (28, 12), (29, 13), (33, 13), (35, 15)):
+        job = ActiveJob(1, "in_progress", "denoiser", step, 35, cost, running_s=seconds)
+        assert schedule([job], finished).estimate(1).eta_s == pytest.approx(15 - seconds + 2), step
+
+
 def test_jobs_that_others_slowed_do_not_spoil_the_estimates() -> None:
     machine = Machine(noise=0.05)
     mixture = [(machine.cost(size), steps) for size in SIZES for steps in (4, 16)]
@@ -243,7 +293,7 @@ def test_jobs_that_others_slowed_do_not_spoil_the_estimates() -> None:
 def test_fast_modes_do_not_spoil_the_estimates_of_exact_jobs() -> None:
     machine = Machine(noise=0.05)
     exact = [machine.cost(size) for size in SIZES]
-    fast = [machine.cost(size, step_cache=0.1) for size in SIZES]
+    fast = [machine.cost(size, fp8_linears=True) for size in SIZES]
     few = [machine.finish(cost, 16) for cost in exact]
     many = [machine.finish(cost, 16) for cost in fast * 5]
     for cost in (*exact, *fast):

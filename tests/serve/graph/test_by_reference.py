@@ -75,12 +75,15 @@ def check(latents: NDArray[np.float32], value: int) -> None:
     assert latents[0] == latents[-1] == value
 
 
-@pytest.fixture
-def handle(server: object, tiny_checkpoint: Path, tmp_path: Path) -> Iterator[DeploymentHandle[Any]]:
+@pytest.fixture(scope="module")
+def handle(
+    server: object, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[DeploymentHandle[Any]]:
     """The real ingress and graph over stages with large latents, beside the real application."""
     assert server is not None
     cloudpickle.register_pickle_by_value(sys.modules[__name__])  # replicas cannot import the tests
-    options = {"ray_actor_options": {"num_cpus": 0}}
+    options: dict[str, Any] = {"ray_actor_options": {"num_cpus": 0}, "graceful_shutdown_wait_loop_s": 0.1}
+    data_dir = str(tmp_path_factory.mktemp("inflated"))
     stages = Stages(
         serve.deployment(Tokenizer, **options).bind(str(tiny_checkpoint)),
         serve.deployment(InflatedVideoEncoder, **options).bind(),
@@ -89,7 +92,7 @@ def handle(server: object, tiny_checkpoint: Path, tmp_path: Path) -> Iterator[De
         serve.deployment(CheckingSoundDecoder, **options).bind(),
     )
     ingress = serve.deployment(serve.ingress()(Ingress), name="Ingress", **options)
-    args = AppArgs(checkpoint=str(tiny_checkpoint), data_dir=str(tmp_path), max_attempts=1)
+    args = AppArgs(checkpoint=str(tiny_checkpoint), data_dir=data_dir, max_attempts=1)
     no_runner = stages.tokenizer  # these requests are no jobs
     application = ingress.bind(stages, no_runner, args.model_settings("cpu"), args.job_settings(), args.media())
     yield serve.run(application, name="inflated", route_prefix="/inflated")

@@ -17,7 +17,7 @@ import pytest
 from pictured import PICTURE, PICTURED, begun_with_a_picture
 from PIL import Image
 from running_server import Server
-from sample_requests import ENDLESS, LONG, REQUEST
+from sample_requests import ENDLESS, LONG, PREVIEW_STEPS, REQUEST, WATCHED
 
 from cosmos3_models import Cosmos3Pipeline, GenerationParams
 from cosmos3_models.media.mp4 import encode_video
@@ -230,3 +230,17 @@ def finished(events: Recorder) -> bytes:
     events.thread.join(timeout=120)
     assert events[-1]["type"] == "video", events
     return bytes(events[-1]["mp4"])
+
+
+def test_previews_come_over_handles_while_the_video_is_made_and_change_no_byte_of_it(
+    server: Server, expected: bytes
+) -> None:
+    stream = server.handle.options(stream=True).stream
+    events = list(stream.remote(REQUEST | {"previews": 2}))
+    assert events[-1]["mp4"] == expected
+    shown = [event for event in stream.remote(WATCHED) if event["type"] == "preview"]
+    assert shown
+    assert {event["step"] for event in shown} <= set(PREVIEW_STEPS)
+    with Image.open(io.BytesIO(shown[0]["preview"])) as picture:
+        assert picture.format == "JPEG"
+        assert picture.size == (4 * 192, 128)

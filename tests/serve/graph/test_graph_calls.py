@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 from fakes import OF_A_VIDEO, OF_AN_IMAGE, FakeCall, FakeHandle, FakeMethod
+from ray import cloudpickle
 from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 from ray.serve._private.common import DeploymentID
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
@@ -17,7 +18,15 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from cosmos3_models import GenerationParams, InvalidInput
 from cosmos3_models.media.mp4 import VideoWriter, encode_sound
 from cosmos3_models.text.prompt import PromptIds
-from serve.errors import InvalidRequest, MediaUnavailable, NotReady, QueueFull, ServingError, StageFailed
+from serve.errors import (
+    ContentRefused,
+    InvalidRequest,
+    MediaUnavailable,
+    NotReady,
+    QueueFull,
+    ServingError,
+    StageFailed,
+)
 from serve.graph.artifacts import MEDIA_TYPES, FinishedRequest
 from serve.graph.graph import Graph, Reference, Stages
 from serve.graph.messages import LATENTS_COMPLETE, LATENTS_FOLLOW, DecodedSound, DecodedVideo
@@ -33,6 +42,9 @@ MAX_ATTEMPTS = 3
 DIED = RayActorError()
 LOST = ObjectLostError("ab" * 14, None, "")
 BROKEN: Exception = RayTaskError("decode", "a trace", RuntimeError("CUDA error")).as_instanceof_cause()
+REFUSED: Exception = cloudpickle.loads(
+    cloudpickle.dumps(RayTaskError("decode", "a trace", ContentRefused("a weapon")).as_instanceof_cause())
+)
 INVALID: Exception = RayTaskError("denoise", "a trace", InvalidInput("height", 9, "16", "")).as_instanceof_cause()
 
 
@@ -54,20 +66,21 @@ class FakeStages(NamedTuple):
     denoise: FakeMethod
     decode_video: FakeMethod
     decode_sound: FakeMethod
+    preview: FakeMethod = FakeMethod([b"jpeg"])
 
     def graph(self) -> Graph:
         stages: Any = Stages(
             FakeHandle(encode=self.encode, encode_all=self.encode),
             FakeHandle(encode=self.encode_reference),
             FakeHandle(denoise=self.denoise, budget=self.denoise),
-            FakeHandle(decode=self.decode_video),
+            FakeHandle(decode=self.decode_video, preview=self.preview),
             FakeHandle(decode=self.decode_sound),
         )
         return Graph(stages, MAX_ATTEMPTS)
 
     def counts(self) -> tuple[int, ...]:
-        """How often each method was called."""
-        return tuple(len(method.calls) for method in self)
+        """How often each method was called, but for previews."""
+        return tuple(len(method.calls) for method in self[:5])
 
 
 def stages(**changes: FakeMethod) -> FakeStages:
@@ -303,10 +316,11 @@ def test_a_denoiser_that_fails_every_time_fails_the_request_without_a_detail_of_
     ("raised", "kind", "message"),
     [
         (INVALID, InvalidRequest, "height: got 9, expected 16"),
+        (REFUSED, ContentRefused, "a weapon"),
         (BackPressureError(4, 4), QueueFull, "has as many requests waiting as it takes; try again later"),
         (DeploymentUnavailableError(DeploymentID("Stage", "cosmos3")), NotReady, "is not running"),
     ],
-    ids=["bad input", "back-pressure", "no replica"],
+    ids=["bad input", "refused frames", "back-pressure", "no replica"],
 )
 def test_what_another_attempt_cannot_change_is_not_retried(
     stage: str, raised: Exception, kind: type[ServingError], message: str

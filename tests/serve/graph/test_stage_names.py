@@ -8,7 +8,7 @@ import pytest
 from paths import ROOT
 
 from serve.graph.graph import Stages
-from serve.graph.stage_names import DENOISER, MODEL_STAGES, REPORTED, TIMED
+from serve.graph.stage_names import AFTER_DENOISER, DENOISER, MODEL_STAGES, OPTIONAL_STAGES, REPORTED, TIMED
 from serve.jobs.records import LAST_EVENT, QUEUED_EVENT, STAGE_EVENTS
 
 PAGE = ROOT / "serve/http/pages/screen.js"
@@ -17,7 +17,8 @@ COMPARED = re.compile(r"""stage\W{1,5}===?\s*"(\w+)\"""")
 
 
 def test_the_model_stages_are_the_handles_of_the_graph() -> None:
-    assert Stages._fields == MODEL_STAGES
+    assert Stages._fields == (*MODEL_STAGES, *OPTIONAL_STAGES)
+    assert set(Stages._field_defaults) == set(OPTIONAL_STAGES), "a server may lack these alone"
 
 
 def test_every_reported_stage_has_its_time_in_the_record() -> None:
@@ -25,7 +26,7 @@ def test_every_reported_stage_has_its_time_in_the_record() -> None:
 
 
 def test_the_events_of_the_stages_are_numbered_after_every_step_and_before_the_end() -> None:
-    assert list(STAGE_EVENTS) == list(REPORTED[1:]), "the denoiser's events are its steps"
+    assert list(STAGE_EVENTS) == list(AFTER_DENOISER), "the denoiser's events are its steps"
     assert list(STAGE_EVENTS.values()) == [500, 501], "a client may resume after an update of the server"
     assert max(STAGE_EVENTS.values()) < QUEUED_EVENT < LAST_EVENT
 

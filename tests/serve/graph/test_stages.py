@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from cosmos3_models.checkpoint.loading import load_video_encoder, resolve_device
 from cosmos3_models.errors import Stopped
 from cosmos3_models.media.pictures import encode_picture
 from cosmos3_models.media.resize import cover
-from cosmos3_models.params import ReferenceKind
+from cosmos3_models.references import ReferenceKind
 from serve.graph.media_stages import VideoDecoder, VideoEncoder
 from serve.graph.messages import LATENTS_COMPLETE, DecodedVideo
 from serve.graph.worker import Patience, Turn
@@ -134,6 +135,29 @@ def test_an_encode_that_is_stopped_ends_before_it_computes(tiny_checkpoint: Path
             stage._encode(encode_picture(PICTURE, "png"), PARAMS, "image", turn)
 
     asyncio.run(scene())
+
+
+def test_the_encoders_own_work_may_take_no_longer_than_its_operations_explain(tiny_checkpoint: Path) -> None:
+    """The file's reader has three minutes. Were they the encoder's as well, one that hangs would be replaced late."""
+    turn, limits = Turn(0), list[float]()
+
+    async def scene() -> None:
+        stage = VideoEncoder(str(tiny_checkpoint), "cpu", PATIENCE)
+        encoder: Any = stage._encoder
+
+        def watched(frames: Iterator[Any]) -> Any:
+            portions = []
+            for some in frames:
+                portions.append(some)
+                limits.append(turn.limit_s(1))
+            limits.append(turn.limit_s(1))
+            return encoder(portions)
+
+        stage._encoder = watched  # type: ignore[assignment]
+        stage._encode(clip(np.zeros((5, 32, 48, 3), dtype=np.uint8)), PARAMS, "video", turn)
+
+    asyncio.run(scene())
+    assert limits == [1] * 6
 
 
 def test_a_checkpoint_without_an_encoder_loads_none(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:

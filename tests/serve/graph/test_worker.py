@@ -132,6 +132,20 @@ def test_what_the_request_got_wrong_casts_no_doubt_on_the_replica(exits: list[in
     assert exits == []
 
 
+def test_a_replica_that_has_lost_what_it_needs_is_unhealthy(exits: list[int]) -> None:
+    lost: list[str] = []
+
+    async def scene() -> None:
+        running = Worker(lambda: None, PATIENCE, lambda: lost[0] if lost else None)
+        running.check()
+        lost.append("rank 1 ended")
+        with pytest.raises(Broken, match="rank 1 ended"):
+            running.check()
+        await until(lambda: bool(exits))
+
+    asyncio.run(scene())
+
+
 def test_a_broken_executor_makes_the_replica_unhealthy(exits: list[int]) -> None:
     async def scenario(running: Worker, model: Model) -> None:
         def submit(*_: Any) -> None:

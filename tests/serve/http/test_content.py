@@ -143,14 +143,14 @@ def test_a_range_of_an_object_is_read_in_blocks_without_a_copy(
     monkeypatch.setattr(storage, "BLOCK_BYTES", 1000)
     monkeypatch.setattr(tempfile, "mkstemp", lambda *_, **__: pytest.fail("a copy"))
     store = client.service.videos._media
-    read, asked = store._fs.cat_file, []
+    read, asked = store._files._fs.cat_file, []
 
     def cat_file(path: str, start: int, end: int) -> bytes:
         asked.append((start, end))
         data: bytes = read(path, start=start, end=end)
         return data
 
-    monkeypatch.setattr(store._fs, "cat_file", cat_file)
+    monkeypatch.setattr(store._files._fs, "cat_file", cat_file)
     assert get(client, range="bytes=500-2199").content == VIDEO[500:2200]
     assert asked == [(500, 1500), (1500, 2200)]
     asked.clear()
@@ -164,7 +164,7 @@ def test_a_range_of_an_object_is_read_in_blocks_without_a_copy(
 
 def remove(client: LocalClient) -> None:
     store = client.service.videos._media
-    store._fs.rm(store._root, recursive=True)
+    store._files._fs.rm(store._files._root, recursive=True)
 
 
 def test_a_file_that_is_gone_is_not_found(client: LocalClient) -> None:
@@ -193,7 +193,7 @@ def test_a_store_that_refuses_is_unavailable(client: LocalClient, monkeypatch: p
         raise PermissionError("/secret")
 
     for method in ("cat_file", "info"):
-        monkeypatch.setattr(client.service.videos._media._fs, method, refuse)
+        monkeypatch.setattr(client.service.videos._media._files._fs, method, refuse)
         response = get(client)
         assert "secret" not in check_error(response, 503, "media_unavailable")["message"]
         assert response.headers["retry-after"] == "5"

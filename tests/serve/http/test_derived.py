@@ -13,6 +13,7 @@ from local_api import LocalClient, local_client
 from PIL import Image
 from sample_media import clip, picture
 
+from cosmos3_models.media import isolated
 from serve.jobs.job import Job
 
 pytestmark = pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning")
@@ -106,6 +107,24 @@ def test_a_remix_is_the_same_request_with_another_prompt(sdk: openai.OpenAI, cli
     assert job_of(client, remix.id).input_reference == job_of(client, source).input_reference, "one file for both"
 
 
+def test_a_stored_file_is_checked_again_only_if_it_has_changed(
+    client: LocalClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = "data:image/png;base64," + base64.b64encode(picture()).decode()
+    source = finished(client, clip(), **FIELDS, input_reference={"image_url": url})
+    checked: list[Path] = []
+    inspect = isolated.inspect
+    monkeypatch.setattr(isolated, "inspect", lambda path: checked.append(path) or inspect(path))
+    remix = client.post(f"/v1/videos/{source}/remix", json={"prompt": "y"}).json()
+    stored = job_of(client, source).input_reference
+    assert (job_of(client, remix["id"]).input_reference, checked) == (stored, [])
+    assert stored is not None
+    client.call(client.service.videos._media.write, stored.file, b"damaged")
+    response = client.post(f"/v1/videos/{source}/remix", json={"prompt": "y"})
+    assert check_error(response, 400, "invalid_value")["param"] == "input_reference"
+    assert len(checked) == 1
+
+
 def test_a_remix_takes_further_fields(client: LocalClient) -> None:
     source = finished(client, clip(), **FIELDS)
     response = client.post(
@@ -113,6 +132,19 @@ def test_a_remix_takes_further_fields(client: LocalClient) -> None:
     )
     record = response.json()
     assert (record["seed"], record["size"], record["num_frames"], record["fps"]) == (7, "32x32", 25, 12)
+
+
+def test_a_remix_with_a_profile_has_the_fields_of_that_profile(client: LocalClient) -> None:
+    source = finished(client, clip(), **FIELDS, profile="fast", guidance_reuse=3)
+
+    def reuse(**fields: Any) -> tuple[int, int]:
+        record = client.post(f"/v1/videos/{source}/remix", json={"prompt": "y"} | fields).json()
+        return record["velocity_reuse"], record["guidance_reuse"]
+
+    assert reuse() == (5, 3)
+    assert reuse(profile="exact") == (0, 0)
+    assert reuse(profile="fast") == (5, 0)
+    assert reuse(velocity_reuse=0) == (0, 3)
 
 
 def test_what_cannot_be_remixed_is_refused(client: LocalClient) -> None:

@@ -90,7 +90,7 @@ class Sender:
 
 @pytest.mark.parametrize(
     ("kind", "requests", "count"),
-    [("routes", any_request(), 1000), ("bodies", any_video(), 2000)],  # a body costs a third of a whole request
+    [("routes", any_request(), 500), ("bodies", any_video(), 1000)],  # a body costs a third of a whole request
     ids=["routes", "bodies"],
 )
 def test_no_request_makes_the_server_fail_or_answer_in_another_form(

@@ -64,6 +64,18 @@ def test_a_video_is_made_played_listed_and_deleted(server: Server, page: Page) -
     assert httpx.get(f"{server.url}/v1/videos/{video['id']}", timeout=60).status_code == 404
 
 
+def test_a_preview_is_shown_while_the_video_is_made(server: Server, page: Page) -> None:
+    open_page(page, server.url)
+    ask_for(page, "a ball before it is made", {"Width": "192", "Height": "128", "Frames": "65", "Steps": "200"})
+    preview = page.locator("#screen img.preview")
+    expect(preview).to_be_visible(timeout=PATIENCE_MS)
+    assert preview.evaluate("async (picture) => { await picture.decode(); return picture.naturalWidth; }") == 4 * 192
+    expect(page.locator("#stage")).to_contain_text("Denoising, step")
+    page.get_by_role("button", name="Cancel", exact=True).click()
+    expect(page.locator("#screen")).to_have_text("Cancelled.")
+    expect(preview).to_have_count(0)
+
+
 def test_progress_is_shown_until_it_is_cancelled(server: Server, page: Page) -> None:
     open_page(page, server.url)
     ask_for(page, "an endless ball", ENDLESS)

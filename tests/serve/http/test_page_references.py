@@ -286,7 +286,8 @@ def test_a_finished_video_can_be_continued(page: Page, url: str, sent: list[Any]
     expect(page.get_by_label("New seconds")).to_have_value("1.5", timeout=PATIENCE_MS)
     expect(page.locator("#look img")).to_be_visible()
     submit(page, "Continue the video", "and it stops")
-    assert sent == [("videos/extensions", {"video": {"id": "video_1"}, "prompt": "and it stops", "seconds": "1.5"})]
+    fields = {"video": {"id": "video_1"}, "prompt": "and it stops", "seconds": "1.5", "previews": 3}
+    assert sent == [("videos/extensions", fields)]
     expect(page.get_by_label("Width")).to_be_visible()
 
 
@@ -298,7 +299,7 @@ def test_a_finished_video_can_be_made_again_with_another_prompt(page: Page, url:
     expect(page.get_by_label("Width")).to_be_visible()
     page.get_by_role("button", name="Again with another prompt").click()
     submit(page, "Make it again", "a blue ball")
-    assert sent == [("videos/video_1/remix", {"prompt": "a blue ball"})]
+    assert sent == [("videos/video_1/remix", {"prompt": "a blue ball", "previews": 3})]
 
 
 def test_an_image_is_asked_for_and_shown_as_an_image(
@@ -315,7 +316,7 @@ def test_an_image_is_asked_for_and_shown_as_an_image(
     submit(page, "Make the image")
     fields = sent[0][1]
     assert fields["num_frames"] == 1
-    assert not {"fps", "generate_sound", "input_reference"} & set(fields)
+    assert not {"fps", "generate_sound", "input_reference", "previews"} & set(fields)
     image = page.locator("#screen img")
     expect(image).to_have_attribute("alt", "kept")
     assert image.evaluate("async image => { await image.decode(); return image.naturalWidth }") == 48
@@ -349,6 +350,39 @@ def test_a_model_that_takes_no_pictures_is_not_offered_one(page: Page, url: str,
     expect(page.get_by_role("button", name="Again with another prompt")).to_be_visible()
     expect(page.locator("#zone")).to_be_hidden()
     expect(page.get_by_role("button", name="Continue this video")).to_be_hidden()
+
+
+def test_the_prompt_is_rewritten_only_where_the_server_can(
+    page: Page, url: str, service: FakeService, sent: list[Any]
+) -> None:
+    open_page(page, url)
+    choice = page.get_by_label("Rewrite the prompt")
+    expect(choice).to_be_hidden()
+    submit(page)
+    service.prompt_upsampling = True
+    open_page(page, url)
+    choice.select_option("If possible")
+    page.reload()
+    expect(choice).to_have_value("true")
+    submit(page)
+    page.get_by_role("button", name="Again with another prompt").click()
+    choice.select_option("Or make no video")
+    submit(page, "Make it again", "a blue ball")
+    assert [fields.get("prompt_upsampling") for _, fields in sent] == [None, "true", "required"]
+    expect(page.locator("#revised")).to_be_hidden()
+
+
+def test_the_rewritten_prompt_is_shown_as_text_and_so_is_the_reason_why_there_is_none(
+    page: Page, url: str, service: FakeService
+) -> None:
+    service.videos.of_prompt = {"revised_prompt": '{"style": "<b>oil</b>"}', "prompt_upsampling_error": None}
+    open_page(page, url)
+    page.get_by_text("The rewritten prompt").click()
+    expect(page.locator("#revised-prompt")).to_have_text('{"style": "<b>oil</b>"}')
+    service.videos.of_prompt = {"revised_prompt": None, "prompt_upsampling_error": "its server answered 500"}
+    open_page(page, url)
+    expect(page.locator("#not-revised")).to_have_text("its server answered 500")
+    expect(page.locator("#revised")).to_be_hidden()
 
 
 def test_a_picture_is_chosen_by_keyboard_and_fits_a_phone(page: Page, url: str, sent: list[Any]) -> None:

@@ -12,6 +12,7 @@ from fastapi.testclient import TestClient
 from local_api import URL
 from running_server import Server
 
+from cosmos3_models.approximations import APPROXIMATIONS
 from cosmos3_models.params import GenerationDefaults
 from serve.errors import StageFailed
 from serve.http.access import Access
@@ -53,7 +54,10 @@ BAD_FIELDS = [
     ({"generate_sound": "loud"}, "generate_sound", "a valid boolean"),
     ({"fp8_linears": True}, "fp8_linears", "false"),
     ({"fp8_attention": True}, "fp8_attention", "false"),
-    ({"step_cache": 2}, "step_cache", "less than or equal to 1"),
+    ({"velocity_reuse": 1}, "velocity_reuse", "0, or 2 and more"),
+    ({"guidance_reuse": 5}, "guidance_reuse", "less than or equal to 4"),
+    ({"profile": "faster"}, "profile", "'exact' or 'fast'"),
+    ({"step_cache": 0.1}, "step_cache", "one of the fields model, size"),
     ({"model": "sora-2"}, "model", "'tiny-cosmos3' or no model"),
     ({"steps": 3}, "steps", "one of the fields model, size"),
 ]
@@ -131,7 +135,7 @@ def test_the_model_card_tells_name_defaults_and_limits(server: Server) -> None:
     assert card["sound"] is True
     assert card["defaults"]["num_inference_steps"] == 35
     assert card["max_pixel_frames"] == 1280 * 720 * 297
-    assert card["allowed_approximations"] == ["fp8_linears", "fp8_attention", "step_cache"]
+    assert card["allowed_approximations"] == [*APPROXIMATIONS]
 
 
 def test_health_is_good_once_every_stage_runs(server: Server) -> None:
