@@ -15,9 +15,11 @@ from torch import Tensor
 
 from benchmarks import nano, peer
 from benchmarks.measure import median_s, peak_gib, relative_error, report
+from cosmos3_models.approximations import EXACTLY, Approximation
 from cosmos3_models.checkpoint.configs import SchedulerConfig
-from cosmos3_models.params import EXACTLY, Approximation
-from cosmos3_models.sampling.denoise import denoise, draw_noise, guide, velocity_function
+from cosmos3_models.sampling.denoise import denoise, draw_noise, velocity_function
+from cosmos3_models.sampling.guided_velocity import GuidedVelocity, guide
+from cosmos3_models.sampling.plan import passes_by_step
 from cosmos3_models.sampling.schedules import make_schedule
 from cosmos3_models.sampling.solver import UniPC
 from cosmos3_models.shapes import LatentGrid
@@ -42,6 +44,7 @@ class Case(NamedTuple):
     grid: LatentGrid
     latents: Tensor
     prompts: list[Tensor]
+    clean: int = 0  # latent frames, the first ones, that a picture or clip determines
 
     @classmethod
     def of(cls, size: str, device: str) -> "Case":
@@ -52,6 +55,11 @@ class Case(NamedTuple):
         lengths = (nano.PROMPT_TOKENS, nano.NEGATIVE_TOKENS)
         prompts = [torch.randint(150_000, (1, length), generator=generator).to(device) for length in lengths]
         return cls(grid, noise.video.to(device), prompts)
+
+    @property
+    def streams(self) -> Streams:
+        frames = torch.arange(self.grid.frames, device=self.latents.device)
+        return Streams(self.latents, clean=frames < self.clean if self.clean else None)
 
     def conditions(self, model: Transformer) -> list[Condition]:
         return model.conditions(self.prompts, self.grid, 24.0, None)
@@ -86,6 +94,10 @@ def ours(args: argparse.Namespace, cases: dict[str, Case], expected: dict[str, l
             row: dict[str, Any] = {"model": f"ours, {attention.backend(model.device)}, {mode}", "size": size}
             if size in args.sizes:
                 row |= _timed_steps(model, case, args.repeats, MODES[mode])
+                for clean in args.clean:
+                    row[f"seconds_{clean}_clean"] = _timed_steps(
+                        model, case._replace(clean=clean), args.repeats, MODES[mode]
+                    )["seconds"]
             if size in expected:
                 row |= _errors(_velocities(model, case, MODES[mode]), expected[size])
             rows.append(row)
@@ -123,8 +135,8 @@ def take_steps(
     """The seconds of each step of the real loop."""
     velocity = velocity_function(model, conditions, mode)
     ends = [time.perf_counter()]
-    noise = Streams(case.latents)
-    denoise(velocity, noise, _schedule(steps), SCALE, lambda *_: ends.append(time.perf_counter()), bool)
+    guided = GuidedVelocity(SCALE, passes_by_step(steps, len(conditions)))
+    denoise(velocity, case.streams, _schedule(steps), guided, lambda *_: ends.append(time.perf_counter()), bool)
     return [after - before for before, after in pairwise(ends)]
 
 
@@ -138,8 +150,9 @@ def _timed_steps(model: Transformer, case: Case, repeats: int, mode: Approximati
 
 
 def _velocities(model: Transformer, case: Case, mode: Approximation = EXACTLY) -> list[Tensor]:
-    velocity = velocity_function(model, case.conditions(model), mode)
-    return [streams.video.cpu() for streams in velocity(Streams(case.latents), TIMESTEP)]
+    conditions = case.conditions(model)
+    velocity = velocity_function(model, conditions, mode)
+    return [streams.video.cpu() for streams in velocity(Streams(case.latents), TIMESTEP, len(conditions))]
 
 
 def _errors(got: list[Tensor], expected: list[Tensor]) -> dict[str, float]:
@@ -165,6 +178,9 @@ def _parser() -> argparse.ArgumentParser:
         "--peer", nargs="*", default=[], choices=["eager", "compiled"], help="diffusers in the same run"
     )
     parser.add_argument("--modes", nargs="*", default=["exact"], choices=MODES, help="of ours (%(default)s)")
+    parser.add_argument(
+        "--clean", nargs="*", type=int, default=[], help="numbers of clean latent frames to time too, such as 1 2"
+    )
     parser.add_argument("--layers", type=int, default=nano.TRANSFORMER["num_hidden_layers"], help="fewer for a trial")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--device", default="cuda")

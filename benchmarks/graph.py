@@ -29,9 +29,9 @@ from benchmarks.one_process import WARM_UP_STEPS, Case, Made, summary
 from benchmarks.peak import Peak, gpu_gib, replicas, resident_gib
 from benchmarks.queue_times import queue_times, read_jobs
 from benchmarks.server import Server, server, server_parser
+from cosmos3_models.approximations import Approximation
 from cosmos3_models.checkpoint.loading import resolve_device
 from cosmos3_models.media.output_file import check_output_file
-from cosmos3_models.params import Approximation
 
 Row = dict[str, Any]
 

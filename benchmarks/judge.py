@@ -114,9 +114,8 @@ def validate(world: World, clips: int, part: Part = "unseen", seed: int = 0, dev
     for step in range(clips):
         draw = Draw(seed, step, torch.device(device))
         scene = world.scenes(draw, 1, part)
-        frames = ((world.frames(scene)[0] + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 3, 0)
         sound = world.waveform(scene)[0].cpu().numpy()
-        total += judge(frames.cpu().numpy(), world.fps, sound, world.sample_rate, states(scene.labels, 0))
+        total += judge(world.pictures(scene), world.fps, sound, world.sample_rate, states(scene.labels, 0))
     return total
 
 

@@ -10,10 +10,11 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Self
 
+from cosmos3_models.approximations import Approximation
 from cosmos3_models.checkpoint.folder import Checkpoint
 from cosmos3_models.checkpoint.loading import one_process, resolve_device
 from cosmos3_models.media.mp4 import mux
-from cosmos3_models.params import Approximation, ApproximationPolicy, GenerationParams
+from cosmos3_models.params import ApproximationPolicy, GenerationParams
 from serve.app import AppArgs
 from serve.graph.media_stages import SoundDecoder, VideoDecoder
 from serve.graph.stages import Denoiser, Tokenizer

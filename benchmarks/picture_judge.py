@@ -47,7 +47,9 @@ def look(frames: NDArray[np.uint8], fps: float) -> list[Seen]:
     """The shapes in frames (t, h, w, 3), largest first, at most two."""
     rgb = np.asarray(frames / 255, dtype=np.float32)
     chroma = rgb.max(-1) - rgb.min(-1)
-    nearest = np.where(chroma > LEAST_CHROMA, _nearest_colour(rgb, chroma), -1)
+    coloured = chroma > LEAST_CHROMA
+    nearest = np.full(chroma.shape, -1)
+    nearest[coloured] = _nearest_colour(rgb[coloured], chroma[coloured])
     areas = np.array([(nearest == colour).mean() for colour in range(len(COLOURS))])
     largest = np.argsort(-areas)[:SHAPES]
     enough = max(LEAST_AREA, LEAST_SHARE * areas[largest[0]])
@@ -59,7 +61,7 @@ def look(frames: NDArray[np.uint8], fps: float) -> list[Seen]:
 
 
 def _nearest_colour(rgb: NDArray[np.float32], chroma: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Index of the palette's nearest hue, for every pixel."""
+    """Index of the palette's nearest hue, for pixels (n, 3) of these chromas (n,)."""
     red, green, blue = (rgb[..., channel] for channel in range(3))
     top, scale = rgb.max(-1), np.maximum(chroma, 1e-6)
     hue = np.where(

@@ -35,7 +35,7 @@ def measure(pipeline: Cosmos3Pipeline, encoders: Encoders, recipe: Recipe, clips
         scene = encoders.world.scenes(draw, 1, "unseen")
         video_latents, sound_latents, _ = encoders(scene)
         made = torch.cat([to_frames(p) for p in pipeline.video_decoder((video_latents - mean) / std)])
-        expected = to_frames((encoders.world.frames(scene) + 1) / 2)
+        expected = torch.from_numpy(encoders.world.pictures(scene))
         picture.append(_square(made.float() / 255, expected.float() / 255))
         waveform = encoders.world.waveform(scene)[0]
         assert pipeline.sound_decoder is not None, "the demo has sound"
