@@ -72,5 +72,5 @@ def check(size: int, device: str, folder: Path, record_property: Any) -> None:
             same = (again, *(made for other in others for made in other[case][1:]))
             assert all(torch.equal(several, made[stream]) for made in same), case
             off = float((several - one).norm() / one.norm())
-            record_property(f"{size} GPUs, {case}, stream {stream}", "the same bytes" if off == 0 else f"{off:.1e} off")
+            record_property(f"{size} GPUs, {case}", {f"stream {stream}": f"{off:.1e} off" if off else "the same bytes"})
             assert off <= LARGEST, case
