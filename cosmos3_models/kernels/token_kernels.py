@@ -30,15 +30,24 @@ def swiglu(gate_up: Tensor) -> Tensor:
 
 
 def attention_inputs(
-    projected: Tensor, kv_heads: int, norms: tuple[Tensor, Tensor, float], positions: Pair, text: Pair | None
+    projected: Tensor,
+    kv_heads: int,
+    norms: tuple[Tensor, Tensor, float],
+    positions: Pair,
+    text: Pair | None,
+    ranks: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``token_ops.attention_inputs``, one program a token: queries, keys and values, each in memory of its own.
+
+    Triton adds a head's squares in an order that depends on the number of heads in a tile. So a tile has room for all
+    heads of the layer, also where ``ranks`` share them.
 
     Args:
         projected: (b, n, (heads + 2 kv_heads) * d), contiguous; d is a power of two.
         norms: gains (d,) of queries and of keys, and what is added to the mean square.
         positions: cosines and sines, each (n, d / 2).
         text: keys and values (b, m, kv_heads, d), which go behind the others.
+        ranks: that share the layer's heads equally.
     """
     query_gain, key_gain, eps = norms
     batch, length, width = projected.shape
@@ -49,7 +58,8 @@ def attention_inputs(
     key, value = (projected.new_empty(batch, seen, kv_heads, dim) for _ in range(2))
     if text is not None:
         key[:, length:], value[:, length:] = text
-    sizes = {"HEADS": triton.next_power_of_2(heads), "KV": triton.next_power_of_2(kv_heads), "HALF": dim // 2}
+    rows, kv_rows = (triton.next_power_of_2(count * ranks) for count in (heads, kv_heads))
+    sizes = {"HEADS": rows, "KV": kv_rows, "HALF": dim // 2}
     tensors = projected, query, key, value, query_gain, key_gain, *positions
     _attention_inputs[(batch * length,)](*tensors, eps, length, seen, heads, kv_heads, **sizes, num_warps=8)
     return query, key, value

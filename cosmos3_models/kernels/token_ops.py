@@ -79,7 +79,7 @@ def rotate(x: Tensor, table: Rotary) -> Tensor:
 
 
 def attention_inputs(
-    projected: Tensor, kv_heads: int, norms: HeadNorms, positions: Rotary, text: KeyValue | None
+    projected: Tensor, kv_heads: int, norms: HeadNorms, positions: Rotary, text: KeyValue | None, ranks: int = 1
 ) -> tuple[Tensor, KeyValue]:
     """Split a joined projection into heads, norm and rotate queries and keys, and put the text's keys behind.
 
@@ -88,12 +88,14 @@ def attention_inputs(
         norms: of a query's and of a key's head.
         positions: of the n tokens.
         text: more keys and values to attend to, or None.
+        ranks: that share the layer's heads equally. A head's result does not depend on it, to the last bit.
 
     Returns:
         Queries (b, n, heads, head_dim), and keys and values of the n tokens and the text.
     """
     if dispatch.fused(projected) and _is_power_of_two(norms.query.shape[0]):
-        query, key, value = dispatch.kernels(KERNELS).attention_inputs(projected, kv_heads, norms, positions, text)
+        run = dispatch.kernels(KERNELS).attention_inputs
+        query, key, value = run(projected, kv_heads, norms, positions, text, ranks)
         return query, KeyValue(key, value)
     heads = rearrange(projected, "b n (heads dim) -> b n heads dim", dim=norms.query.shape[0])
     query, key, value = heads.split([heads.shape[2] - 2 * kv_heads, kv_heads, kv_heads], dim=2)

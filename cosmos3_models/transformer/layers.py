@@ -46,7 +46,8 @@ class Attention(nn.Module):
         qkv = precision.products.norm_linear(x, self.norm, self.to_qkv)  # (b, n, (heads + 2 kv_heads) * head_dim)
         qkv = context.to_heads(qkv, tuple(self.to_qkv.parts.values()), positions.cos.shape[0])
         norms = HeadNorms(self.norm_q.weight, self.norm_k.weight, self.norm_k.eps)
-        query, attended = token_ops.attention_inputs(qkv, self.kv_heads // context.size, norms, positions, text)
+        kv_heads = self.kv_heads // context.size
+        query, attended = token_ops.attention_inputs(qkv, kv_heads, norms, positions, text, context.size)
         out = attention(query, *attended, causal=True) if text is None else precision.attend(query, *attended)
         out = context.to_tokens(rearrange(out, "b n heads dim -> b n (heads dim)"), x.shape[1])
         return precision.products.add_linear(x, out, self.to_out), attended

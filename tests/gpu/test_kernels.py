@@ -74,11 +74,32 @@ def test_attention_inputs(heads: int, kv_heads: int, text_length: int) -> None:
     text = KeyValue(*(random(batch, text_length, kv_heads, dim) for _ in range(2))) if text_length else None
     before = projected.clone()
     query, attended = token_ops.attention_inputs(projected, kv_heads, norms, positions, text)
-    got_query, got_key, got_value = token_kernels.attention_inputs(projected, kv_heads, norms, positions, text)
+    got_query, got_key, got_value = token_kernels.attention_inputs(projected, kv_heads, norms, positions, text, 1)
     assert close(got_query, query)
     assert close(got_key, attended.key)
     assert torch.equal(got_value, attended.value)
     assert torch.equal(projected, before), "the projection is left as it was"
+
+
+@pytest.mark.parametrize("ranks", [2, 4, 8])
+def test_attention_inputs_of_some_heads_are_those_of_all(ranks: int) -> None:
+    length, heads, kv_heads, dim = 50, 32, 8, 128
+    kinds = [random(1, length, count, dim).bfloat16() for count in (heads, kv_heads, kv_heads)]
+    norms = HeadNorms(random(dim).bfloat16(), random(dim).bfloat16(), 1e-6)
+    angles = random(length, dim // 2)
+    positions = Rotary(angles.cos(), angles.sin())
+
+    def inputs(kinds: list[Tensor], ranks: int) -> tuple[Tensor, ...]:
+        projected = torch.cat([kind.flatten(2) for kind in kinds], dim=2)
+        made: tuple[Tensor, ...] = token_kernels.attention_inputs(
+            projected, kinds[1].shape[2], norms, positions, None, ranks
+        )
+        return made
+
+    of_all = inputs(kinds, 1)
+    for rank in range(ranks):
+        of_rank = inputs([kind.chunk(ranks, dim=2)[rank] for kind in kinds], ranks)
+        assert all(torch.equal(some, each.chunk(ranks, 2)[rank]) for some, each in zip(of_rank, of_all, strict=True))
 
 
 @pytest.mark.parametrize("channels", [16, 12])
