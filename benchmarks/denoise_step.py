@@ -7,8 +7,9 @@ import argparse
 import gc
 import statistics
 import time
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -89,9 +90,10 @@ def reference(args: argparse.Namespace, cases: dict[str, Case]) -> dict[str, lis
 def ours(args: argparse.Namespace, cases: dict[str, Case], expected: dict[str, list[Tensor]]) -> list[dict[str, Any]]:
     model = nano.transformer(args.device, torch.bfloat16, args.layers)
     rows = []
-    for mode in args.modes:
-        for size, case in cases.items():
-            row: dict[str, Any] = {"model": f"ours, {attention.backend(model.device)}, {mode}", "size": size}
+    names = args.attention or [attention.backend(model.device)]
+    for name, mode, (size, case) in product(names, args.modes, cases.items()):
+        with patch.object(attention, "backend", return_value=name):
+            row: dict[str, Any] = {"model": f"ours, {name}, {mode}", "size": size}
             if size in args.sizes:
                 row |= _timed_steps(model, case, args.repeats, MODES[mode])
                 for clean in args.clean:
@@ -176,6 +178,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--error-sizes", nargs="*", default=["480x832x49"], help="compared with fp32 (%(default)s)")
     parser.add_argument(
         "--peer", nargs="*", default=[], choices=["eager", "compiled"], help="diffusers in the same run"
+    )
+    parser.add_argument(
+        "--attention", nargs="*", default=[], choices=attention.IMPLEMENTATIONS, help="in turn, in place of the default"
     )
     parser.add_argument("--modes", nargs="*", default=["exact"], choices=MODES, help="of ours (%(default)s)")
     parser.add_argument(

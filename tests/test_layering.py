@@ -18,7 +18,7 @@ from paths import ROOT
 from serve.cli.main import COMMANDS
 
 # Imported late and only on a GPU: the first comes with PyTorch for CUDA, the second is optional.
-ON_A_GPU = {"triton", "flash_attn"}
+ON_A_GPU = {"triton", "fa3_fwd_interface", "flash_attn"}
 
 # The parts of serve, each of which imports only parts before it. Client, command lines and check stand beside them.
 LAYERS = (

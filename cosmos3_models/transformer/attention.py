@@ -34,20 +34,22 @@ def attention(query: Tensor, key: Tensor, value: Tensor, *, causal: bool = False
     Returns:
         (b, n, heads, d)
     """
-    name = backend(query.device) if query.dtype in HALF and not torch.is_grad_enabled() else PLAIN
+    name = PLAIN if torch.is_grad_enabled() else backend(query.device, query.dtype)
     return IMPLEMENTATIONS[name](query, key, value, causal)
 
 
 @cache
-def backend(device: torch.device) -> str:
-    """Name the implementation that ``attention`` uses for bf16 on this device, for logs and the model card."""
-    if device.type != "cuda":
+def backend(device: torch.device, dtype: torch.dtype = torch.bfloat16) -> str:
+    """Name the implementation that ``attention`` uses on this device, for logs and the model card."""
+    if device.type != "cuda" or dtype not in HALF:
         return PLAIN
-    capable = torch.cuda.get_device_capability(device) >= HOPPER
-    return FLASH if capable and importlib.util.find_spec("flash_attn") and _flash_imports() else CUDNN
+    capability = torch.cuda.get_device_capability(device)
+    if capability[0] == HOPPER[0] and dtype == torch.bfloat16 and importlib.util.find_spec("fa3_fwd_interface"):
+        return FLASH_3
+    return FLASH_4 if capability >= HOPPER and importlib.util.find_spec("flash_attn") and _has_cute() else CUDNN
 
 
-def _flash_imports() -> bool:
+def _has_cute() -> bool:
     """Whether the package is flash-attn-4: others of its name have no ``cute``. It reads its cache's folder here."""
     os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED", "1")
     caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -59,7 +61,14 @@ def _flash_imports() -> bool:
     return hasattr(cute, "flash_attn_func")
 
 
-def _flash(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> Tensor:
+def _flash_3(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> Tensor:
+    from fa3_fwd_interface import flash_attn_func
+
+    out: Tensor = flash_attn_func(query, key, value, causal=causal)
+    return out
+
+
+def _flash_4(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> Tensor:
     from flash_attn.cute import flash_attn_func
 
     out = flash_attn_func(query, key, value, causal=causal)
@@ -79,5 +88,5 @@ def _cudnn(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> Tensor:
         return _sdpa(query, key, value, causal)
 
 
-FLASH, CUDNN, PLAIN = "flash-attn-4", "cudnn-sdpa", "pytorch-sdpa"
-IMPLEMENTATIONS: dict[str, Implementation] = {FLASH: _flash, CUDNN: _cudnn, PLAIN: _sdpa}
+FLASH_3, FLASH_4, CUDNN, PLAIN = "flash-attention-3", "flash-attn-4", "cudnn-sdpa", "pytorch-sdpa"
+IMPLEMENTATIONS: dict[str, Implementation] = {FLASH_3: _flash_3, FLASH_4: _flash_4, CUDNN: _cudnn, PLAIN: _sdpa}
