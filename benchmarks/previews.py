@@ -36,10 +36,10 @@ def main() -> None:
 
 
 def rows(videos: RemoteVideos, args: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
-    """Medians without and with previews, each video after one of the other sort; the first of each is not counted."""
+    """Medians without and with previews, each video after one of the other sort. Those before are short ones."""
     runs: dict[int, list[dict[str, Any]]] = {0: [], args.previews: []}
-    fields = args.case.fields(args.sound, EXACTLY)
     for number in range(args.case.times + 1):
+        fields = args.case.fields(args.sound, EXACTLY, None if number else args.previews + 1)
         for previews, made in runs.items():
             run = _made(videos, fields | {"previews": previews}, f"{number}-{previews}", folder)
             made += [run] if number else []
