@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, Header, Request, Response
 from serve.graph.artifacts import MEDIA_TYPES
 from serve.graph.stage_names import QUEUE
 from serve.http.body import read_body
-from serve.http.openapi import MADE, REQUEST_SCHEMA, errors
+from serve.http.openapi import MADE, REQUEST_SCHEMA, SYNC_SCHEMA, errors
 from serve.http.service import VideoService
 from serve.jobs.job import Caller
 from serve.jobs.videos import IDEMPOTENCY_KEY
@@ -42,7 +42,7 @@ def making_routes(service: VideoService) -> APIRouter:
 
     @router.post(
         "/videos/sync",
-        openapi_extra=REQUEST_SCHEMA,
+        openapi_extra=SYNC_SCHEMA,
         responses=MADE | errors(408, 413, 429, 502, 503),
         response_class=Response,
     )

@@ -38,6 +38,7 @@ def request_schema(
 
 REQUEST_SCHEMA = request_schema(VideoRequest, FIELD)
 REMIX_SCHEMA = REQUEST_SCHEMA
+SYNC_SCHEMA = request_schema(VideoRequest, FIELD, webhook_url=None)
 EXTENSION_SCHEMA = request_schema(VideoRequest, "video", video=VIDEO_ID, input_reference=None)
 FIELDS_OF_ERRORS: dict[str, dict[str, Any]] = {
     "message": {"type": "string"},

@@ -241,10 +241,11 @@ def test_health_names_the_stages_that_are_not_ready() -> None:
     assert error["message"] == "not ready: Denoiser"
 
 
-def test_the_openapi_document_describes_the_request() -> None:
+@pytest.mark.parametrize(("route", "refused"), [("/v1/videos", set()), (SYNC, {"webhook_url"})])
+def test_the_openapi_document_describes_the_request(route: str, refused: set[str]) -> None:
     document = client(RuntimeError()).get("/openapi.json").json()
-    body = document["paths"][SYNC]["post"]["requestBody"]["content"]["application/json"]["schema"]
-    assert set(body["properties"]) == set(VideoRequest.model_fields)
+    body = document["paths"][route]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert set(body["properties"]) == set(VideoRequest.model_fields) - refused
     assert body["additionalProperties"] is False
 
 
