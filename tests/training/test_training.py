@@ -9,7 +9,7 @@ import small_demo
 import tiny
 import torch
 from einops import rearrange
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from benchmarks import reconstruction
 from cosmos3_models import Cosmos3Pipeline
@@ -20,7 +20,7 @@ from cosmos3_models.checkpoint.folder import Checkpoint
 from cosmos3_models.text.prompt import DEFAULT_NEGATIVE, PromptEncoder
 from cosmos3_models.transformer.generation_tower import Streams
 from cosmos3_models.transformer.joined_linear import JoinedLinear
-from training import export, latents, sound_autoencoder, tokenizer, tone, transformer, unpack, video_vae
+from training import export, latents, mix, sound_autoencoder, tokenizer, tone, transformer, unpack, video_vae
 from training.latents import Cache
 from training.loop import LOG, WEIGHTS, Gradients, Run, Settings, Task, half_forward, train
 from training.muon import Muon
@@ -334,6 +334,40 @@ def test_a_checkpoint_comes_apart_into_what_it_was_made_of(recipe: Recipe, text:
             assert torch.allclose(found[name], tensor, rtol=1e-6, atol=1e-7), name
     assert PromptEncoder.from_checkpoint(tmp_path / "run").token_ids("A red star.").size
     assert latents.recipe_of(tmp_path / "run").video_vae.latents_std == (0.8,) * 8
+
+
+def test_a_mix_lies_between_two_checkpoints(recipe: Recipe, text: Path, tmp_path: Path) -> None:
+    video, sound = video_vae.build(recipe), sound_autoencoder.build(recipe)
+    for seed, name in enumerate(("first", "second")):
+        parts = export.Parts(tiny.randomize(transformer.build(recipe), seed), video, sound)
+        statistics = recipe.with_statistics([0.1 * seed] * 8, [0.8 + 0.1 * seed] * 8)
+        export.export(statistics, parts, text, tmp_path / name)
+    first, second, mixed = (tmp_path / name for name in ("first", "second", "mixed"))
+    mix.main(["--of", str(first), "--and", str(second), "--share", "0.25", "--to", str(mixed)])
+    of_first, of_second, of_mixed = (
+        load_file(folder / "transformer" / export.WEIGHTS) for folder in (first, second, mixed)
+    )
+    for name, x in of_mixed.items():
+        expected = 0.75 * of_first[name].double() + 0.25 * of_second[name].double()
+        assert x.dtype == torch.float16 and torch.allclose(x.double(), expected, rtol=2**-11, atol=2**-25), name
+    opened = Checkpoint.open(mixed)
+    assert opened.video_vae.latents_mean == pytest.approx((0.025,) * 8)
+    assert opened.video_vae.latents_std == pytest.approx((0.825,) * 8)
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.5])
+def test_a_share_lies_between_none_and_all(share: float, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="expected 0 to 1"):
+        mix.mix(tmp_path, tmp_path, share, tmp_path / "new")
+
+
+def test_other_tensors_do_not_mix(tmp_path: Path) -> None:
+    for name, size in (("first", 2), ("second", 3)):
+        (tmp_path / name / "transformer").mkdir(parents=True)
+        save_file({"x": torch.zeros(size)}, tmp_path / name / "transformer" / export.WEIGHTS)
+    with pytest.raises(ValueError, match="different tensors"):
+        mix.mix(tmp_path / "first", tmp_path / "second", 0.5, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize("sound", [False, True], ids=["T2V", "T2AV"])
