@@ -34,13 +34,12 @@ def mix(first: Path, second: Path, share: float, to: Path) -> None:
     """
     if not 0 <= share <= 1:
         raise ValueError(f"share: got {share}, expected 0 to 1")
-    weights = [load_file(folder / "transformer" / WEIGHTS) for folder in (first, second)]
-    mixed = _mean(*weights, share)
-    configs = [json.loads((folder / "vae" / "config.json").read_text()) for folder in (first, second)]
-    means = {name: torch.lerp(*(torch.tensor(config[name]) for config in configs), share) for name in STATISTICS}
+    mixed = _mean(load_file(first / "transformer" / WEIGHTS), load_file(second / "transformer" / WEIGHTS), share)
+    config, other = (json.loads((folder / "vae" / "config.json").read_text()) for folder in (first, second))
+    for name in STATISTICS:
+        config[name] = torch.lerp(torch.tensor(config[name]), torch.tensor(other[name]), share).tolist()
     shutil.copytree(first, to)
     save_file(mixed, to / "transformer" / WEIGHTS, metadata={"format": "pt"})
-    config = configs[0] | {name: values.tolist() for name, values in means.items()}
     (to / "vae" / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
