@@ -2,6 +2,7 @@
 
 import asyncio
 
+import own_time
 import pytest
 
 from serve.graph.batching import Batches, Coalesced
@@ -25,7 +26,7 @@ def test_what_arrives_during_a_batch_is_the_next_one_and_each_caller_has_its_own
         assert [results[0], results[2]] == [0, 1]
         assert [str(results[1]), str(results[3])] == [f"got {number}, expected an even number" for number in (1, 3)]
 
-    asyncio.run(scenario())
+    own_time.run(scenario())
 
 
 def test_a_cancelled_caller_and_a_failed_batch_hold_nobody_up() -> None:
@@ -45,7 +46,7 @@ def test_a_cancelled_caller_and_a_failed_batch_hold_nobody_up() -> None:
             assert isinstance(result, OSError)
         assert await call("after it") == "after it"
 
-    asyncio.run(scenario())
+    own_time.run(scenario())
 
 
 @pytest.mark.parametrize("asked", [1, 100])
@@ -63,4 +64,4 @@ def test_the_first_notification_is_sent_at_once_and_one_more_covers_the_rest_of_
         await asyncio.sleep(0.2)
         assert len(sent) == 2, "what was asked for in between is not lost"
 
-    asyncio.run(scenario())
+    own_time.run(scenario())

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
+import own_time
 import pytest
 from ray.serve._private.common import DeploymentHandleSource, DeploymentID, ReplicaID, RequestMetadata
 from ray.serve._private.request_router.common import PendingRequest
@@ -52,7 +53,7 @@ def scene(scenario: Callable[[Router], Awaitable[None]], monkeypatch: pytest.Mon
     async def run() -> None:
         await scenario(new_router())
 
-    asyncio.run(run())
+    own_time.run(run())
 
 
 def new_router() -> Router:

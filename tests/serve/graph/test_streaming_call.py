@@ -5,6 +5,7 @@ import contextvars
 from collections.abc import AsyncIterator
 from typing import Any
 
+import own_time
 import pytest
 
 from serve.graph import streaming_call as references
@@ -64,7 +65,7 @@ def cancelled(start_s: float, after_s: float) -> list[str]:
         await asyncio.sleep(0.3)
         return response
 
-    return asyncio.run(run()).cancelled
+    return own_time.run(run()).cancelled
 
 
 def test_a_call_that_is_about_to_start_is_cancelled_once_it_runs() -> None:
@@ -99,5 +100,5 @@ def test_an_error_at_the_start_is_raised_and_one_after_the_cancellation_is_not_l
         await cancel(Response(0.06, ValueError("full")), 0.03)
         await asyncio.sleep(0.3)
 
-    asyncio.run(run())
+    own_time.run(run())
     assert not caplog.records
