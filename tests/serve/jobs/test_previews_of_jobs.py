@@ -13,6 +13,7 @@ from serve.errors import NotFound
 from serve.estimates.observed_jobs import ActiveJob, Preview
 from serve.estimates.schedule import Rates, Schedule
 from serve.graph.artifacts import Artifact
+from serve.jobs import runner as runner_module
 from serve.jobs.job import ClaimProgress, Job, StoredArtifact
 from serve.jobs.media_store import MediaStore
 from serve.jobs.records import events_of
@@ -87,8 +88,9 @@ def test_a_job_shows_its_newest_preview_until_it_is_deleted(tmp_path: Path) -> N
     with_runner(tmp_path, scenario)
 
 
-def test_a_preview_without_a_job_leaves_no_file(tmp_path: Path) -> None:
+def test_a_preview_without_a_job_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its job has been deleted, or another runner has it."""
+    monkeypatch.setattr(runner_module, "HEARTBEAT_PERIOD_S", 1000)  # which would stop the job before its preview is made
 
     async def scenario(runner: JobRunner, table: JobTable, _: MediaStore) -> None:
         job = await submitted(table, NEW)
@@ -135,9 +137,11 @@ def test_the_next_heartbeat_writes_the_progress_that_a_slow_preview_has_set_back
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def scenario(runner: JobRunner, table: JobTable, _: MediaStore) -> None:
-        job, show, may_show = await submitted(table, NEW), runner._table.show, asyncio.Event()
+        job, show = await submitted(table, NEW), runner._table.show
+        asked, may_show = asyncio.Event(), asyncio.Event()
 
         async def slow(*args: Any) -> bool:
+            asked.set()
             await may_show.wait()
             return await show(*args)
 
@@ -146,9 +150,6 @@ def test_the_next_heartbeat_writes_the_progress_that_a_slow_preview_has_set_back
                 while (found := await read(table, job)).step != done:
                     await asyncio.sleep(0.01)
             return found
-
-        async def begun() -> None:
-            await asyncio.sleep(0.05)  # it has taken the progress of its time
 
         async def beaten() -> None:
             await written(3)
@@ -159,7 +160,7 @@ def test_the_next_heartbeat_writes_the_progress_that_a_slow_preview_has_set_back
             assert (await written(3)).preview == Preview(1, shown_at=1)
 
         monkeypatch.setattr(runner._table, "show", slow)
-        graph: Any = FakeGraph(step(0), step(1), preview(1, b"one"), begun, step(3), beaten, caught_up, FINISHED)
+        graph: Any = FakeGraph(step(0), step(1), preview(1, b"one"), asked.wait, step(3), beaten, caught_up, FINISHED)
         runner._graph = graph
         await runner.work()
         assert (await read(table, job)).status == "completed", "else the script ended early"

@@ -19,14 +19,14 @@ def test_a_job_goes_from_queued_over_in_progress_to_completed(settings: JobSetti
     async def scenario(table: JobTable) -> None:
         job = await submitted(table)
         assert (job.status, job.attempts, job.step, job.params) == ("queued", 0, 0, {"prompt": "x"})
-        assert abs(job.created_at - time.time()) < 2
+        assert abs(job.created_at - time.time()) < 60
         assert job.deadline_at == pytest.approx(job.created_at + 100, abs=0.1)
         claim, owner = await claimed(table)
         assert (await read(table, job)).status == "queued", "until its denoise starts"
         start = await table.start(owner)
         assert start is not None
         assert start.attempts == 1
-        assert 0 <= start.waited_s < 5
+        assert 0 <= start.waited_s < 60
         await table.renew({owner: ClaimProgress("denoiser", 3)})
         job = await read(table, job)
         assert (job.status, job.stage, job.step) == ("in_progress", "denoiser", 3)
