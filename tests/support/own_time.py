@@ -1,4 +1,4 @@
-"""Coroutines in a time of their own, which passes only while they wait: no machine is too slow for them, or too fast."""
+"""Coroutines in a time of their own, which passes only while they wait: no machine is too slow or too fast for them."""
 
 import asyncio
 import selectors
@@ -30,6 +30,6 @@ class _Loop(asyncio.SelectorEventLoop):
 
 
 def run(scenario: Coroutine[Any, Any, T]) -> T:
-    """``asyncio.run`` for coroutines that wait for timers and for each other, but for no thread and no other process."""
+    """``asyncio.run`` for coroutines that wait for timers and for each other, but for no thread and no process."""
     with asyncio.Runner(loop_factory=_Loop) as runner:
         return runner.run(scenario)

@@ -90,7 +90,9 @@ def test_a_job_shows_its_newest_preview_until_it_is_deleted(tmp_path: Path) -> N
 
 def test_a_preview_without_a_job_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its job has been deleted, or another runner has it."""
-    monkeypatch.setattr(runner_module, "HEARTBEAT_PERIOD_S", 1000)  # which would stop the job before its preview is made
+    monkeypatch.setattr(
+        runner_module, "HEARTBEAT_PERIOD_S", 1000
+    )  # which would stop the job before its preview is made
 
     async def scenario(runner: JobRunner, table: JobTable, _: MediaStore) -> None:
         job = await submitted(table, NEW)

@@ -12,6 +12,7 @@ from serve.client.batch.threads import share
 from serve.client.videos import Full, RemoteError
 
 QUEUED, RUNNING = {"type": "queued"}, {"type": "progress"}
+WAIT_S = 60
 
 
 class Server:
@@ -32,18 +33,25 @@ class Server:
         except Stopped:
             pass
 
-    def settled(self) -> int:
-        """How many places are held, once no more are given."""
-        count = -1
-        while count != len(self.places):
-            count = len(self.places)
-            time.sleep(0.1)
-        return count
+    def hold(self, count: int) -> bool:
+        """Whether so many places are held, once there are so many, and no more."""
+        wait_until(lambda: len(self.places) >= count)
+        time.sleep(0.1)
+        return len(self.places) == count
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 @pytest.fixture
 def server() -> Iterator[Server]:
+    """One whose first places are held."""
     server = Server(Pace())
+    assert server.hold(FIRST_AHEAD)
     yield server
     server.pace.stop()
     for event in server.leave:
@@ -51,35 +59,34 @@ def server() -> Iterator[Server]:
 
 
 def test_a_few_wait_ahead_of_those_that_run(server: Server) -> None:
-    assert server.settled() == FIRST_AHEAD
     server.places[0].saw(QUEUED)
-    assert server.settled() == FIRST_AHEAD
+    assert server.hold(FIRST_AHEAD)
     server.places[0].saw(RUNNING)
     server.places[0].saw(RUNNING)
-    assert server.settled() == FIRST_AHEAD + 1
+    assert server.hold(FIRST_AHEAD + 1)
 
 
 def test_more_wait_once_the_server_had_none_left(server: Server) -> None:
     with server.pace._changed:  # all start at the same moment
-        assert len(server.places) == FIRST_AHEAD
         for place in server.places[:-1]:
             place.waiting = False
     server.places[FIRST_AHEAD - 1].saw(RUNNING)
-    assert server.settled() == FIRST_AHEAD + 2 * FIRST_AHEAD
+    assert server.hold(FIRST_AHEAD + 2 * FIRST_AHEAD)
 
 
 def test_no_more_than_the_most_are_on_the_server(server: Server) -> None:
-    for _ in range(MOST):
-        server.settled()
+    deadline = time.monotonic() + WAIT_S
+    while len(server.places) < MOST:
+        assert time.monotonic() < deadline
         for place in [*server.places]:
             place.saw(RUNNING)
-        if len(server.places) == MOST:
-            break
-    assert server.settled() == MOST
+        time.sleep(0.01)
+    for place in [*server.places]:
+        place.saw(RUNNING)
+    assert server.hold(MOST)
 
 
 def test_a_full_server_gets_no_more_than_it_took(server: Server) -> None:
-    server.settled()
     refused, *taken = server.places
     refused.video_id = None
     taken[0].video_id = None
@@ -107,20 +114,23 @@ def test_one_submits_while_the_others_wait_for_their_turn() -> None:
 
 
 def test_a_refused_one_tries_again_as_soon_as_a_video_of_the_batch_has_started(server: Server) -> None:
-    server.settled()
-    threading.Timer(0.2, server.places[0].saw, (RUNNING,)).start()
-    start = time.monotonic()
-    server.pace.refused(Full("full", 60))
-    assert time.monotonic() - start < 30
+    refused = threading.Thread(target=server.pace.refused, args=(Full("full", 2 * WAIT_S),))
+    refused.start()
+
+    def tried_again() -> bool:
+        server.places[0].saw(QUEUED)
+        server.places[0].saw(RUNNING)
+        return not refused.is_alive()
+
+    wait_until(tried_again)
     start = time.monotonic()
     server.pace.refused(RemoteError("gone", 0.2))
     assert time.monotonic() - start >= 0.2
 
 
 def test_the_end_of_a_batch_names_what_has_not_started_and_lets_nobody_in(server: Server) -> None:
-    server.settled()
     server.places[1].saw(RUNNING)
-    server.settled()
+    assert server.hold(FIRST_AHEAD + 1)
     waiting = {place.video_id for place in server.places if place is not server.places[1]}
     assert set(server.pace.stop()) == waiting
     for enter in (server.pace.place, server.pace.turn):
@@ -149,19 +159,15 @@ def test_work_is_shared_and_read_no_faster_than_it_is_done() -> None:
 
 
 def test_the_first_error_ends_the_work_of_all_threads() -> None:
-    done: list[int] = []
+    ended: list[bool] = []
 
     def work(take: Callable[[], int | None]) -> None:
         while (item := take()) is not None:
             if item == 5:
                 raise ValueError("five")
-            done.append(item)
             time.sleep(0.01)
+        ended.append(True)
 
     with pytest.raises(ValueError, match="five"):
-        share(iter(range(10_000)), work, 3)
-    time.sleep(0.1)
-    count = len(done)
-    assert count < 100
-    time.sleep(0.1)
-    assert len(done) == count
+        share(iter(range(100_000)), work, 3)
+    wait_until(lambda: len(ended) == 2)
