@@ -162,6 +162,7 @@ class Fake(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), FakeHandler)
         self.script = script
         self.asked: list[tuple[str, dict[str, str]]] = []
+        self.clock: Clock | None = None
         self.url = f"http://127.0.0.1:{self.server_port}"
 
 
@@ -171,7 +172,7 @@ class FakeHandler(BaseHTTPRequestHandler):
     def answer(self) -> None:
         """Send the next status, headers and body of this route; a status of None breaks the connection.
 
-        A body of several parts takes two seconds to send.
+        A body of several parts takes two seconds of the client's clock, if the test has one.
         """
         self.rfile.read(int(self.headers.get("content-length", 0)))
         route = f"{self.command} {self.path}"
@@ -186,7 +187,9 @@ class FakeHandler(BaseHTTPRequestHandler):
         for part in [body] if isinstance(body, bytes) else body:
             self.wfile.write(part)
             self.wfile.flush()
-            time.sleep(0 if isinstance(body, bytes) else 2 / len(body))
+            if self.server.clock is not None and not isinstance(body, bytes):
+                time.sleep(0.02)  # in which the client notes what was sent
+                self.server.clock.sleep(2 / len(body))
 
     do_GET = do_POST = do_DELETE = answer
 
@@ -228,7 +231,7 @@ def fake() -> Iterator[Fake]:
 
 
 class Clock:
-    """Time that passes only while the client sleeps."""
+    """Time that passes only while the client sleeps, and while the server sends."""
 
     def __init__(self) -> None:
         self.slept: list[float] = []
@@ -296,8 +299,9 @@ def test_a_failed_job_is_its_reason(fake: Fake, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def impatient(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> RemoteVideos:
+def impatient(fake: Fake, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> RemoteVideos:
     """A client that gives a server up which is not heard of for a second."""
+    fake.clock = clock
     monkeypatch.setattr(remote, "GIVE_UP_S", 1.0)
     monkeypatch.setattr(remote, "RETRY_S", 0.1)
     return RemoteVideos(fake.url)
@@ -323,7 +327,6 @@ def test_a_long_download_that_breaks_off_starts_again(fake: Fake, impatient: Rem
     assert (tmp_path / "x.mp4").read_bytes() == b"mp4"
 
 
-@pytest.mark.usefixtures("clock")
 @pytest.mark.parametrize("plain", [False, True], ids=["the server's", "its proxy's"])
 def test_a_server_that_says_that_it_is_full_is_not_gone(fake: Fake, impatient: RemoteVideos, plain: bool) -> None:
     full = (
@@ -333,18 +336,18 @@ def test_a_server_that_says_that_it_is_full_is_not_gone(fake: Fake, impatient: R
     assert impatient.submit({"prompt": "x"}, "key") == "v"
 
 
-@pytest.mark.usefixtures("clock")
 def test_a_server_that_is_not_ready_is_there(fake: Fake, impatient: RemoteVideos) -> None:
     fake.script[EVENTS] = [answer(refusal("the database restarts"), 503)] * 20 + fake.script[EVENTS]
     assert impatient.follow("v", lambda _: None)["type"] == "completed"
 
 
-def test_a_server_is_given_up_once_it_was_not_heard_of_for_long(fake: Fake, impatient: RemoteVideos) -> None:
+def test_a_server_is_given_up_once_it_was_not_heard_of_for_long(
+    fake: Fake, clock: Clock, impatient: RemoteVideos
+) -> None:
     fake.script[EVENTS] = [(200, {}, [STEP_1] * 10), *[DOWN] * 100]
-    start = time.monotonic()
     with pytest.raises(RemoteError, match="502 Bad Gateway"):
         impatient.follow("v", lambda _: None)
-    assert 2.7 < time.monotonic() - start < 8
+    assert 2.7 < clock.monotonic() < 3.5
 
 
 def test_a_client_that_is_closed_gives_up_without_another_try(fake: Fake) -> None:
