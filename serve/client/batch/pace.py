@@ -9,6 +9,7 @@ from serve.client.videos import Full, RemoteError
 
 MOST = 64  # each follows its events, of which an ingress has 192 streams
 FIRST_AHEAD = 4
+LAST_ANSWER_S = 10.0  # for the server to name the video that is being submitted when the batch ends
 
 
 class Stopped(Exception):
@@ -105,6 +106,9 @@ class Pace:
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
+        if self._submitting.acquire(timeout=LAST_ANSWER_S):
+            self._submitting.release()
+        with self._changed:
             return [place.video_id for place in self._places if place.waiting and place.video_id]
 
     def _has_room(self) -> bool:

@@ -140,6 +140,30 @@ def test_the_end_of_a_batch_names_what_has_not_started_and_lets_nobody_in(server
         server.pace.refused(RemoteError("gone", 60))
 
 
+def test_the_end_of_a_batch_waits_for_the_name_of_the_video_that_is_being_submitted() -> None:
+    pace, submitting, ended = Pace(), threading.Event(), threading.Event()
+
+    def make() -> None:
+        with pace.place() as place:
+            with pace.turn():
+                submitting.set()
+                time.sleep(0.2)  # the server has the video, and its answer is on its way
+                place.video_id = "video_1"
+            ended.wait()
+
+    threading.Thread(target=make, daemon=True).start()
+    assert submitting.wait(WAIT_S)
+    assert pace.stop() == ["video_1"]
+    ended.set()
+
+
+def test_the_end_of_a_batch_does_not_wait_long_for_a_server_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serve.client.batch.pace.LAST_ANSWER_S", 0.1)
+    pace = Pace()
+    with pace.place(), pace.turn():
+        assert pace.stop() == []
+
+
 def test_work_is_shared_and_read_no_faster_than_it_is_done() -> None:
     read: list[int] = []
     done: list[int] = []
