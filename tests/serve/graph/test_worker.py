@@ -16,7 +16,8 @@ from cosmos3_models.errors import Stopped
 from serve.graph import worker
 from serve.graph.worker import HUNG_FACTOR, Broken, Patience, Turn, Worker
 
-PATIENCE = Patience(lease_s=3, step_timeout_s=0.2)
+PATIENCE = Patience(lease_s=3, step_timeout_s=60)
+IMPATIENCE = PATIENCE._replace(step_timeout_s=0.2)
 
 
 class Model:
@@ -53,10 +54,10 @@ def exits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return statuses
 
 
-def with_worker(scenario: Callable[[Worker, Model], Awaitable[None]]) -> None:
+def with_worker(scenario: Callable[[Worker, Model], Awaitable[None]], patience: Patience = PATIENCE) -> None:
     async def scene() -> None:
         model = Model()
-        await scenario(Worker(model.warm_up, PATIENCE), model)
+        await scenario(Worker(model.warm_up, patience), model)
 
     asyncio.run(scene())
 
@@ -160,27 +161,43 @@ def test_a_broken_executor_makes_the_replica_unhealthy(exits: list[int]) -> None
     with_worker(scenario)
 
 
-def test_a_step_that_hangs_is_noticed_and_a_slow_one_is_not(exits: list[int]) -> None:
+class Clock:
+    """Time that passes when a test says so."""
+
+    now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+def test_a_step_that_hangs_is_noticed_and_a_slow_one_is_not(exits: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr(worker, "time", clock)
+
     async def scenario(running: Worker, _: Model) -> None:
-        release = threading.Event()
+        may_step, done = threading.Semaphore(0), list[int]()
 
-        def slow(turn: Turn) -> None:
-            time.sleep(0.3)  # longer than the timeout, as was to be expected of the first step
-            turn.step()
-            time.sleep(0.3)
-            turn.step()
+        def work(turn: Turn) -> None:
+            for step in range(3):
+                assert may_step.acquire(timeout=100)
+                turn.step()
+                done.append(step)
 
-        def hang(turn: Turn) -> None:
-            turn.step()
-            release.wait(100)
+        async def finish(steps: int) -> None:
+            may_step.release()
+            await until(lambda: len(done) == steps)
 
-        job = asyncio.create_task(running.run(slow, first_step_s=1))
-        while not job.done():
-            running.check()
-            await asyncio.sleep(0.02)
-        job = asyncio.create_task(running.run(hang, first_step_s=1))
-        await until(lambda: says_broken(running))
-        release.set()
+        job = asyncio.create_task(running.run(work, first_step_s=100))
+        await until(lambda: running._current is not None)
+        clock.now += 99
+        running.check()  # longer than the timeout, as was to be expected of the first step
+        await finish(1)
+        clock.now += HUNG_FACTOR * 99
+        running.check()
+        await finish(2)
+        clock.now += HUNG_FACTOR * HUNG_FACTOR * 99 + 1
+        assert says_broken(running)
+        await finish(3)
         await job
         await until(lambda: bool(exits))
 
@@ -199,7 +216,7 @@ def test_a_hung_job_is_noticed_even_when_its_caller_has_given_up(exits: list[int
             await job
         await until(lambda: bool(exits))
 
-    with_worker(scenario)
+    with_worker(scenario, IMPATIENCE)
 
 
 def test_a_step_may_take_five_times_the_longest_before_it() -> None:

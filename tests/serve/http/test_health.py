@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import own_time
 import pytest
 from local_api import LocalIngress
 from ray import serve
@@ -37,7 +38,7 @@ def test_what_raises_or_hangs_is_named_within_the_limit(monkeypatch: pytest.Monk
         unready = await asyncio.wait_for(health.unready(looks), 60)
         assert unready == ["Denoiser", "controller (ConnectionError)", "database (no answer)"]
 
-    asyncio.run(scenario())
+    own_time.run(scenario())
 
 
 def test_many_probes_of_a_hung_controller_hold_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,15 +59,16 @@ def test_many_probes_of_a_hung_controller_hold_one_thread(monkeypatch: pytest.Mo
             assert len(begun) == 1
         finally:
             free.set()
-        await asyncio.sleep(0.05)
+        monkeypatch.setattr(health, "LIMIT_S", 60)
         assert await look.unready() == []
 
     asyncio.run(scenario())
 
 
 def test_a_look_is_good_for_a_second_and_outlives_its_first_caller(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(health, "FRESH_S", 0.2)
-    begun = []
+    clock = SimpleNamespace(monotonic=lambda: now)
+    monkeypatch.setattr(health, "time", clock)
+    now, begun = 100.0, []
 
     async def count() -> Sequence[str]:
         begun.append(True)
@@ -74,18 +76,20 @@ def test_a_look_is_good_for_a_second_and_outlives_its_first_caller(monkeypatch: 
         return []
 
     async def scenario() -> None:
+        nonlocal now
         look = Look("x", count)
         first = asyncio.create_task(look.unready())
         await asyncio.sleep(0.01)
         first.cancel()
         assert await look.unready() == []
+        now += health.FRESH_S
         assert await look.unready() == []
         assert len(begun) == 1
-        await asyncio.sleep(0.25)
+        now += 0.1
         assert await look.unready() == []
         assert len(begun) == 2
 
-    asyncio.run(scenario())
+    own_time.run(scenario())
 
 
 @pytest.mark.parametrize("error", [RuntimeError("no controller"), TimeoutError(), KeyError("x")])
