@@ -88,8 +88,9 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command == "GET":
             with file.open("rb") as opened:
                 opened.seek(start)
-                self.wfile.write(opened.read(end + 1 - start))
-            self.server.read[name] = self.server.read.get(name, 0) + end + 1 - start
+                data = opened.read(end + 1 - start)
+            self.server.read[name] = self.server.read.get(name, 0) + len(data)  # before the client can have it
+            self.wfile.write(data)
 
     def _send(self, status: int, body: object, headers: dict[str, str] | None = None) -> None:
         data = json.dumps(body).encode()
@@ -112,8 +113,10 @@ def fake_hub(folder: Path) -> Iterator[FakeHub]:
     """A running hub that serves the files of a folder."""
     with FakeHub(folder) as hub:
         threading.Thread(target=hub.serve_forever, args=(0.02,), daemon=True).start()
-        yield hub
-        hub.shutdown()
+        try:
+            yield hub
+        finally:
+            hub.shutdown()
 
 
 def use_hub(monkeypatch: pytest.MonkeyPatch, url: str, cache: Path) -> None:

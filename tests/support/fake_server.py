@@ -98,6 +98,7 @@ def running(api: FastAPI, port: int) -> Iterator[str]:
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started:
+        assert thread.is_alive()
         time.sleep(0.05)
     try:
         yield f"http://127.0.0.1:{port}"

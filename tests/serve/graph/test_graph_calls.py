@@ -2,9 +2,9 @@
 
 import asyncio
 import logging
-import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,6 +27,7 @@ from serve.errors import (
     ServingError,
     StageFailed,
 )
+from serve.graph import clock
 from serve.graph.artifacts import MEDIA_TYPES, FinishedRequest
 from serve.graph.graph import Graph, Reference, Stages
 from serve.graph.messages import LATENTS_COMPLETE, LATENTS_FOLLOW, DecodedSound, DecodedVideo
@@ -163,7 +164,9 @@ def test_a_picture_is_encoded_beside_the_prompt_and_its_latents_are_never_loaded
     assert durations == ["tokenizer", "video_encoder", "queue", "denoiser", "decoders", "mux"]
 
 
-def test_tokenizer_and_encoder_run_at_the_same_time_and_their_times_add_up() -> None:
+def test_tokenizer_and_encoder_run_at_the_same_time_and_their_times_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(clock, "time", SimpleNamespace(perf_counter=lambda: now))
     started: list[str] = []
 
     class Slow(FakeMethod):
@@ -177,20 +180,21 @@ def test_tokenizer_and_encoder_run_at_the_same_time_and_their_times_add_up() -> 
     fakes = stages(encode=Slow(both), encode_reference=Slow(ENCODED))
 
     async def scene() -> Any:
-        began = time.perf_counter()
+        nonlocal now
         events = fakes.graph().run(PARAMS, "m", reference=PICTURE)
         first = asyncio.ensure_future(anext(events))
         async with asyncio.timeout(10):
             while len(started) < 2:
                 await asyncio.sleep(0)
-        await asyncio.sleep(0.05)
+        now += 5
         both.set()
         await first
-        return [event async for event in events][-1].record["stage_durations"], time.perf_counter() - began
+        now += 3
+        return [event async for event in events][-1].record["stage_durations"]
 
-    durations, wall_s = asyncio.run(scene())
-    assert durations["tokenizer"] >= 0.05 > durations["video_encoder"] >= 0
-    assert sum(durations.values()) == pytest.approx(wall_s, abs=0.05)
+    durations = asyncio.run(scene())
+    assert (durations["tokenizer"], durations["video_encoder"]) == (5, 0)
+    assert sum(durations.values()) == 8
 
 
 @pytest.mark.parametrize(

@@ -105,6 +105,7 @@ def test_a_guard_that_hangs_permits_nothing_until_it_answers(tmp_path: Path) -> 
         checks = client.service._guard
         checks._settings = scripted_guard.settings(timeout_s=0.1)
         check_error(client.post(JOBS, json={"prompt": "hang"}), 503, "guard_failed")
+        assert guard.hanging.wait(60)
         checks._settings = scripted_guard.settings(timeout_s=60)
         check_error(client.post(JOBS, json={"prompt": "a flower"}), 503, "guard_failed")
         assert guard.asked == [PROBE, "hang"], "the second waits for no answer"
