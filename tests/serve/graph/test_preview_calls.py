@@ -23,6 +23,17 @@ async def second_step() -> int:
     return 2
 
 
+def step_after(preview: FakeMethod) -> Any:
+    """The second step, once the preview was asked for and all that follows from its answer has happened."""
+
+    async def step() -> int:
+        while not preview.calls or not preview.calls[0].cancelled:  # as every call of a preview is at its end
+            await asyncio.sleep(0.001)
+        return 2
+
+    return step
+
+
 def fakes(*items: Any, preview: FakeMethod) -> FakeStages:
     """Stages whose denoiser yields the items before the latents."""
     latents = [LATENTS_FOLLOW, np.zeros((1, 1, 1, 1, 1), np.float32), LATENTS_COMPLETE]
@@ -36,7 +47,8 @@ def told(events: list[Any]) -> list[Any]:
 
 
 def test_a_preview_is_shown_before_the_next_step_and_its_latents_are_never_loaded() -> None:
-    made = fakes(0, 1, PREVIEW_FOLLOWS, SNIPPETS, second_step, preview=FakeMethod([b"jpeg"]))
+    preview_method = FakeMethod([b"jpeg"])
+    made = fakes(0, 1, PREVIEW_FOLLOWS, SNIPPETS, step_after(preview_method), preview=preview_method)
     events = events_of(made, WATCHED)
     (preview,) = [event for event in events[:-1] if event["type"] == "preview"]
     assert (preview["step"], preview["steps"]) == (1, WATCHED.num_inference_steps)
@@ -66,7 +78,8 @@ def test_a_preview_that_meets_no_free_decoder_is_dropped(monkeypatch: pytest.Mon
 
 
 def test_a_preview_that_fails_is_a_line_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
-    made = fakes(0, 1, PREVIEW_FOLLOWS, SNIPPETS, second_step, preview=FakeMethod(BROKEN))
+    broken = FakeMethod(BROKEN)
+    made = fakes(0, 1, PREVIEW_FOLLOWS, SNIPPETS, step_after(broken), preview=broken)
     with caplog.at_level(logging.WARNING, "ray.serve"):
         assert told(events_of(made, WATCHED)) == [0, 1, 2]
     (line,) = caplog.messages
