@@ -24,6 +24,7 @@ class Claim:
     Attributes:
         progress: what the next heartbeat writes; ``written`` is what the last one wrote.
         preview: the newest one, which its row lists.
+        showing: held while a preview takes the place of the one before it: each after the other, and none at the end.
         ending: the record's end is being written, and that write tells whether the job still belongs to the runner.
     """
 
@@ -34,6 +35,7 @@ class Claim:
     written: ClaimProgress = NOT_STARTED
     written_at: float = field(default_factory=time.monotonic)
     preview: StoredArtifact | None = None
+    showing: asyncio.Lock = field(default_factory=asyncio.Lock)
     ending: bool = False
     work: "asyncio.Task[None] | None" = None
 

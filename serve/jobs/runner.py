@@ -217,16 +217,19 @@ class JobRunner:
 
     async def _show(self, claim: Claim, event: Preview) -> None:
         """Store a preview in place of the one before it. If it cannot be stored, the next one may."""
-        name, jpeg = f"{self._folder}/{claim.owner}", event["preview"]
-        preview = StoredArtifact.of_preview(jpeg, name, event["step"])
-        await self._media.write(preview.file, jpeg)
-        now = claim.progress
-        preview = preview._replace(shown_at=now.step)
-        outdated: StoredArtifact | None = preview
-        if await self._table.show(claim.owner, preview, now):
-            outdated, claim.preview, claim.written = claim.preview, preview, now
-        if outdated is not None:
-            await self._media.remove(outdated.file)
+        async with claim.showing:
+            if claim.ending:
+                return
+            name, jpeg = f"{self._folder}/{claim.owner}", event["preview"]
+            preview = StoredArtifact.of_preview(jpeg, name, event["step"])
+            await self._media.write(preview.file, jpeg)
+            now = claim.progress
+            preview = preview._replace(shown_at=now.step)
+            outdated: StoredArtifact | None = preview
+            if await self._table.show(claim.owner, preview, now):
+                outdated, claim.preview, claim.written = claim.preview, preview, now
+            if outdated is not None:
+                await self._media.remove(outdated.file)
 
     async def _store(self, claim: Claim, finished: FinishedRequest) -> None:
         """Store the files, then the record that names them: the files of a record always exist."""
@@ -236,10 +239,11 @@ class JobRunner:
         for artifact in finished.artifacts:
             artifacts.append(StoredArtifact.of(artifact, f"{self._folder}/{claim.owner}"))
             await reached(partial(self._media.write, artifacts[-1].file, artifact.data))
+        async with claim.showing:  # or the record would list a preview that is about to be replaced
+            claim.ending = True
         listed = artifacts if claim.preview is None else [*artifacts, claim.preview]
         durations = (claim.job.stage_durations or {}) | finished.record["stage_durations"]
         durations[STORING] = round(time.perf_counter() - start, 3)
-        claim.ending = True
         if not await persisted(lambda: self._table.complete(claim.job, listed, durations)):
             with suppress(MediaUnavailable):  # the sweep of files without a record will remove them
                 await self._media.remove(*(artifact.file for artifact in artifacts))

@@ -170,6 +170,37 @@ def test_the_next_heartbeat_writes_the_progress_that_a_slow_preview_has_set_back
     with_runner(tmp_path, scenario, lease_s=3600)  # no renewal of a lease writes it
 
 
+def test_a_preview_that_is_on_its_way_at_the_end_is_the_one_of_the_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario(runner: JobRunner, table: JobTable, _: MediaStore) -> None:
+        job, show, written = await submitted(table, NEW), runner._table.show, asyncio.Event()
+
+        async def slow(*args: Any) -> bool:
+            shown = await show(*args)
+            if args[1].step == 2:
+                written.set()
+                await asyncio.sleep(0.3)  # the answer is on its way
+            return shown
+
+        async def first_is_kept() -> None:
+            async with asyncio.timeout(20):
+                while next(iter(runner._claims.values())).preview is None:
+                    await asyncio.sleep(0.01)
+
+        monkeypatch.setattr(runner._table, "show", slow)
+        script = (step(0), preview(1, b"one"), first_is_kept, step(2), preview(2, b"two"), written.wait, FINISHED)
+        graph: Any = FakeGraph(*script)
+        runner._graph = graph
+        await runner.work()
+        await asyncio.wait([asyncio.create_task(asyncio.sleep(0)), *runner._background])
+        ended = await read(table, job)
+        assert ended.preview == Preview(2, shown_at=2)
+        assert {artifact.file for artifact in ended.artifacts} == files(tmp_path)
+
+    with_runner(tmp_path, scenario)
+
+
 def numbers(job: ActiveJob) -> list[tuple[int, str, int]]:
     state = JobState(job, Schedule(Rates([]), [job]).estimate(job.seq))
     return [(number, event["type"], event["step"]) for number, event in events_of(state, None)]
