@@ -60,8 +60,11 @@ def run(
         batch.find()
         try:
             batch.make(options.max_failures)
-        finally:
-            batch.output.write_list(listed)
+        except BaseException:
+            with suppress(Exception):  # what ended the batch may keep the list from its place as well
+                batch.output.write_list(listed)
+            raise
+        batch.output.write_list(listed)
         return Summary(len(batch.plan), sum(batch.found), batch.made, batch.failed, time.monotonic() - start)
 
 

@@ -250,6 +250,21 @@ def test_what_the_disk_refuses_ends_the_batch(server: Maker, tmp_path: Path, mon
     assert len(server.jobs) < 30
 
 
+def test_a_list_that_cannot_be_written_does_not_hide_what_ended_the_batch(
+    server: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    def away(*_: Any) -> None:
+        raise OSError("the store is away")
+
+    monkeypatch.setattr("serve.client.batch.output.Output.save", full)
+    monkeypatch.setattr("serve.client.batch.output.Output.write_list", away)
+    with pytest.raises(OSError, match="No space left"):
+        batch.run(balls(tmp_path, 2), tmp_path / "out", server.url)
+
+
 def test_a_download_that_outlasts_the_batch_does_not_hide_its_error(
     server: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
